@@ -1,0 +1,22 @@
+//! Merit's control plane: takes ratings in, learns each agent's limits, writes them where
+//! `tower-merit` spends them.
+
+pub mod rating;
+
+pub mod ingest;
+
+pub mod bus;
+
+pub mod policy;
+
+pub mod tuner;
+
+pub mod gateway;
+
+pub mod admin;
+
+pub mod config;
+pub mod telemetry;
+
+pub mod app;
+pub mod cli;
