@@ -153,10 +153,7 @@ impl Limits {
     ///
     /// When either is out of range; see [`Tokens::new`] and [`MicroTokensPerSecond::from_tokens`].
     pub fn per_second(refill_rate: f64, capacity: u64) -> Result<Self, LimitsError> {
-        Ok(Self::new(
-            Tokens::new(capacity)?,
-            MicroTokensPerSecond::from_tokens(refill_rate)?,
-        ))
+        Ok(Self::new(Tokens::new(capacity)?, MicroTokensPerSecond::from_tokens(refill_rate)?))
     }
 
     /// Returns the capacity.
@@ -185,8 +182,7 @@ impl Limits {
     /// bucket fills, rounded up, at least 1; `None` when it never does.
     #[must_use]
     pub fn window_seconds(&self) -> Option<u64> {
-        (self.refill.0 > 0)
-            .then(|| (self.capacity.get() * MICRO).div_ceil(self.refill.0).max(1))
+        (self.refill.0 > 0).then(|| (self.capacity.get() * MICRO).div_ceil(self.refill.0).max(1))
     }
 }
 
@@ -196,13 +192,12 @@ mod tests {
 
     #[test]
     fn a_rate_prints_the_decimal_that_reads_back_as_itself() {
-        for (rate, text) in [(20.0, "20"), (20.2, "20.2"), (0.5, "0.5"), (1e-6, "0.000001"), (0.0, "0")] {
+        for (rate, text) in
+            [(20.0, "20"), (20.2, "20.2"), (0.5, "0.5"), (1e-6, "0.000001"), (0.0, "0")]
+        {
             let parsed = MicroTokensPerSecond::from_tokens(rate).unwrap();
             assert_eq!(parsed.to_string(), text);
-            assert_eq!(
-                MicroTokensPerSecond::from_tokens(text.parse().unwrap()).unwrap(),
-                parsed
-            );
+            assert_eq!(MicroTokensPerSecond::from_tokens(text.parse().unwrap()).unwrap(), parsed);
         }
     }
 

@@ -26,7 +26,9 @@ pub struct BucketName(Arc<str>);
 
 /// A text that cannot name a bucket.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("bucket name {text:?} must be 1 to {BUCKET_NAME_MAX} characters of letters, digits, `_` and `-`")]
+#[error(
+    "bucket name {text:?} must be 1 to {BUCKET_NAME_MAX} characters of letters, digits, `_` and `-`"
+)]
 pub struct BucketNameError {
     text: String,
 }

@@ -204,7 +204,10 @@ async fn a_banned_agent_spends_nothing<H: Harness>(harness: &H) {
 
 async fn a_write_is_fenced_by_its_revision<H: Harness>(harness: &H) {
     let (agent, store) = (agent("fence"), harness.store());
-    assert!(matches!(write_one(store, change(&agent, 0, slow(7))).await, Written::Done { rev: 1, .. }));
+    assert!(matches!(
+        write_one(store, change(&agent, 0, slow(7))).await,
+        Written::Done { rev: 1, .. }
+    ));
     assert_eq!(write_one(store, change(&agent, 0, slow(8))).await, Written::Stale);
     assert_eq!(write_one(store, change(&agent, 2, slow(9))).await, Written::Stale);
     let record = &store.load(std::slice::from_ref(&agent)).await.unwrap()[0];
@@ -328,7 +331,12 @@ pub async fn lua_agrees_with_rust(url: &str, cases: usize) {
             // A Unix time in milliseconds, the longest wait that can be, is below 2^42 until 2109.
             let elapsed_ms = draw.up_to(1 << 42);
             let target = Tokens::new(draw.up_to(capacity.get())).unwrap();
-            command.arg(level.0).arg(capacity.get()).arg(rate.micro()).arg(elapsed_ms).arg(target.get());
+            command
+                .arg(level.0)
+                .arg(capacity.get())
+                .arg(rate.micro())
+                .arg(elapsed_ms)
+                .arg(target.get());
             let limits = Limits::new(capacity, rate);
             let wait = wait_ms(level, target.nano(), rate);
             let wait = wait.map_or(-1, |wait| i64::try_from(wait).unwrap());
@@ -372,13 +380,18 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
                 }
             }
             _ => {
-                let cost = Tokens::new(draw.up_to(if step % 5 == 0 { CAPACITY_MAX } else { 60 })).unwrap();
+                let cost =
+                    Tokens::new(draw.up_to(if step % 5 == 0 { CAPACITY_MAX } else { 60 })).unwrap();
                 let verdict = ask(store, &agent, &[(&bucket, cost.get())]).await;
                 if cost == Tokens::ZERO {
                     continue;
                 }
                 let stored: String = ::redis::cmd("HGET")
-                    .arg(&key).arg("level").query_async(&mut connection).await.unwrap();
+                    .arg(&key)
+                    .arg("level")
+                    .query_async(&mut connection)
+                    .await
+                    .unwrap();
                 let now_ms = stored.split(' ').nth(1).unwrap().parse().unwrap();
                 let level = model.get_or_insert_with(|| Level::full(in_force, now_ms));
                 level.settle(in_force, now_ms);
@@ -405,11 +418,7 @@ fn level_text(level: &Level) -> String {
     format!("{} {at_ms} {admitted} {denied} {capacity} {refill}", tokens.0)
 }
 
-async fn set_level(
-    connection: &mut ::redis::aio::MultiplexedConnection,
-    key: &str,
-    level: &Level,
-) {
+async fn set_level(connection: &mut ::redis::aio::MultiplexedConnection, key: &str, level: &Level) {
     let text = level_text(level);
     let mut command = ::redis::cmd("HSET");
     command.arg(key).arg("level").arg(text);

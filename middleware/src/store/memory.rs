@@ -16,8 +16,8 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::{
-    BucketRule, Change, Charge, Decision, Demand, Held, Life, Record, Spend, StoreError, Tune,
-    Verdict, Written,
+    BucketRule, Change, Charge, Decision, Demand, Held, Life, Record, Spend, StoreError, Take,
+    Tune, Verdict, Written,
 };
 use crate::{
     AgentId,
@@ -152,10 +152,7 @@ impl MemoryStore {
     }
 
     fn with<T>(&self, agent: &AgentId, change: impl FnOnce(&mut Entry) -> T) -> T {
-        let inner = &*self.inner;
-        #[allow(clippy::cast_possible_truncation, reason = "only the low bits pick a shard")]
-        let index = inner.hasher.hash_one(agent) as usize & (SHARDS - 1);
-        let mut shard = lock(&inner.shards[index]);
+        let mut shard = lock(&self.inner.shards[self.shard(agent)]);
         if let Some(entry) = shard.get_mut(agent) {
             return change(entry);
         }
@@ -165,7 +162,28 @@ impl MemoryStore {
         answer
     }
 
-    fn decide(&self, charge: &Charge) -> Verdict {
+    /// Sets (or with `None` lifts) the limits an agent has of its own in one bucket.
+    pub(crate) fn learn(&self, agent: &AgentId, bucket: &BucketRule, limits: Option<Limits>) {
+        let mut shard = lock(&self.inner.shards[self.shard(agent)]);
+        match shard.get_mut(agent) {
+            Some(entry) => entry.slot(bucket).limits = limits,
+            None if limits.is_some() => {
+                let mut entry = Entry::default();
+                entry.slot(bucket).limits = limits;
+                shard.put(agent.clone(), entry);
+            }
+            None => {}
+        }
+    }
+
+    fn shard(&self, agent: &AgentId) -> usize {
+        #[allow(clippy::cast_possible_truncation, reason = "only the low bits pick a shard")]
+        let hash = self.inner.hasher.hash_one(agent) as usize;
+        hash & (SHARDS - 1)
+    }
+
+    /// Returns the verdict on `charge`, at once.
+    pub(crate) fn decide(&self, charge: &Charge) -> Verdict {
         let now_ms = self.now_ms();
         self.with(&charge.agent, |entry| {
             if entry.banned_until_ms > now_ms {
@@ -197,14 +215,11 @@ impl MemoryStore {
             });
             let first = held.next().expect("a charge touches at least one bucket");
             let rest = held.collect();
-            let decision =
-                if short { Decision::Denied { wait_ms } } else { Decision::Admitted };
+            let decision = if short { Decision::Denied { wait_ms } } else { Decision::Admitted };
             Verdict { decision, first, rest }
         })
     }
 }
-
-use super::Take;
 
 /// Returns the verdict on a banned agent: its buckets as configured, untouched.
 pub(super) fn banned(charge: &Charge, for_ms: u64) -> Verdict {
@@ -236,6 +251,8 @@ impl std::fmt::Debug for MemoryStore {
 }
 
 impl Spend for MemoryStore {
+    const REMOTE: bool = false;
+
     type Future = Ready<Result<Verdict, StoreError>>;
 
     fn spend(&self, charge: Charge) -> Self::Future {

@@ -133,7 +133,13 @@ impl Verdict {
 }
 
 /// Spends tokens: one call, one atomic step.
+///
+/// The future ends within a bounded time, whatever the store does: a store that is not in this
+/// process gives up after a deadline of its own.
 pub trait Spend: Send + Sync + 'static {
+    /// False for a store that cannot fail because it lives in this process.
+    const REMOTE: bool = true;
+
     /// The pending answer.
     type Future: Future<Output = Result<Verdict, StoreError>> + Send + 'static;
 
@@ -142,6 +148,8 @@ pub trait Spend: Send + Sync + 'static {
 }
 
 impl<S: Spend> Spend for Arc<S> {
+    const REMOTE: bool = S::REMOTE;
+
     type Future = S::Future;
 
     fn spend(&self, charge: Charge) -> Self::Future {

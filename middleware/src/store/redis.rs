@@ -124,8 +124,8 @@ impl RedisStoreBuilder {
             .set_max_delay(RECONNECT_MAX)
             .set_number_of_retries(usize::MAX)
             .set_pipeline_buffer_size(PIPELINE_MAX);
-        let connection = ConnectionManager::new_lazy_with_config(client, config)
-            .map_err(StoreError::Address)?;
+        let connection =
+            ConnectionManager::new_lazy_with_config(client, config).map_err(StoreError::Address)?;
         Ok(RedisStore {
             inner: Arc::new(Inner {
                 connection,
@@ -181,7 +181,7 @@ impl RedisStore {
     /// Runs one command of the control plane.
     async fn control(&self, command: &Cmd) -> Result<Value, StoreError> {
         let mut connection = self.inner.connection.clone();
-        within(CONTROL_TIMEOUT, connection.req_packed_command(command))
+        within(CONTROL_TIMEOUT, run(&mut connection, command))
             .await?
             .map_err(|error| self.unavailable(error))
     }
@@ -228,18 +228,15 @@ impl RedisStore {
             command.arg(cost.get());
         }
         let call = async {
-            match connection.req_packed_command(&command).await {
+            match run(&mut connection, &command).await {
                 Err(error) if is_no_script(&error) => {
-                    connection.req_packed_command(&script_load(SPEND_LUA)).await?;
-                    connection.req_packed_command(&command).await
+                    run(&mut connection, &script_load(SPEND_LUA)).await?;
+                    run(&mut connection, &command).await
                 }
                 answer => answer,
             }
         };
-        let answer = within(inner.timeout, call)
-            .await?
-            .and_then(Value::extract_error)
-            .map_err(|error| self.unavailable(error))?;
+        let answer = within(inner.timeout, call).await?.map_err(|error| self.unavailable(error))?;
         verdict(charge, &answer).ok_or_else(|| malformed(&answer))
     }
 }
@@ -263,10 +260,12 @@ fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
 }
 
-async fn within<T>(
-    limit: Duration,
-    call: impl Future<Output = T>,
-) -> Result<T, StoreError> {
+/// Runs one command; an error that the server answered is an error here too.
+async fn run(connection: &mut ConnectionManager, command: &Cmd) -> Result<Value, RedisError> {
+    connection.req_packed_command(command).await.and_then(Value::extract_error)
+}
+
+async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> Result<T, StoreError> {
     tokio::time::timeout(limit, call).await.map_err(|_| StoreError::Timeout(limit))
 }
 
@@ -334,7 +333,11 @@ fn verdict(charge: &Charge, answer: &Value) -> Option<Verdict> {
 /// Reads limits as an operator or the sidecar wrote them; [`crate::bucket`] has the ranges.
 fn limits_from_text(capacity: Option<&str>, rate: Option<&str>) -> Option<Limits> {
     let capacity: f64 = capacity?.parse().ok()?;
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked: `as` saturates")]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked: `as` saturates"
+    )]
     let capacity = (capacity >= 0.0).then_some(capacity as u64)?;
     Limits::per_second(rate?.parse().ok()?, capacity).ok()
 }
@@ -392,10 +395,9 @@ fn record(fields: &Value, bucket: &Value) -> Option<Record> {
 fn written(change: &Change, answer: &Value) -> Option<Written> {
     match items(answer)? {
         [Value::Int(0)] => Some(Written::Stale),
-        [Value::Int(1), rev, level] => Some(Written::Done {
-            rev: unsigned(rev)?,
-            demand: demand_from_level(text(level)?),
-        }),
+        [Value::Int(1), rev, level] => {
+            Some(Written::Done { rev: unsigned(rev)?, demand: demand_from_level(text(level)?) })
+        }
         [Value::Int(2), capacity, rate] => {
             // A half that nobody set is ours to choose.
             let capacity = unsigned(capacity).unwrap_or(change.limits.capacity().get());
