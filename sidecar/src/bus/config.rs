@@ -72,10 +72,7 @@ impl BusConfig {
         match self {
             Self::InProcess(config) => {
                 let (publisher, consumer) = in_process::channel(config);
-                Ok((
-                    Publisher::InProcess(publisher),
-                    Consumer::InProcess(consumer),
-                ))
+                Ok((Publisher::InProcess(publisher), Consumer::InProcess(consumer)))
             }
             _ => Ok((self.publisher().await?, self.consumer().await?)),
         }
@@ -91,12 +88,10 @@ impl BusConfig {
         match self {
             Self::InProcess(_) => Err(BusError::OneProcess),
             #[cfg(feature = "kafka")]
-            Self::Kafka(config) => kafka::publisher::Publisher::connect(config)
-                .await
-                .map(Publisher::Kafka),
-            other => Err(other
-                .supported()
-                .expect_err("what is supported has its own arm")),
+            Self::Kafka(config) => {
+                kafka::publisher::Publisher::connect(config).await.map(Publisher::Kafka)
+            }
+            other => Err(other.supported().expect_err("what is supported has its own arm")),
         }
     }
 
@@ -113,9 +108,7 @@ impl BusConfig {
                 let consumer = kafka::consumer::Consumer::connect(config)?;
                 Ok(Consumer::Kafka(Box::new(consumer)))
             }
-            other => Err(other
-                .supported()
-                .expect_err("what is supported has its own arm")),
+            other => Err(other.supported().expect_err("what is supported has its own arm")),
         }
     }
 }
@@ -135,10 +128,7 @@ mod tests {
     fn a_bus_of_a_later_version_is_known_by_name() {
         for kind in ["redis", "nats"] {
             let faults = faults(&format!(r#"{{"kind":"{kind}","url":"x"}}"#));
-            assert_eq!(
-                faults,
-                [format!("bus.kind: bus `{kind}` is not in this version yet")]
-            );
+            assert_eq!(faults, [format!("bus.kind: bus `{kind}` is not in this version yet")]);
         }
     }
 
@@ -157,11 +147,7 @@ mod tests {
     fn kafka_is_known_in_every_build_and_says_what_a_build_lacks() {
         let found = faults(r#"{"kind":"kafka","brokers":"127.0.0.1:9092"}"#);
         let lacking = "bus.kind: bus `kafka` needs a build with `--features kafka`";
-        let expected: &[&str] = if cfg!(feature = "kafka") {
-            &[]
-        } else {
-            &[lacking]
-        };
+        let expected: &[&str] = if cfg!(feature = "kafka") { &[] } else { &[lacking] };
         assert_eq!(found, expected);
     }
 

@@ -51,7 +51,10 @@ mod tests {
     #[test]
     fn the_capacity_is_the_rate_times_the_burst_rounded_down() {
         let burst = Burst::of(Limits::per_second(20.0, 40).unwrap());
-        assert_eq!([20.0, 20.2, 20.5, 0.5, 0.4].map(|rate| capacity(burst, rate)), [40, 40, 41, 1, 1]);
+        assert_eq!(
+            [20.0, 20.2, 20.5, 0.5, 0.4].map(|rate| capacity(burst, rate)),
+            [40, 40, 41, 1, 1]
+        );
         assert_eq!(capacity(Burst::of_seconds(10.0), 4.37), 43);
     }
 

@@ -5,17 +5,17 @@
 
 use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
 
+use super::window::{Seen, Window};
+use crate::{
+    bus::Delivery,
+    policy::{Policy, State},
+};
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
 use tower_merit::{
     AgentId,
     bucket::Limits,
     store::{Change, Record},
-};
-use super::window::{Seen, Window};
-use crate::{
-    bus::Delivery,
-    policy::{Policy, State},
 };
 
 /// How many agents are kept in memory; a full window makes one about 10 KB.
@@ -95,10 +95,7 @@ impl Agents {
     }
 
     /// Returns those of `agents` that are not in memory.
-    pub(super) fn unknown<'a>(
-        &self,
-        agents: impl Iterator<Item = &'a AgentId>,
-    ) -> Vec<AgentId> {
+    pub(super) fn unknown<'a>(&self, agents: impl Iterator<Item = &'a AgentId>) -> Vec<AgentId> {
         agents.filter(|agent| !self.known.contains(*agent)).cloned().collect()
     }
 
@@ -180,7 +177,7 @@ impl Agents {
                 Seen::Conflict => folded.conflicts += 1,
             }
             known.applied.insert(Arc::clone(&*log), offset);
-            match moved.iter_mut().find(|(moved, _)| **moved == ***log) {
+            match moved.iter_mut().find(|(moved, _)| moved.as_str() == &**log) {
                 Some((_, at)) => *at = offset,
                 None => moved.push((log.to_string(), offset)),
             }

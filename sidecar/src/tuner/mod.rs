@@ -116,7 +116,7 @@ impl<T: Tune> Tuner<T> {
             policy,
             subject,
             agents: Agents::new(),
-            positions: Positions::new(Duration::from_secs(config.replay_window_s)),
+            positions: Positions::new(config.replay_window),
             logs: HashMap::new(),
             life: None,
             metrics: Metrics::new(),
@@ -131,12 +131,13 @@ impl<T: Tune> Tuner<T> {
     /// When the bus fails for good. A store or a bus that is merely away is waited for.
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), TunerError> {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut stopping = stop.clone();
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 // In this order, so that a busy bus delays neither the end nor the housekeeping.
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = stopping.wait_for(|stop| *stop) => break,
                 _ = housekeeping.tick() => self.keep_house(&mut stop).await?,
                 event = self.consumer.next() => match event? {
                     Event::Assigned(assignments) => self.assigned(&assignments, &mut stop).await?,
@@ -377,7 +378,7 @@ impl<T: Tune> Tuner<T> {
         let mut pause = RETRY_MIN;
         loop {
             match self.ask_life().await {
-                Ok(life) if self.is_known(life) => return Ok(()),
+                Ok(life) if self.is_known(&life) => return Ok(()),
                 Ok(_) => return Err(Interrupt::NewLife),
                 Err(failure) => self.failed("bucket store not reached", &failure),
             }
@@ -389,10 +390,9 @@ impl<T: Tune> Tuner<T> {
     }
 
     /// Takes over `life`; returns false when memory belongs to another one.
-    fn is_known(&mut self, life: Known) -> bool {
-        let now = life.clone();
-        match self.life.replace(life) {
-            Some(before) if before != now => {
+    fn is_known(&mut self, now: &Known) -> bool {
+        match self.life.replace(now.clone()) {
+            Some(before) if before != *now => {
                 warn!(before = before.run_id, now = now.run_id, "bucket store is another one now");
                 false
             }
@@ -441,7 +441,7 @@ impl<T: Tune> Tuner<T> {
         loop {
             let progress = match self.ask_life().await {
                 Ok(life) => {
-                    same &= self.is_known(life);
+                    same &= self.is_known(&life);
                     self.store.progress().await
                 }
                 Err(failure) => Err(failure),
@@ -467,7 +467,7 @@ impl<T: Tune> Tuner<T> {
             return Ok(());
         }
         match self.ask_life().await {
-            Ok(life) if self.is_known(life) => {}
+            Ok(life) if self.is_known(&life) => {}
             Ok(_) => return self.begin_again(stop).await,
             // The next batch waits for the store; until then there is nothing to write.
             Err(failure) => {
@@ -485,8 +485,10 @@ impl<T: Tune> Tuner<T> {
             return;
         }
         let moved = self.positions.take_progress(Instant::now());
-        let named: Vec<(String, u64)> =
-            moved.iter().map(|(partition, offset)| (self.logs[partition].to_string(), *offset)).collect();
+        let named: Vec<(String, u64)> = moved
+            .iter()
+            .map(|(partition, offset)| (self.logs[partition].to_string(), *offset))
+            .collect();
         if let Err(failure) = self.store.note_progress(&named).await {
             self.failed("progress not stored", &failure);
             return;
@@ -536,7 +538,8 @@ struct Metrics {
 
 impl Metrics {
     fn new() -> Self {
-        let folded = |outcome: &'static str| counter!("merit_ratings_folded_total", "outcome" => outcome);
+        let folded =
+            |outcome: &'static str| counter!("merit_ratings_folded_total", "outcome" => outcome);
         Self {
             update_latency: histogram!("rl_update_latency"),
             rating_to_limit: histogram!("merit_rating_to_limit_seconds"),

@@ -80,7 +80,8 @@ impl Window {
                 let hex = |range: std::ops::Range<usize>| {
                     u64::from_str_radix(std::str::from_utf8(&entry[range]).ok()?, 16).ok()
                 };
-                let (Some(id), Some(content), Some(second)) = (hex(0..16), hex(16..24), hex(24..32))
+                let (Some(id), Some(content), Some(second)) =
+                    (hex(0..16), hex(16..24), hex(24..32))
                 else {
                     continue;
                 };
