@@ -259,8 +259,19 @@ pub enum ConfigError {
 
 /// The tables of the file, and `bucket_files`.
 const TABLES: [&str; 13] = [
-    "identity", "store", "bucket", "bucket_files", "bus", "ratings", "policy", "tuner", "ingest",
-    "gateway", "metrics", "admin", "log",
+    "identity",
+    "store",
+    "bucket",
+    "bucket_files",
+    "bus",
+    "ratings",
+    "policy",
+    "tuner",
+    "ingest",
+    "gateway",
+    "metrics",
+    "admin",
+    "log",
 ];
 
 /// Tables that the contract names and this version does not have.
@@ -298,9 +309,12 @@ impl Config {
 
     fn read(figment: &Figment, folder: &Path, faults: &mut Vec<String>) -> Self {
         match figment.data() {
-            Err(error) => faults.extend(error.into_iter().map(|error| format!("file: {}", error.kind))),
+            Err(error) => {
+                faults.extend(error.into_iter().map(|error| format!("file: {}", error.kind)))
+            }
             Ok(data) => {
-                let named: BTreeSet<&String> = data.values().flat_map(|table| table.keys()).collect();
+                let named: BTreeSet<&String> =
+                    data.values().flat_map(|table| table.keys()).collect();
                 for name in named {
                     if LATER.contains(&name.as_str()) {
                         faults.push(format!("{name}: not in this version yet: remove it"));
@@ -363,7 +377,8 @@ impl Config {
         if role == Role::Gateway && self.gateway.listen.is_none() {
             faults.push("gateway.listen: must be set for role `gateway`".to_owned());
         }
-        if role != Role::All && matches!(self.bus, BusConfig::InProcess(_)) && role != Role::Gateway {
+        if role != Role::All && matches!(self.bus, BusConfig::InProcess(_)) && role != Role::Gateway
+        {
             faults.push(format!(
                 "bus.kind: `in-process` carries nothing between processes: role `{}` needs another bus",
                 format!("{role:?}").to_lowercase()
@@ -394,11 +409,14 @@ impl Config {
                 faults.push("bucket: at least one [[bucket]] or bucket_files is needed".to_owned());
             }
             1 => {}
-            count => faults.push(format!("bucket: exactly one must have `default = true`, {count} have")),
+            count => {
+                faults.push(format!("bucket: exactly one must have `default = true`, {count} have"))
+            }
         }
         if self.bucket.len() > 1 {
             faults.push(
-                "bucket: this version charges the default bucket only: remove the others".to_owned(),
+                "bucket: this version charges the default bucket only: remove the others"
+                    .to_owned(),
             );
         }
         let selectors: BTreeSet<&str> = self.selectors().collect();
@@ -459,7 +477,9 @@ impl Config {
             [("issuer", &self.identity.issuer), ("audience", &self.identity.audience)]
         {
             if value.as_deref().is_none_or(str::is_empty) {
-                faults.push(format!("identity.{name}: must be set: tokens for others must not pass here"));
+                faults.push(format!(
+                    "identity.{name}: must be set: tokens for others must not pass here"
+                ));
             }
         }
         if let Err(fault) = self.identity() {
@@ -478,7 +498,8 @@ impl Config {
             Algorithm::HS256 => JwtIdentity::hs256(self.identity.secret()?),
             algorithm => {
                 let path = self.identity.public_key_file.as_deref();
-                let path = path.ok_or("identity.public_key_file: must be set for this algorithm")?;
+                let path =
+                    path.ok_or("identity.public_key_file: must be set for this algorithm")?;
                 let pem = read(path).map_err(|error| {
                     format!("identity.public_key_file: {error}: {}", cause(&error))
                 })?;
@@ -557,7 +578,10 @@ impl Config {
             !(self.policy.r_min..=self.policy.r_max).contains(&start),
             "policy: the default bucket's refill_rate lies outside [r_min, r_max]: an agent jumps there with its first rating",
         );
-        warn(self.metrics.listen.is_none(), "metrics.listen: not set: nobody can see how it is doing");
+        warn(
+            self.metrics.listen.is_none(),
+            "metrics.listen: not set: nobody can see how it is doing",
+        );
         warn(
             self.ingest.listen.is_none() && self.gateway.tee_ratings.is_none(),
             "ingest.listen: not set, nor gateway.tee_ratings: no rating comes in here",
@@ -577,7 +601,9 @@ impl Identity {
                 "EdDSA" => Ok(Algorithm::EdDSA),
                 other => Err(format!("identity.algorithms: must be one of {KNOWN}, is {other:?}")),
             },
-            list => Err(format!("identity.algorithms: must name one of {KNOWN}, names {}", list.len())),
+            list => {
+                Err(format!("identity.algorithms: must name one of {KNOWN}, names {}", list.len()))
+            }
         }
     }
 
@@ -595,7 +621,9 @@ impl Identity {
                 Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).as_bytes().to_vec()),
                 Err(error) => Err(format!("identity.secret_file: {error}: {}", cause(&error))),
             },
-            _ => Err("identity.secret_env: set it or secret_file for HS256, one of them".to_owned()),
+            _ => {
+                Err("identity.secret_env: set it or secret_file for HS256, one of them".to_owned())
+            }
         }
     }
 

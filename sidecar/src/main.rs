@@ -79,8 +79,11 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn run(options: &Run) -> Result<(), Failure> {
     let config = Config::load(&options.config, options.role).map_err(usage)?;
-    telemetry::init_logs(&config.log.filter, config.log.format == merit_sidecar::config::LogFormat::Json)
-        .map_err(|error| Usage(error.into()))?;
+    telemetry::init_logs(
+        &config.log.filter,
+        config.log.format == merit_sidecar::config::LogFormat::Json,
+    )
+    .map_err(|error| Usage(error.into()))?;
     install_tls()?;
     runtime()?.block_on(async {
         let metrics = telemetry::install_metrics().map_err(anyhow::Error::from)?;
@@ -90,10 +93,11 @@ fn run(options: &Run) -> Result<(), Failure> {
         }
         let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("no signal handler")?;
-        let running = app::start(config, options.role, metrics).await.map_err(|error| match error {
-            app::AppError::Config(_) => Failure::Usage(error.into()),
-            other => Failure::Failed(other.into()),
-        })?;
+        let running =
+            app::start(config, options.role, metrics).await.map_err(|error| match error {
+                app::AppError::Config(_) => Failure::Usage(error.into()),
+                other => Failure::Failed(other.into()),
+            })?;
         info!(role = ?options.role, version = env!("CARGO_PKG_VERSION"), "merit runs");
         let told = async {
             tokio::select! {
@@ -139,8 +143,7 @@ fn check_config(options: &CheckConfig) -> Result<(), Failure> {
 
 fn token(options: &Token) -> Result<(), Failure> {
     let mistake = |text: String| Usage(anyhow!(text));
-    let config =
-        Config::load(&options.config, merit_sidecar::config::Role::All).map_err(usage)?;
+    let config = Config::load(&options.config, merit_sidecar::config::Role::All).map_err(usage)?;
     let secret = config.identity.signing_secret().map_err(mistake)?;
     let claim = config.claim().map_err(mistake)?;
     if let Some(agent) = &options.agent {
@@ -155,12 +158,7 @@ fn token(options: &Token) -> Result<(), Failure> {
     Ok(())
 }
 
-fn claims_of(
-    config: &Config,
-    options: &Token,
-    claim: &str,
-    exp: u64,
-) -> serde_json::Value {
+fn claims_of(config: &Config, options: &Token, claim: &str, exp: u64) -> serde_json::Value {
     let mut claims = serde_json::json!({ "exp": exp });
     for (name, value) in [
         ("iss", &config.identity.issuer),

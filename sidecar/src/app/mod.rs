@@ -119,7 +119,8 @@ async fn start_with<S: Spend + Tune + Clone>(
     check_store: Option<Check>,
 ) -> Result<Running, AppError> {
     let listeners = Listeners::bind(config, role).await?;
-    let tees = role.guards() && config.gateway.listen.is_some() && config.gateway.tee_ratings.is_some();
+    let tees =
+        role.guards() && config.gateway.listen.is_some() && config.gateway.tee_ratings.is_some();
     let publishes = (role.ingests() && config.ingest.listen.is_some()) || tees;
     let (publisher, consumer) = bus(&config.bus, publishes, role.tunes()).await?;
 

@@ -226,11 +226,8 @@ impl Caller {
     async fn rate(&mut self) {
         let world = Arc::clone(&self.world);
         let score = world::score(world.agents[self.index].quality, &mut self.rng);
-        let credited = if world.shuffle {
-            self.rng.random_range(0..world.agents.len())
-        } else {
-            self.index
-        };
+        let credited =
+            if world.shuffle { self.rng.random_range(0..world.agents.len()) } else { self.index };
         let rater = &world.raters[self.rng.random_range(0..world.raters.len())];
         let agent = &world.agents[credited];
         let id = self.rng.next_u64();

@@ -69,11 +69,7 @@ struct Row {
 }
 
 impl Report {
-    pub(super) fn new(
-        options: &Options,
-        world: &World,
-        rates: &BTreeMap<&AgentId, f64>,
-    ) -> Self {
+    pub(super) fn new(options: &Options, world: &World, rates: &BTreeMap<&AgentId, f64>) -> Self {
         let row = |agent: &super::world::SimulatedAgent| Row {
             agent_id: agent.id.clone(),
             quality: agent.quality,
@@ -113,11 +109,17 @@ impl Report {
             let _ = writeln!(
                 text,
                 "{:<12} {:>8.2} {mean:>12} {:>11.2} {:>9.2} {:>9} {:>7}",
-                row.agent_id.as_str(), row.quality, row.rate_start, row.rate_end, row.admitted, row.denied,
+                row.agent_id.as_str(),
+                row.quality,
+                row.rate_start,
+                row.rate_end,
+                row.admitted,
+                row.denied,
             );
         }
         let Self { requests, ratings, .. } = self;
-        let _ = writeln!(text, "\n{requests} requests through the gateway, {ratings} ratings taken.");
+        let _ =
+            writeln!(text, "\n{requests} requests through the gateway, {ratings} ratings taken.");
         if let Some(rho) = self.rank_correlation {
             let _ = writeln!(text, "Rank correlation of hidden quality and final rate: {rho:.3}");
         }

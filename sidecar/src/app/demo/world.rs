@@ -212,7 +212,8 @@ fn write_secret(text: &str) -> std::io::Result<SecretFile> {
     use std::{io::Write, os::unix::fs::OpenOptionsExt};
     let name = format!("merit-demo-{}-{:016x}", std::process::id(), rand::random::<u64>());
     let path = std::env::temp_dir().join(name);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
     file.write_all(text.as_bytes())?;
     Ok(SecretFile(path))
 }
@@ -228,6 +229,7 @@ pub(super) fn score(quality: f64, rng: &mut impl Rng) -> u8 {
 
 /// The stand-in OpenClaw API.
 pub(super) fn api() -> Router {
-    let item = async |Path(item): Path<String>| Json(json!({ "item_id": item, "title": "An item" }));
+    let item =
+        async |Path(item): Path<String>| Json(json!({ "item_id": item, "title": "An item" }));
     Router::new().route("/v1/items/{item}", get(item))
 }

@@ -24,6 +24,10 @@ pub struct Config {
     pub topic: String,
     /// The consumer group that the tuners share.
     pub group: String,
+    /// A name of this tuner that no other of the group has, and that it keeps over restarts: then it
+    /// has its partitions back at once. Absent: a killed tuner's wait for the session to time out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     /// Names this log of ratings in the agents' records; raise it when the topic was made anew.
     pub generation: u32,
     /// Partitions of a topic that we create; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners.
@@ -41,7 +45,7 @@ pub struct Config {
     pub queue_max: usize,
     /// Most records in one batch, 1..=10000; 500 keeps a batch within milliseconds.
     pub batch_max: usize,
-    /// When a silent tuner loses its partitions; 10s, above the 6s that brokers allow at least.
+    /// When a silent tuner loses its partitions; 6s is the least that brokers allow by default.
     #[serde(with = "duration")]
     pub session_timeout: Duration,
     /// When a tuner that asks for nothing loses its partitions; 1m, as it asks many times a second.
@@ -122,6 +126,7 @@ impl Default for Config {
             brokers: String::new(),
             topic: "openclaw.ratings".to_owned(),
             group: "merit-tuner".to_owned(),
+            instance: None,
             generation: 1,
             partitions: 12,
             replication: None,
@@ -129,7 +134,7 @@ impl Default for Config {
             linger: Duration::from_millis(2),
             queue_max: 10_000,
             batch_max: 500,
-            session_timeout: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(6),
             max_poll_interval: Duration::from_secs(60),
             security: Security::Plaintext,
             ca_file: None,

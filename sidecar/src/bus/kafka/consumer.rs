@@ -107,6 +107,9 @@ impl Consumer {
             .set("fetch.wait.max.ms", FETCH_WAIT_MS)
             .set("queued.max.messages.kbytes", AHEAD_MAX_KIB)
             .set("statistics.interval.ms", "1000");
+        if let Some(instance) = &config.instance {
+            settings.set("group.instance.id", instance);
+        }
         let client: StreamConsumer<Member> = client::create(&settings, Member::new(&config.topic))?;
         Ok(Self {
             client: Some(Arc::new(client)),
