@@ -3,6 +3,7 @@
 use std::{
     fmt::Write as _,
     path::{Path, PathBuf},
+    process::ExitStatus,
     time::{Duration, SystemTime},
 };
 
@@ -348,6 +349,17 @@ impl Merit {
     pub async fn terminate(&mut self) {
         self.ask_to_stop();
         self.stopped().await;
+    }
+
+    /// Waits for the end of a process that should not run on; returns its exit status and output.
+    ///
+    /// # Panics
+    ///
+    /// When it runs on past the deadline.
+    pub async fn ended(&mut self, deadline: Duration) -> (ExitStatus, String) {
+        let process = self.process.as_mut().expect("merit was started");
+        let status = process.wait(deadline).await;
+        (status, process.output())
     }
 
     /// Returns the URL of ingest.
