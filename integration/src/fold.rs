@@ -4,7 +4,10 @@
 //! `additive` a rating moves the rate by `alpha * (score - 3)`, clamped; the capacity is what
 //! `burst_seconds` of that rate make, at least one token.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 /// The constants of a fold, as the test configuration sets them.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +83,29 @@ impl Fold {
             .unwrap_or(self.additive.start);
         let capacity = (rate * self.additive.burst_seconds).floor().max(1.0);
         (format!("{capacity:.0}"), decimal(rate))
+    }
+
+    /// Waits until Redis holds exactly these limits for every agent.
+    ///
+    /// # Panics
+    ///
+    /// When it does not by `deadline`; the message lists the first agents that differ.
+    pub async fn settles_in(&self, redis: &crate::Redis, deadline: Duration) {
+        let start = Instant::now();
+        loop {
+            let differences = self.differences(redis).await;
+            if differences.is_empty() {
+                return;
+            }
+            assert!(
+                start.elapsed() < deadline,
+                "after {deadline:?} {} of {} agents differ: {:#?}",
+                differences.len(),
+                self.rates.len(),
+                &differences[..differences.len().min(10)]
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Returns the agents whose stored limits differ, as `agent: stored, expected`.

@@ -5,6 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
+        mpsc,
     },
 };
 
@@ -23,7 +24,7 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::{Notify, oneshot, watch},
 };
 
 /// How long `GET /large` is, in bytes.
@@ -35,7 +36,7 @@ const CHUNK_BYTES: usize = 64 * 1024;
 pub struct Upstream {
     address: SocketAddr,
     state: Arc<Shared>,
-    server: tokio::task::JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
 }
 
 #[derive(Debug)]
@@ -47,7 +48,9 @@ struct Shared {
 
 impl Drop for Upstream {
     fn drop(&mut self) {
-        self.server.abort();
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
     }
 }
 
@@ -70,7 +73,8 @@ impl Upstream {
     /// # Panics
     ///
     /// When no port can be opened.
-    pub async fn start() -> Self {
+    #[must_use]
+    pub fn start() -> Self {
         let state = Arc::new(Shared {
             served: AtomicU64::new(0),
             release: Notify::new(),
@@ -86,21 +90,35 @@ impl Upstream {
             .fallback(any(echo))
             .layer(axum::middleware::from_fn_with_state(state.clone(), count))
             .with_state(state.clone());
-        let listener = TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("a loopback port is free");
-        let address = listener
-            .local_addr()
-            .expect("a bound listener has an address");
-        let server = tokio::spawn(async move {
-            axum::serve(listener, router)
-                .await
-                .expect("axum serves until it is aborted");
+        let (stop, stopped) = oneshot::channel();
+        let (bound, address) = mpsc::channel();
+        // A runtime of its own, so that tests with runtimes of their own may share a stand-in.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("the system grants a runtime");
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0")
+                    .await
+                    .expect("a port is free");
+                let address = listener
+                    .local_addr()
+                    .expect("a bound listener has an address");
+                bound
+                    .send(address)
+                    .expect("the starter waits for the address");
+                tokio::select! {
+                    served = axum::serve(listener, router) => served.expect("axum serves on"),
+                    _ = stopped => {}
+                }
+            });
         });
+        let address = address.recv().expect("the stand-in starts");
         Self {
             address,
             state,
-            server,
+            stop: Some(stop),
         }
     }
 
