@@ -165,7 +165,8 @@ mod tests {
     fn whatever_could_break_out_of_a_key_is_refused() {
         let long = "x".repeat(129);
         for text in [
-            "", &long, "a b", "a\n", "a{b}c", "a/b", "a%b", ":a", "a:", "-a", "a-", "ä", "a\0", "a*",
+            "", &long, "a b", "a\n", "a{b}c", "a/b", "a%b", ":a", "a:", "-a", "a-", "ä", "a\0",
+            "a*",
         ] {
             assert!(AgentId::new(text).is_err(), "{text:?} was taken");
         }

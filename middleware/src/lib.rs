@@ -1,4 +1,43 @@
-//! Rate limits that AI agents earn.
+//! Rate limits that AI agents earn: a Tower layer for axum, hyper and tonic services.
+//!
+//! The layer learns the agent from its JWT, takes a token from the agent's bucket, and passes the
+//! request on or answers 429 with `Retry-After`. Buckets live in Redis, shared by every node; the
+//! Merit sidecar sets each agent's refill rate and capacity there, live, from users' ratings. The
+//! two halves never call each other: without a sidecar the configured limits hold.
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower_merit::{AdmissionLayer, Bucket, JwtIdentity, MemoryStore};
+//!
+//! let store = MemoryStore::new(); // or RedisStore::connect("redis://127.0.0.1:6379").await?
+//! let admission = AdmissionLayer::builder(store)
+//!     .identity(JwtIdentity::hs256(b"a secret of at least thirty-two bytes").claim("agent_id"))
+//!     .bucket(Bucket::per_second(20.0).capacity(40))
+//!     .build()?;
+//! let app: Router = Router::new().route("/", get(async || "hello")).layer(admission);
+//! # let _ = app;
+//! # Ok::<(), tower_merit::BuildError>(())
+//! ```
+//!
+//! In the order in which a request meets them:
+
 mod agent;
 
+pub mod problem;
+
+pub mod identity;
+
+pub mod bucket;
+
+pub mod store;
+
+mod outage;
+
+pub mod admission;
+
+pub use admission::{AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError};
 pub use agent::{AGENT_ID_MAX, AgentId, AgentIdError};
+pub use identity::{Identify, JwtIdentity, JwtVerifier};
+pub use outage::{FAILURES_TO_OPEN, Outage, PROBE_INTERVAL};
+pub use problem::Problem;
+pub use store::{MemoryStore, RedisStore, Spend, Tune};

@@ -1,1 +1,163 @@
-//! To be written.
+//! A rating: what one user thought of one agent or item, parsed once at the edge and valid ever after.
+//!
+//! A [`RatingRequest`] is what a body says; [`RatingRequest::into_rating`] adds who posted it and
+//! when, names it, and gives the [`Rating`] that travels over the bus. Every text has a bound, the
+//! score is finite and in [1, 5], and all hashes are truncations of SHA-256 or Kafka's murmur2:
+//! they are stored and compared across versions, so they may never change.
+
+mod error;
+mod fields;
+mod hash;
+mod key;
+mod parse;
+mod request;
+mod text;
+mod timestamp;
+mod wire;
+
+pub use error::RatingError;
+pub use fields::{CONTEXT_MAX, CONTEXT_TEXT_MAX, Context, SCORE_MAX, SCORE_MIN, Scalar, Score};
+pub use key::partition_for;
+pub use request::RatingRequest;
+pub use text::{
+    CONTEXT_KEY_MAX, ContextKey, ItemId, Poster, RATING_ID_MAX, RECEIPT_MAX, RatingId, Receipt,
+    TEXT_MAX, TextError, UserId,
+};
+pub use timestamp::FUTURE_MAX_MS;
+pub use wire::{FOREIGN_POSTER, from_bus_json, to_bus_json};
+
+use tower_merit::AgentId;
+
+/// A valid rating that was accepted at the edge.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rating {
+    id: RatingId,
+    poster: Poster,
+    agent: Option<AgentId>,
+    user: UserId,
+    item: Option<ItemId>,
+    score: Score,
+    timestamp_ms: u64,
+    context: Context,
+    receipt: Option<Receipt>,
+    accepted_at_us: u64,
+}
+
+/// Whose limits a rating moves.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum SubjectMode {
+    /// Only those of the agent that it names.
+    #[default]
+    Agent,
+    /// Those of the agent that it names; when it names none, the item is the agent.
+    Item,
+}
+
+impl Rating {
+    /// Returns the name of the event, unique per [`Rating::poster`].
+    #[must_use]
+    pub fn id(&self) -> &RatingId {
+        &self.id
+    }
+
+    /// Returns who posted it: the principal that its id is scoped by.
+    #[must_use]
+    pub fn poster(&self) -> &Poster {
+        &self.poster
+    }
+
+    /// Returns the agent that it names.
+    #[must_use]
+    pub fn agent(&self) -> Option<&AgentId> {
+        self.agent.as_ref()
+    }
+
+    /// Returns who rates.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        &self.user
+    }
+
+    /// Returns the rated item.
+    #[must_use]
+    pub fn item(&self) -> Option<&ItemId> {
+        self.item.as_ref()
+    }
+
+    /// Returns the score.
+    #[must_use]
+    pub fn score(&self) -> Score {
+        self.score
+    }
+
+    /// Returns when the user rated, in Unix milliseconds.
+    #[must_use]
+    pub fn timestamp_ms(&self) -> u64 {
+        self.timestamp_ms
+    }
+
+    /// Returns what else the producer told about the circumstances.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// Returns the proof of interaction, unverified.
+    #[must_use]
+    pub fn receipt(&self) -> Option<&Receipt> {
+        self.receipt.as_ref()
+    }
+
+    /// Returns when ingest accepted it, in Unix microseconds.
+    #[must_use]
+    pub fn accepted_at_us(&self) -> u64 {
+        self.accepted_at_us
+    }
+
+    /// Returns the agent whose limits this rating moves, if any.
+    ///
+    /// An item whose name is no well-formed agent id moves none.
+    #[must_use]
+    pub fn subject(&self, mode: SubjectMode) -> Option<AgentId> {
+        match (&self.agent, mode) {
+            (Some(agent), _) => Some(agent.clone()),
+            (None, SubjectMode::Agent) => None,
+            (None, SubjectMode::Item) => AgentId::new(self.item.as_ref()?.as_str()).ok(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rating(body: &str) -> Rating {
+        let request = RatingRequest::from_json(body.as_bytes()).unwrap();
+        request
+            .into_rating(Poster::new("tests").unwrap(), 1_700_000_000_000_000)
+            .unwrap()
+    }
+
+    #[test]
+    fn a_rating_that_names_no_agent_moves_a_limit_only_when_items_are_agents() {
+        let item = rating(r#"{"user_id":"u","item_id":"film-7","rating":4}"#);
+        assert_eq!(item.subject(SubjectMode::Agent), None);
+        assert_eq!(item.subject(SubjectMode::Item).unwrap().as_str(), "film-7");
+    }
+
+    #[test]
+    fn a_named_agent_is_the_subject_even_when_items_are_agents() {
+        let both = rating(r#"{"user_id":"u","agent_id":"a1","item_id":"film-7","score":4}"#);
+        assert_eq!(both.subject(SubjectMode::Agent).unwrap().as_str(), "a1");
+        assert_eq!(both.subject(SubjectMode::Item).unwrap().as_str(), "a1");
+    }
+
+    #[test]
+    fn an_item_that_is_no_well_formed_agent_id_moves_no_limit() {
+        let item = rating(r#"{"user_id":"u","item_id":"Ärger im Paradies","rating":4}"#);
+        assert_eq!(item.subject(SubjectMode::Item), None);
+    }
+}

@@ -1,0 +1,28 @@
+//! Admission: may this request pass?
+//!
+//! 1. No credential, or one that does not verify: 401 with `WWW-Authenticate`, no bucket touched.
+//!    Verified but without a usable agent id: 403.
+//! 2. The agent's bucket is charged the cost of a request (default 1; 0 only looks).
+//! 3. Enough tokens: the request passes on, with the [`AgentId`](crate::AgentId) in its extensions.
+//! 4. Not enough: 429 with `Retry-After`, and nothing is charged.
+//! 5. Every answer carries `RateLimit` and `RateLimit-Policy`; those of the service stay.
+//! 6. The store did not answer in time: [`Outage`](crate::Outage) says what happens.
+//! 7. Banned agents get 403 until the ban ends.
+
+mod layer;
+
+mod service;
+
+mod response;
+
+#[cfg(feature = "axum")]
+mod extract;
+
+pub use layer::{AdmissionBuilder, AdmissionLayer, Bucket, BuildError, NoIdentity};
+
+pub use service::{AdmissionFuture, AdmissionService};
+
+pub use response::{AdmissionBody, NEVER_RETRY_SECONDS};
+
+#[cfg(feature = "axum")]
+pub use extract::{Agent, NoAgent};

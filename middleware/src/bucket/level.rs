@@ -1,0 +1,287 @@
+//! How many tokens an agent holds, and how long until it holds enough.
+//!
+//! Many short waits give what one long wait gives, because nothing is ever rounded. A level may be
+//! negative: a cost above the capacity passes when the bucket is full, and leaves debt. New limits
+//! may clamp a level down; nothing but time raises one.
+//!
+//! `store/bucket.lua` computes the same; the contract suite holds the two together.
+
+use super::{CAPACITY_MAX, Limits, MicroTokensPerSecond, Tokens};
+
+/// An amount of tokens in billionths of a token; negative is debt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct NanoTokens(pub i64);
+
+/// The largest magnitude a level can have, in nano-tokens: below 2^53.
+const MAGNITUDE_MAX: i64 = CAPACITY_MAX as i64 * 1_000_000_000;
+
+/// Counters start over beyond this value, which a double still holds exactly.
+const COUNT_MAX: u64 = 9_000_000_000_000_000;
+
+impl NanoTokens {
+    /// Returns the whole tokens in this amount, 0 for debt.
+    #[must_use]
+    pub fn whole(self) -> u64 {
+        u64::try_from(self.0 / 1_000_000_000).unwrap_or(0)
+    }
+}
+
+/// Returns the level after `elapsed_ms`, never above the capacity.
+#[must_use]
+pub fn refill(level: NanoTokens, limits: &Limits, elapsed_ms: u64) -> NanoTokens {
+    let full = limits.capacity().nano().0;
+    debug_assert!(level.0 <= full, "a change of limits clamps before anyone refills");
+    let gained = u128::from(limits.refill().micro()) * u128::from(elapsed_ms);
+    let missing = i128::from(full) - i128::from(level.0);
+    // Both sides fit: the gain is compared before it is added, and `missing` is at most 1.8 × 10^16.
+    let gained = i128::try_from(gained).unwrap_or(i128::MAX).min(missing);
+    let refilled = i64::try_from(i128::from(level.0) + gained).expect("at most the capacity");
+    debug_assert!(refilled >= level.0 && refilled <= full);
+    NanoTokens(refilled)
+}
+
+/// Returns the milliseconds until `level` reaches `target`, rounded up; `None` when it never will.
+#[must_use]
+pub fn wait_ms(level: NanoTokens, target: NanoTokens, refill: MicroTokensPerSecond) -> Option<u64> {
+    let missing = i128::from(target.0) - i128::from(level.0);
+    if missing <= 0 {
+        return Some(0);
+    }
+    if refill.micro() == 0 {
+        return None;
+    }
+    let missing = u64::try_from(missing).expect("two magnitudes below 2^53 apart");
+    Some(missing.div_ceil(refill.micro()))
+}
+
+/// Returns the milliseconds until the bucket is full, rounded up; `None` when it never will be.
+#[must_use]
+pub fn full_in_ms(level: NanoTokens, limits: &Limits) -> Option<u64> {
+    wait_ms(level, limits.capacity().nano(), limits.refill())
+}
+
+/// What an agent holds in one bucket, since when, and how it came to that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// Tokens held at `at_ms`.
+    pub tokens: NanoTokens,
+    /// Unix milliseconds of the last settlement; never moves backwards.
+    pub at_ms: u64,
+    /// Whole tokens admitted so far; starts over beyond 9 × 10^15.
+    pub admitted: u64,
+    /// Whole tokens asked for and refused so far; starts over beyond 9 × 10^15.
+    pub denied: u64,
+    /// The limits `tokens` was computed with.
+    pub limits: Limits,
+}
+
+impl Level {
+    /// Returns a full bucket at `now_ms`: what an agent holds before its first request.
+    #[must_use]
+    pub fn full(limits: Limits, now_ms: u64) -> Self {
+        let tokens = limits.capacity().nano();
+        Self { tokens, at_ms: now_ms, admitted: 0, denied: 0, limits }
+    }
+
+    /// Settles the time since the last settlement, then takes over `limits`.
+    ///
+    /// Time passed under the old limits is paid at the old ones; the new ones may clamp the level
+    /// down, and never raise it.
+    pub fn settle(&mut self, limits: Limits, now_ms: u64) {
+        let elapsed_ms = now_ms.saturating_sub(self.at_ms);
+        self.tokens = refill(self.tokens, &self.limits, elapsed_ms);
+        if limits != self.limits {
+            self.tokens = self.tokens.min(limits.capacity().nano());
+            self.limits = limits;
+        }
+        self.at_ms = self.at_ms.max(now_ms);
+    }
+
+    /// Returns the level at which `cost` passes: the cost itself, or a full bucket when the cost is
+    /// larger than that.
+    #[must_use]
+    pub fn needed(&self, cost: Tokens) -> NanoTokens {
+        cost.nano().min(self.limits.capacity().nano())
+    }
+
+    /// Returns true when `cost` may be taken now. A bucket of capacity 0 lets no cost above 0 pass.
+    #[must_use]
+    pub fn affords(&self, cost: Tokens) -> bool {
+        if cost == Tokens::ZERO {
+            return true;
+        }
+        self.limits.capacity() > Tokens::ZERO && self.tokens >= self.needed(cost)
+    }
+
+    /// Returns the milliseconds until `cost` passes; `None` when it never will at these limits.
+    #[must_use]
+    pub fn wait_ms(&self, cost: Tokens) -> Option<u64> {
+        if self.affords(cost) {
+            return Some(0);
+        }
+        if self.limits.capacity() == Tokens::ZERO {
+            return None;
+        }
+        wait_ms(self.tokens, self.needed(cost), self.limits.refill())
+    }
+
+    /// Takes `cost` and counts it as admitted. The caller has asked [`Level::affords`].
+    pub fn take(&mut self, cost: Tokens) {
+        debug_assert!(self.affords(cost), "taken without asking");
+        self.tokens = NanoTokens(self.tokens.0 - cost.nano().0);
+        debug_assert!(self.tokens.0 >= -MAGNITUDE_MAX);
+        self.admitted = count(self.admitted, cost);
+    }
+
+    /// Counts `cost` as refused.
+    pub fn refuse(&mut self, cost: Tokens) {
+        self.denied = count(self.denied, cost);
+    }
+}
+
+fn count(so_far: u64, cost: Tokens) -> u64 {
+    let sum = so_far + cost.get();
+    if sum > COUNT_MAX { cost.get() } else { sum }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bucket::REFILL_RATE_MAX;
+
+    fn limits(capacity: u64, micro: u64) -> Limits {
+        Limits::new(Tokens::new(capacity).unwrap(), MicroTokensPerSecond::new(micro).unwrap())
+    }
+
+    /// Small and extreme limits alike.
+    fn any_limits() -> impl Strategy<Value = Limits> {
+        let capacity = prop_oneof![0..100u64, 0..=CAPACITY_MAX, Just(CAPACITY_MAX)];
+        let micro = prop_oneof![
+            0..50_000_000u64,
+            0..=REFILL_RATE_MAX * 1_000_000,
+            Just(REFILL_RATE_MAX * 1_000_000),
+            Just(0)
+        ];
+        (capacity, micro).prop_map(|(capacity, micro)| limits(capacity, micro))
+    }
+
+    fn any_wait() -> impl Strategy<Value = u64> {
+        prop_oneof![0..10_000u64, any::<u64>(), Just(u64::MAX)]
+    }
+
+    fn any_cost() -> impl Strategy<Value = Tokens> {
+        prop_oneof![0..50u64, 0..=CAPACITY_MAX].prop_map(|cost| Tokens::new(cost).unwrap())
+    }
+
+    proptest! {
+        #[test]
+        fn many_short_waits_refill_as_much_as_one_long_wait(
+            limits in any_limits(), start in -MAGNITUDE_MAX..=MAGNITUDE_MAX,
+            waits in prop::collection::vec(0..1u64 << 40, 1..20),
+        ) {
+            let start = NanoTokens(start.min(limits.capacity().nano().0));
+            let stepped = waits.iter().fold(start, |level, &wait| refill(level, &limits, wait));
+            prop_assert_eq!(stepped, refill(start, &limits, waits.iter().sum()));
+        }
+
+        #[test]
+        fn a_level_never_exceeds_its_capacity(
+            first in any_limits(), then in any_limits(), wait in any_wait(), cost in any_cost(),
+        ) {
+            let mut level = Level::full(first, 0);
+            if level.affords(cost) { level.take(cost); }
+            level.settle(then, wait);
+            prop_assert!(level.tokens <= then.capacity().nano());
+            level.settle(then, u64::MAX);
+            prop_assert!(level.tokens <= then.capacity().nano());
+            prop_assert!(level.tokens.0 >= -MAGNITUDE_MAX);
+        }
+
+        #[test]
+        fn a_change_of_limits_never_mints(
+            first in any_limits(), then in any_limits(), wait in any_wait(), cost in any_cost(),
+        ) {
+            let mut changed = Level::full(first, 0);
+            if changed.affords(cost) { changed.take(cost); }
+            let mut unchanged = changed;
+            changed.settle(then, wait);
+            unchanged.settle(first, wait);
+            prop_assert!(changed.tokens <= unchanged.tokens);
+        }
+
+        #[test]
+        fn waiting_exactly_as_told_is_enough_and_one_millisecond_less_is_not(
+            limits in any_limits(), spent in any_cost(), cost in any_cost(),
+        ) {
+            let mut level = Level::full(limits, 0);
+            if level.affords(spent) { level.take(spent); }
+            match level.wait_ms(cost) {
+                None => { level.settle(limits, u64::MAX); prop_assert!(!level.affords(cost)); }
+                Some(0) => prop_assert!(level.affords(cost)),
+                Some(wait) => {
+                    let mut early = level;
+                    early.settle(limits, wait - 1);
+                    prop_assert!(!early.affords(cost));
+                    level.settle(limits, wait);
+                    prop_assert!(level.affords(cost));
+                }
+            }
+        }
+
+        #[test]
+        fn a_clock_that_goes_back_gives_nothing_and_takes_nothing(limits in any_limits(), now in 1..1u64 << 42) {
+            let mut level = Level::full(limits, now);
+            if level.affords(Tokens::ONE) { level.take(Tokens::ONE); }
+            let before = level;
+            level.settle(limits, now - 1);
+            prop_assert_eq!(level, before);
+        }
+    }
+
+    #[test]
+    fn a_caller_faster_than_the_refill_still_averages_the_refill_rate() {
+        // 3 tokens a second, asked every 7 ms for 100 s. The bucket holds two, so that what refills
+        // between two questions is never cut off: 300 refilled and 2 from the start.
+        let limits = limits(2, 3_000_000);
+        let mut level = Level::full(limits, 0);
+        let mut admitted = 0;
+        for now_ms in (0..=100_000).step_by(7) {
+            level.settle(limits, now_ms);
+            if level.affords(Tokens::ONE) {
+                level.take(Tokens::ONE);
+                admitted += 1;
+            } else {
+                level.refuse(Tokens::ONE);
+            }
+        }
+        assert!((301..=302).contains(&admitted), "{admitted}");
+    }
+
+    #[test]
+    fn a_cost_above_the_capacity_passes_when_full_and_leaves_debt() {
+        let limits = limits(10, 1_000_000);
+        let mut level = Level::full(limits, 0);
+        let cost = Tokens::new(25).unwrap();
+        assert!(level.affords(cost));
+        level.take(cost);
+        assert_eq!(level.tokens, NanoTokens(-15_000_000_000));
+        assert_eq!(level.wait_ms(Tokens::ONE), Some(16_000));
+        assert_eq!(level.wait_ms(cost), Some(25_000));
+    }
+
+    #[test]
+    fn a_bucket_of_nothing_lets_nothing_pass() {
+        let level = Level::full(limits(0, 1_000_000), 0);
+        assert!(!level.affords(Tokens::ONE));
+        assert!(level.affords(Tokens::ZERO));
+        assert_eq!(level.wait_ms(Tokens::ONE), None);
+    }
+
+    #[test]
+    fn a_counter_that_would_lose_exactness_starts_over() {
+        assert_eq!(count(COUNT_MAX, Tokens::ONE), 1);
+        assert_eq!(count(COUNT_MAX - 1, Tokens::ONE), COUNT_MAX);
+    }
+}

@@ -1,0 +1,53 @@
+-- The arithmetic of bucket/level.rs in Lua. Every number is an integer below 2^53 in magnitude,
+-- which a double holds exactly; the contract suite holds this file to the Rust by random vectors.
+local floor, min, max, fmt = math.floor, math.min, math.max, string.format
+local MAGNITUDE, COUNT_MAX, NANO = 9e15, 9e15, 1e9
+local CAPACITY_MAX, RATE_MAX = 9000000, 9000000
+
+-- rate in micro-tokens/s times ms is nano-tokens. A step gains at most MAGNITUDE, so that the
+-- product is exact; three steps reach from the deepest debt to the largest capacity.
+local function refill(level, capacity, rate, elapsed)
+  if rate == 0 then return level end
+  local most = floor(MAGNITUDE / rate)
+  for _ = 1, 3 do
+    if elapsed <= 0 or level >= capacity then break end
+    local step = min(elapsed, most)
+    level = min(capacity, level + rate * step)
+    elapsed = elapsed - step
+  end
+  return level
+end
+
+-- Milliseconds until level reaches target, rounded up; -1 when it never will. The two magnitudes
+-- are divided apart, because their sum may exceed 2^53.
+local function wait_ms(level, target, rate)
+  if level >= target then return 0 end
+  if rate == 0 then return -1 end
+  if level >= 0 then
+    local missing = target - level
+    local q = floor(missing / rate)
+    if q * rate < missing then q = q + 1 end
+    return q
+  end
+  local debt = -level
+  local q, p = floor(target / rate), floor(debt / rate)
+  local rest = (target - q * rate) + (debt - p * rate)
+  local r = floor(rest / rate)
+  if r * rate < rest then r = r + 1 end
+  return q + p + r
+end
+
+-- Limits as an operator or the sidecar wrote them: whole tokens, and tokens per second as a decimal.
+-- What is not a number in range counts as absent.
+local function read_limits(capacity, rate, default_capacity, default_rate)
+  local c, r = capacity and tonumber(capacity), rate and tonumber(rate)
+  if c and c >= 0 and c <= CAPACITY_MAX then c = floor(c) else c = default_capacity end
+  if r and r >= 0 and r <= RATE_MAX then r = floor(r * 1e6 + 0.5) else r = default_rate end
+  return c, r
+end
+
+local function count(so_far, cost)
+  local sum = so_far + cost
+  if sum > COUNT_MAX then return cost end
+  return sum
+end

@@ -1,0 +1,426 @@
+//! What every store promises, as one suite of checks; each fails by panicking with the promise.
+//!
+//! [`run`] takes any store behind a [`Harness`]. [`lua_agrees_with_rust`] and
+//! [`redis_follows_the_model`] hold the Redis scripts to the arithmetic of [`crate::bucket`].
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a suite of assertions")]
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use super::{
+    BucketRule, Change, Charge, Decision, MemoryStore, Spend, Take, Tune, Verdict, Written,
+    redis::BUCKET_LUA,
+};
+use crate::{
+    AgentId,
+    bucket::{
+        BucketName, CAPACITY_MAX, Level, Limits, MicroTokensPerSecond, NanoTokens, REFILL_RATE_MAX,
+        Tokens, refill, wait_ms,
+    },
+};
+
+/// A store, and the things around it that only its operator or time can do.
+pub trait Harness: Sync {
+    /// The store under test.
+    type Store: Spend + Tune;
+
+    /// Returns the store.
+    fn store(&self) -> &Self::Store;
+
+    /// Lets `duration` pass for the agent's buckets.
+    fn advance(&self, agent: &AgentId, duration: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Sets limits behind the control plane's back.
+    fn operator_sets(&self, agent: &AgentId, limits: Limits) -> impl Future<Output = ()> + Send;
+
+    /// Bans the agent until `until_unix_ms`.
+    fn ban(&self, agent: &AgentId, until_unix_ms: u64) -> impl Future<Output = ()> + Send;
+}
+
+/// The in-process store under tokio's paused clock.
+pub struct Memory(pub MemoryStore);
+
+impl Harness for Memory {
+    type Store = MemoryStore;
+
+    fn store(&self) -> &MemoryStore {
+        &self.0
+    }
+
+    async fn advance(&self, _: &AgentId, duration: Duration) {
+        tokio::time::advance(duration).await;
+    }
+
+    async fn operator_sets(&self, agent: &AgentId, limits: Limits) {
+        self.0.set_by_operator(agent, limits);
+    }
+
+    async fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
+        self.0.ban(agent, until_unix_ms);
+    }
+}
+
+fn limits(rate: f64, capacity: u64) -> Limits {
+    Limits::per_second(rate, capacity).unwrap()
+}
+
+fn bucket(name: &str, limits: Limits) -> BucketRule {
+    BucketRule { name: BucketName::new(name).unwrap(), is_default: name == "default", limits }
+}
+
+fn agent(name: &str) -> AgentId {
+    AgentId::new(&format!("contract-{name}")).unwrap()
+}
+
+/// One token a day, so that the time a real server takes refills nothing.
+fn slow(capacity: u64) -> Limits {
+    limits(0.00001, capacity)
+}
+
+async fn ask<S: Spend>(store: &S, agent: &AgentId, takes: &[(&BucketRule, u64)]) -> Verdict {
+    let take = |&(bucket, cost): &(&BucketRule, u64)| Take {
+        bucket: bucket.clone(),
+        cost: Tokens::new(cost).unwrap(),
+    };
+    let takes: Arc<[Take]> = takes.iter().map(take).collect();
+    store.spend(Charge { agent: agent.clone(), takes }).await.unwrap()
+}
+
+fn change(agent: &AgentId, rev: u64, limits: Limits) -> Change {
+    Change {
+        agent: agent.clone(),
+        rev,
+        limits,
+        adopts: None,
+        state: format!("state {rev}"),
+        applied: vec![("source/0".to_owned(), 10 + rev)],
+        seen: vec![(rev.to_string(), format!("ids {rev}"))],
+    }
+}
+
+async fn write_one<T: Tune>(store: &T, change: Change) -> Written {
+    store.write(&[change]).await.unwrap()[0]
+}
+
+/// Runs every promise against `harness`, whose store must be empty.
+pub async fn run<H: Harness>(harness: &H) {
+    a_new_agent_holds_a_full_bucket_and_no_more(harness).await;
+    a_wait_of_exactly_the_time_told_is_enough(harness).await;
+    all_buckets_are_charged_or_none(harness).await;
+    a_cost_of_zero_only_looks(harness).await;
+    a_cost_above_the_capacity_passes_when_full_and_leaves_debt(harness).await;
+    new_limits_clamp_and_never_mint(harness).await;
+    a_banned_agent_spends_nothing(harness).await;
+    a_write_is_fenced_by_its_revision(harness).await;
+    what_was_written_reads_back(harness).await;
+    an_operators_limits_are_adopted_not_overwritten(harness).await;
+    an_epoch_and_progress_are_kept(harness).await;
+    many_agents_are_written_in_one_call(harness).await;
+    concurrent_spends_never_exceed_the_bucket(harness).await;
+}
+
+async fn a_new_agent_holds_a_full_bucket_and_no_more<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("new"), bucket("default", slow(3)));
+    for left in [2, 1, 0] {
+        let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+        assert_eq!(verdict.decision, Decision::Admitted);
+        assert_eq!(verdict.first.tokens.whole(), left);
+        assert_eq!(verdict.first.limits, bucket.limits);
+    }
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    assert!(matches!(verdict.decision, Decision::Denied { wait_ms: Some(wait) } if wait > 1_000));
+    assert!(verdict.first.short);
+}
+
+async fn a_wait_of_exactly_the_time_told_is_enough<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("wait"), bucket("default", limits(0.01, 1)));
+    ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    let Decision::Denied { wait_ms: Some(wait) } = verdict.decision else { panic!("{verdict:?}") };
+    assert!((90_000..=100_000).contains(&wait), "a token takes 100 s at 0.01/s, told {wait} ms");
+    harness.advance(&agent, Duration::from_millis(wait)).await;
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    assert_eq!(verdict.decision, Decision::Admitted);
+}
+
+async fn all_buckets_are_charged_or_none<H: Harness>(harness: &H) {
+    let agent = agent("all");
+    let (wide, narrow) = (bucket("default", slow(10)), bucket("writes", slow(1)));
+    let both = [(&wide, 1), (&narrow, 1)];
+    let verdict = ask(harness.store(), &agent, &both).await;
+    assert_eq!(verdict.decision, Decision::Admitted);
+    assert_eq!(verdict.rest[0].tokens.whole(), 0);
+    for _ in 0..5 {
+        let verdict = ask(harness.store(), &agent, &both).await;
+        assert!(matches!(verdict.decision, Decision::Denied { .. }));
+        assert_eq!(verdict.first.tokens.whole(), 9, "a refusal charged the other bucket");
+        assert_eq!((verdict.first.short, verdict.rest[0].short), (false, true));
+    }
+}
+
+async fn a_cost_of_zero_only_looks<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("peek"), bucket("default", slow(1)));
+    for _ in 0..3 {
+        let verdict = ask(harness.store(), &agent, &[(&bucket, 0)]).await;
+        assert_eq!((verdict.decision, verdict.first.tokens.whole()), (Decision::Admitted, 1));
+    }
+    ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 0)]).await;
+    assert_eq!(verdict.decision, Decision::Admitted, "a look was refused");
+}
+
+async fn a_cost_above_the_capacity_passes_when_full_and_leaves_debt<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("debt"), bucket("default", limits(0.01, 10)));
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 25)]).await;
+    assert_eq!(verdict.decision, Decision::Admitted);
+    assert_eq!(verdict.first.tokens, NanoTokens(-15_000_000_000));
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    let Decision::Denied { wait_ms: Some(wait) } = verdict.decision else { panic!("{verdict:?}") };
+    assert!((1_590_000..=1_600_000).contains(&wait), "16 tokens at 0.01/s, told {wait} ms");
+}
+
+async fn new_limits_clamp_and_never_mint<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("clamp"), bucket("default", slow(100)));
+    ask(harness.store(), &agent, &[(&bucket, 40)]).await;
+    let written = write_one(harness.store(), change(&agent, 0, slow(10))).await;
+    assert!(matches!(written, Written::Done { rev: 1, demand } if demand.admitted == 40));
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 0)]).await;
+    assert_eq!((verdict.first.tokens.whole(), verdict.first.limits), (10, slow(10)));
+    write_one(harness.store(), change(&agent, 1, slow(1000))).await;
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    assert_eq!(verdict.first.limits, slow(1000));
+    assert!(verdict.first.tokens.whole() <= 60, "a higher capacity minted tokens: {verdict:?}");
+}
+
+async fn a_banned_agent_spends_nothing<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("banned"), bucket("default", slow(5)));
+    harness.ban(&agent, u64::from(u32::MAX) * 1000).await;
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    assert!(matches!(verdict.decision, Decision::Banned { for_ms } if for_ms > 0));
+    harness.ban(&agent, 0).await;
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    assert_eq!((verdict.decision, verdict.first.tokens.whole()), (Decision::Admitted, 4));
+}
+
+async fn a_write_is_fenced_by_its_revision<H: Harness>(harness: &H) {
+    let (agent, store) = (agent("fence"), harness.store());
+    assert!(matches!(
+        write_one(store, change(&agent, 0, slow(7))).await,
+        Written::Done { rev: 1, .. }
+    ));
+    assert_eq!(write_one(store, change(&agent, 0, slow(8))).await, Written::Stale);
+    assert_eq!(write_one(store, change(&agent, 2, slow(9))).await, Written::Stale);
+    let record = &store.load(std::slice::from_ref(&agent)).await.unwrap()[0];
+    assert_eq!((record.rev, record.limits, record.operator), (1, Some(slow(7)), false));
+}
+
+async fn what_was_written_reads_back<H: Harness>(harness: &H) {
+    let (agent, store) = (agent("read-back"), harness.store());
+    let fresh = &store.load(std::slice::from_ref(&agent)).await.unwrap()[0];
+    assert_eq!((fresh.rev, fresh.limits, fresh.operator), (0, None, false));
+    write_one(store, change(&agent, 0, limits(20.2, 40))).await;
+    write_one(store, change(&agent, 1, limits(0.000_001, 9_000_000))).await;
+    let mut record = store.load(std::slice::from_ref(&agent)).await.unwrap().remove(0);
+    assert_eq!(record.limits, Some(limits(0.000_001, 9_000_000)));
+    assert_eq!(record.state, "state 1");
+    assert_eq!(record.applied, [("source/0".to_owned(), 11)]);
+    record.seen.sort();
+    assert_eq!(record.seen, [("0".into(), "ids 0".into()), ("1".into(), "ids 1".into())]);
+}
+
+async fn an_operators_limits_are_adopted_not_overwritten<H: Harness>(harness: &H) {
+    let (agent, store) = (agent("operator"), harness.store());
+    let bucket = bucket("default", slow(100));
+    harness.operator_sets(&agent, slow(2)).await;
+    let verdict = ask(store, &agent, &[(&bucket, 1)]).await;
+    assert_eq!(verdict.first.limits, slow(2), "an operator's limits hold from the next request");
+    assert_eq!(write_one(store, change(&agent, 0, slow(50))).await, Written::Operator(slow(2)));
+    let adopting = Change { adopts: Some(slow(2)), ..change(&agent, 0, slow(3)) };
+    assert!(matches!(write_one(store, adopting).await, Written::Done { rev: 1, .. }));
+    assert!(matches!(write_one(store, change(&agent, 1, slow(4))).await, Written::Done { .. }));
+    harness.operator_sets(&agent, slow(9)).await;
+    let record = &store.load(std::slice::from_ref(&agent)).await.unwrap()[0];
+    assert_eq!((record.limits, record.operator), (Some(slow(9)), true));
+    assert_eq!(write_one(store, change(&agent, 2, slow(5))).await, Written::Operator(slow(9)));
+}
+
+async fn an_epoch_and_progress_are_kept<H: Harness>(harness: &H) {
+    let store = harness.store();
+    assert_eq!(store.life().await.unwrap().epoch, None);
+    store.begin_epoch("first").await.unwrap();
+    store.begin_epoch("second").await.unwrap();
+    let life = store.life().await.unwrap();
+    assert_eq!(life.epoch.as_deref(), Some("first"));
+    assert_eq!(life, store.life().await.unwrap());
+    store.note_progress(&[("s/0".to_owned(), 5), ("s/1".to_owned(), 6)]).await.unwrap();
+    store.note_progress(&[("s/0".to_owned(), 7)]).await.unwrap();
+    let mut progress = store.progress().await.unwrap();
+    progress.sort();
+    assert_eq!(progress, [("s/0".to_owned(), 7), ("s/1".to_owned(), 6)]);
+}
+
+async fn many_agents_are_written_in_one_call<H: Harness>(harness: &H) {
+    let agents: Vec<AgentId> = (0..500).map(|index| agent(&format!("many{index}"))).collect();
+    let changes: Vec<Change> = agents.iter().map(|agent| change(agent, 0, slow(11))).collect();
+    let written = harness.store().write(&changes).await.unwrap();
+    assert!(written.iter().all(|written| matches!(written, Written::Done { rev: 1, .. })));
+    let records = harness.store().load(&agents).await.unwrap();
+    assert!(records.iter().all(|record| record.limits == Some(slow(11))));
+    assert_eq!(records.len(), 500);
+}
+
+async fn concurrent_spends_never_exceed_the_bucket<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("concurrent"), bucket("default", slow(50)));
+    let takes: Arc<[Take]> = [Take { bucket, cost: Tokens::ONE }].into();
+    let asked: Vec<_> = (0..200)
+        .map(|_| {
+            let charge = Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
+            tokio::spawn(harness.store().spend(charge))
+        })
+        .collect();
+    let mut admitted = 0;
+    for answer in asked {
+        admitted += usize::from(answer.await.unwrap().unwrap().decision == Decision::Admitted);
+    }
+    assert_eq!(admitted, 50);
+}
+
+/// Draws numbers for the vectors: a fixed sequence, so that a failure names its case for ever
+/// (SplitMix64, Steele, Lea and Flood, OOPSLA 2014).
+struct Draw(u64);
+
+impl Draw {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number of 0 to `most`, of any magnitude: the extremes are as likely as the middle.
+    fn up_to(&mut self, most: u64) -> u64 {
+        let shift = u32::try_from(self.next() % 64).expect("below 64");
+        match self.next() % 8 {
+            0 => 0,
+            1 => most,
+            _ => (self.next() >> shift) % (most + 1),
+        }
+    }
+}
+
+/// Holds `bucket.lua` to [`crate::bucket`] by `cases` random vectors on the server at `url`.
+pub async fn lua_agrees_with_rust(url: &str, cases: usize) {
+    let client = ::redis::Client::open(url).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let script = format!(
+        "{BUCKET_LUA}\nlocal out = {{}}\nfor i = 1, #ARGV, 5 do\n\
+         local l, c, r, e, t = tonumber(ARGV[i]), tonumber(ARGV[i+1]), tonumber(ARGV[i+2]), tonumber(ARGV[i+3]), tonumber(ARGV[i+4])\n\
+         out[#out+1] = refill(l, c * NANO, r, e)\nout[#out+1] = wait_ms(l, t * NANO, r)\nend\nreturn out"
+    );
+    let mut draw = Draw(1);
+    for _ in 0..cases.div_ceil(500) {
+        let mut command = ::redis::cmd("EVAL");
+        command.arg(&script).arg(0);
+        let mut expected = Vec::new();
+        for _ in 0..500 {
+            let capacity = Tokens::new(draw.up_to(CAPACITY_MAX)).unwrap();
+            let rate = MicroTokensPerSecond::new(draw.up_to(REFILL_RATE_MAX * 1_000_000)).unwrap();
+            let below = i64::try_from(draw.up_to(CAPACITY_MAX * 1_000_000_000)).unwrap();
+            let level = NanoTokens(capacity.nano().0 - below);
+            // A Unix time in milliseconds, the longest wait that can be, is below 2^42 until 2109.
+            let elapsed_ms = draw.up_to(1 << 42);
+            let target = Tokens::new(draw.up_to(capacity.get())).unwrap();
+            command
+                .arg(level.0)
+                .arg(capacity.get())
+                .arg(rate.micro())
+                .arg(elapsed_ms)
+                .arg(target.get());
+            let limits = Limits::new(capacity, rate);
+            let wait = wait_ms(level, target.nano(), rate);
+            let wait = wait.map_or(-1, |wait| i64::try_from(wait).unwrap());
+            let case = (level, limits, elapsed_ms, target);
+            expected.push((case, [refill(level, &limits, elapsed_ms).0, wait]));
+        }
+        let answers: Vec<i64> = command.query_async(&mut connection).await.unwrap();
+        for ((case, expected), answer) in expected.iter().zip(answers.chunks_exact(2)) {
+            assert_eq!(answer, expected, "refill and wait of {case:?}");
+        }
+    }
+}
+
+/// Drives `spend.lua` through `steps` random spends, waits and changes of limits of one agent, and
+/// holds every field it stores to the pure model.
+pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, steps: usize) {
+    let client = ::redis::Client::open(url).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let (agent, configured) = (agent("model"), limits(1000.0, 50));
+    let (bucket, key) = (bucket("default", configured), format!("tb:{agent}"));
+    let mut draw = Draw(7);
+    let mut model: Option<Level> = None;
+    let (mut in_force, mut rev) = (configured, 0);
+    for step in 0..steps {
+        match draw.next() % 4 {
+            0 => {
+                let capacity = draw.up_to(if step % 2 == 0 { 100 } else { CAPACITY_MAX });
+                let micro = draw.up_to(if step % 3 == 0 { 5_000_000 } else { 9_000_000_000_000 });
+                in_force = Limits::new(
+                    Tokens::new(capacity).unwrap(),
+                    MicroTokensPerSecond::new(micro).unwrap(),
+                );
+                let written = write_one(store, change(&agent, rev, in_force)).await;
+                assert!(matches!(written, Written::Done { .. }), "step {step}: {written:?}");
+                rev += 1;
+            }
+            1 => {
+                if let Some(level) = &mut model {
+                    level.at_ms -= draw.up_to(level.at_ms.min(1 << 34));
+                    set_level(&mut connection, &key, level).await;
+                }
+            }
+            _ => {
+                let cost =
+                    Tokens::new(draw.up_to(if step % 5 == 0 { CAPACITY_MAX } else { 60 })).unwrap();
+                let verdict = ask(store, &agent, &[(&bucket, cost.get())]).await;
+                if cost == Tokens::ZERO {
+                    continue;
+                }
+                let stored: String = ::redis::cmd("HGET")
+                    .arg(&key)
+                    .arg("level")
+                    .query_async(&mut connection)
+                    .await
+                    .unwrap();
+                let now_ms = stored.split(' ').nth(1).unwrap().parse().unwrap();
+                let level = model.get_or_insert_with(|| Level::full(in_force, now_ms));
+                level.settle(in_force, now_ms);
+                let expected = if level.affords(cost) {
+                    level.take(cost);
+                    Decision::Admitted
+                } else {
+                    let wait_ms = level.wait_ms(cost);
+                    level.refuse(cost);
+                    Decision::Denied { wait_ms }
+                };
+                assert_eq!(verdict.decision, expected, "step {step}, cost {cost}, {level:?}");
+                assert_eq!(stored, level_text(level), "step {step}, cost {cost}");
+                assert_eq!(verdict.first.tokens, level.tokens);
+            }
+        }
+    }
+}
+
+/// Returns the text under which the scripts store `level`.
+fn level_text(level: &Level) -> String {
+    let Level { tokens, at_ms, admitted, denied, limits } = level;
+    let (capacity, refill) = (limits.capacity(), limits.refill().micro());
+    format!("{} {at_ms} {admitted} {denied} {capacity} {refill}", tokens.0)
+}
+
+async fn set_level(connection: &mut ::redis::aio::MultiplexedConnection, key: &str, level: &Level) {
+    let text = level_text(level);
+    let mut command = ::redis::cmd("HSET");
+    command.arg(key).arg("level").arg(text);
+    command.query_async::<()>(connection).await.unwrap();
+}

@@ -1,0 +1,359 @@
+//! Buckets in this process: for tests, for one node, and for the node-local fallback.
+//!
+//! Bounded: beyond [`MemoryStore::AGENTS_MAX`] agents the one that spent least recently is
+//! forgotten, and starts anew with a full bucket when it comes back. Nothing survives the process.
+
+use std::{
+    collections::BTreeMap,
+    future::{Ready, ready},
+    hash::{BuildHasher, RandomState},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use lru::LruCache;
+use tokio::time::Instant;
+
+use super::{
+    BucketRule, Change, Charge, Decision, Demand, Held, Life, Record, Spend, StoreError, Take,
+    Tune, Verdict, Written,
+};
+use crate::{
+    AgentId,
+    bucket::{BucketName, Level, Limits, Tokens},
+};
+
+/// A power of two, so that a shard is picked by a mask; enough that two cores seldom meet.
+const SHARDS: usize = 64;
+
+/// Buckets in this process's memory, shared by clones.
+#[derive(Clone)]
+pub struct MemoryStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shards: Box<[Mutex<LruCache<AgentId, Entry, RandomState>>]>,
+    hasher: RandomState,
+    started: Instant,
+    started_unix_ms: u64,
+    epoch: Mutex<Option<String>>,
+    progress: Mutex<BTreeMap<String, u64>>,
+}
+
+/// All that is known of one agent.
+#[derive(Default)]
+struct Entry {
+    default: Slot,
+    named: Vec<(BucketName, Slot)>,
+    banned_until_ms: u64,
+    record: Option<Box<Kept>>,
+}
+
+/// One bucket: limits of its own, if it has any, and its level, once something was spent.
+#[derive(Default)]
+struct Slot {
+    limits: Option<Limits>,
+    level: Option<Level>,
+}
+
+#[derive(Default)]
+struct Kept {
+    rev: u64,
+    written: Option<Limits>,
+    state: String,
+    applied: BTreeMap<String, u64>,
+    seen: BTreeMap<String, String>,
+}
+
+impl Entry {
+    fn slot(&mut self, bucket: &BucketRule) -> &mut Slot {
+        if bucket.is_default {
+            return &mut self.default;
+        }
+        let found = self.named.iter().position(|(name, _)| *name == bucket.name);
+        let index = found.unwrap_or_else(|| {
+            self.named.push((bucket.name.clone(), Slot::default()));
+            self.named.len() - 1
+        });
+        &mut self.named[index].1
+    }
+
+    /// Returns the bucket's level, settled at `now_ms` at the limits in force.
+    fn settled(&mut self, bucket: &BucketRule, now_ms: u64) -> &mut Level {
+        let slot = self.slot(bucket);
+        let limits = slot.limits.unwrap_or(bucket.limits);
+        let level = slot.level.get_or_insert_with(|| Level::full(limits, now_ms));
+        level.settle(limits, now_ms);
+        level
+    }
+}
+
+impl MemoryStore {
+    /// How many agents are kept: beyond it, the one that spent least recently is forgotten.
+    pub const AGENTS_MAX: usize = 1 << 20;
+
+    /// Returns an empty store for up to [`MemoryStore::AGENTS_MAX`] agents.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_capacity(Self::AGENTS_MAX)
+    }
+
+    /// Returns an empty store for up to `agents` agents (rounded up to a multiple of 64).
+    #[must_use]
+    pub fn with_capacity(agents: usize) -> Self {
+        let each = NonZeroUsize::new(agents.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
+        let hasher = RandomState::new();
+        let shard = |_| {
+            // The map grows as agents come: only the bound is fixed here.
+            let mut shard = LruCache::unbounded_with_hasher(hasher.clone());
+            shard.resize(each);
+            Mutex::new(shard)
+        };
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            inner: Arc::new(Inner {
+                shards: (0..SHARDS).map(shard).collect(),
+                hasher: hasher.clone(),
+                started: Instant::now(),
+                started_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+                epoch: Mutex::new(None),
+                progress: Mutex::new(BTreeMap::new()),
+            }),
+        }
+    }
+
+    /// Sets the limits of an agent's default bucket, as an operator would with `HSET`.
+    pub fn set_by_operator(&self, agent: &AgentId, limits: Limits) {
+        self.with(agent, |entry| entry.default.limits = Some(limits));
+    }
+
+    /// Bans an agent until `until_unix_ms`, in Unix milliseconds; 0 lifts the ban.
+    pub fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
+        self.with(agent, |entry| entry.banned_until_ms = until_unix_ms);
+    }
+
+    /// Returns the number of agents kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// Returns true when no agent is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn now_ms(&self) -> u64 {
+        let elapsed = self.inner.started.elapsed().as_millis();
+        self.inner.started_unix_ms + u64::try_from(elapsed).unwrap_or(u64::MAX)
+    }
+
+    fn with<T>(&self, agent: &AgentId, change: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut shard = lock(&self.inner.shards[self.shard(agent)]);
+        if let Some(entry) = shard.get_mut(agent) {
+            return change(entry);
+        }
+        let mut entry = Entry::default();
+        let answer = change(&mut entry);
+        shard.put(agent.clone(), entry);
+        answer
+    }
+
+    /// Sets (or with `None` lifts) the limits an agent has of its own in one bucket.
+    pub(crate) fn learn(&self, agent: &AgentId, bucket: &BucketRule, limits: Option<Limits>) {
+        let mut shard = lock(&self.inner.shards[self.shard(agent)]);
+        match shard.get_mut(agent) {
+            Some(entry) => entry.slot(bucket).limits = limits,
+            None if limits.is_some() => {
+                let mut entry = Entry::default();
+                entry.slot(bucket).limits = limits;
+                shard.put(agent.clone(), entry);
+            }
+            None => {}
+        }
+    }
+
+    fn shard(&self, agent: &AgentId) -> usize {
+        #[allow(clippy::cast_possible_truncation, reason = "only the low bits pick a shard")]
+        let hash = self.inner.hasher.hash_one(agent) as usize;
+        hash & (SHARDS - 1)
+    }
+
+    /// Returns the verdict on `charge`, at once.
+    pub(crate) fn decide(&self, charge: &Charge) -> Verdict {
+        let now_ms = self.now_ms();
+        self.with(&charge.agent, |entry| {
+            if entry.banned_until_ms > now_ms {
+                return banned(charge, entry.banned_until_ms - now_ms);
+            }
+            let mut short = false;
+            let mut wait_ms = Some(0);
+            for Take { bucket, cost } in &*charge.takes {
+                let level = entry.settled(bucket, now_ms);
+                if !level.affords(*cost) {
+                    short = true;
+                    wait_ms = wait_ms.zip(level.wait_ms(*cost)).map(|(a, b): (u64, u64)| a.max(b));
+                }
+            }
+            let mut held = charge.takes.iter().map(|Take { bucket, cost }| {
+                let level = entry.settled(bucket, now_ms);
+                let lacking = short && !level.affords(*cost);
+                match (short, lacking) {
+                    (false, _) => level.take(*cost),
+                    (true, true) => level.refuse(*cost),
+                    (true, false) => {}
+                }
+                Held {
+                    bucket: bucket.name.clone(),
+                    limits: level.limits,
+                    tokens: level.tokens,
+                    short: lacking,
+                }
+            });
+            let first = held.next().expect("a charge touches at least one bucket");
+            let rest = held.collect();
+            let decision = if short { Decision::Denied { wait_ms } } else { Decision::Admitted };
+            Verdict { decision, first, rest }
+        })
+    }
+}
+
+/// Returns the verdict on a banned agent: its buckets as configured, untouched.
+pub(super) fn banned(charge: &Charge, for_ms: u64) -> Verdict {
+    let mut held = charge.takes.iter().map(|Take { bucket, .. }| Held {
+        bucket: bucket.name.clone(),
+        limits: bucket.limits,
+        tokens: Tokens::ZERO.nano(),
+        short: false,
+    });
+    let first = held.next().expect("a charge touches at least one bucket");
+    Verdict { decision: Decision::Banned { for_ms }, first, rest: held.collect() }
+}
+
+/// A panic elsewhere leaves whole entries behind: every change here is complete or not begun.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl std::fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryStore").finish_non_exhaustive()
+    }
+}
+
+impl Spend for MemoryStore {
+    const REMOTE: bool = false;
+
+    type Future = Ready<Result<Verdict, StoreError>>;
+
+    fn spend(&self, charge: Charge) -> Self::Future {
+        ready(Ok(self.decide(&charge)))
+    }
+}
+
+impl Tune for MemoryStore {
+    async fn load(&self, agents: &[AgentId]) -> Result<Vec<Record>, StoreError> {
+        let load = |agent| {
+            self.with(agent, |entry| {
+                let demand = demand(&entry.default);
+                let limits = entry.default.limits;
+                let Some(kept) = &entry.record else {
+                    let operator = limits.is_some();
+                    return Record { limits, operator, demand, ..Record::default() };
+                };
+                Record {
+                    rev: kept.rev,
+                    limits,
+                    operator: limits != kept.written,
+                    state: kept.state.clone(),
+                    applied: kept.applied.clone().into_iter().collect(),
+                    seen: kept.seen.clone().into_iter().collect(),
+                    demand,
+                }
+            })
+        };
+        Ok(agents.iter().map(load).collect())
+    }
+
+    async fn write(&self, changes: &[Change]) -> Result<Vec<Written>, StoreError> {
+        let write = |change: &Change| {
+            self.with(&change.agent, |entry| {
+                let demand = demand(&entry.default);
+                let kept = entry.record.get_or_insert_default();
+                if kept.rev != change.rev {
+                    return Written::Stale;
+                }
+                if let Some(found) = entry.default.limits
+                    && Some(found) != kept.written
+                    && Some(found) != change.adopts
+                {
+                    return Written::Operator(found);
+                }
+                kept.rev += 1;
+                kept.written = Some(change.limits);
+                kept.state.clone_from(&change.state);
+                kept.applied.extend(change.applied.iter().cloned());
+                kept.seen.extend(change.seen.iter().cloned());
+                entry.default.limits = Some(change.limits);
+                Written::Done { rev: kept.rev, demand }
+            })
+        };
+        Ok(changes.iter().map(write).collect())
+    }
+
+    async fn life(&self) -> Result<Life, StoreError> {
+        let epoch = lock(&self.inner.epoch).clone();
+        Ok(Life { run_id: "in-process".to_owned(), epoch })
+    }
+
+    async fn begin_epoch(&self, epoch: &str) -> Result<(), StoreError> {
+        lock(&self.inner.epoch).get_or_insert_with(|| epoch.to_owned());
+        Ok(())
+    }
+
+    async fn progress(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        Ok(lock(&self.inner.progress).clone().into_iter().collect())
+    }
+
+    async fn note_progress(&self, progress: &[(String, u64)]) -> Result<(), StoreError> {
+        lock(&self.inner.progress).extend(progress.iter().cloned());
+        Ok(())
+    }
+}
+
+fn demand(slot: &Slot) -> Demand {
+    slot.level.map_or_else(Demand::default, |level| Demand {
+        admitted: level.admitted,
+        denied: level.denied,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::contract;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_in_process_store_keeps_the_contract() {
+        contract::run(&contract::Memory(MemoryStore::new())).await;
+    }
+
+    #[test]
+    fn beyond_the_bound_the_agent_that_spent_least_recently_is_forgotten() {
+        let store = MemoryStore::with_capacity(SHARDS);
+        for index in 0..10_000 {
+            let agent = AgentId::new(&format!("agent{index}")).unwrap();
+            store.ban(&agent, 0);
+        }
+        assert!(store.len() <= SHARDS, "{}", store.len());
+    }
+}

@@ -1,0 +1,298 @@
+//! Where buckets live: one trait to spend from them, one to set their limits.
+//!
+//! 1. [`Spend`] is the data plane: take tokens from every bucket a request touches, or from none.
+//! 2. [`Tune`] is the control plane: write an agent's limits and the record they came from.
+//! 3. Every field has one owner: a spend moves levels, a tuner sets limits; a spend only ever puts
+//!    limits back that the record holds, when the bucket itself has expired.
+//! 4. [`MemoryStore`] and [`RedisStore`] pass one suite, [`contract`].
+
+pub mod memory;
+
+pub mod redis;
+
+#[cfg(any(test, feature = "test-util"))]
+pub mod contract;
+
+pub use memory::MemoryStore;
+
+pub use redis::{RedisStore, RedisStoreBuilder};
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use crate::{
+    AgentId,
+    bucket::{BucketName, Limits, NanoTokens, Tokens, full_in_ms},
+};
+
+/// How long a bucket is kept after the last spend or new limits, at least: 24 hours.
+pub const BUCKET_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// How long the control plane's record of an agent is kept after its last write: 90 days.
+pub const RECORD_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// A bucket as configured: its name, and the limits of agents that have none of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketRule {
+    /// What the bucket is called in headers and configuration.
+    pub name: BucketName,
+    /// The default bucket's limits stand in the plain fields `capacity` and `refill_rate`; those of
+    /// another carry its name. Exactly one bucket of a service is the default.
+    pub is_default: bool,
+    /// Limits in force while the agent has none of its own.
+    pub limits: Limits,
+}
+
+/// One bucket a request touches, and what it costs there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Take {
+    /// The bucket.
+    pub bucket: BucketRule,
+    /// Tokens to take; [`Tokens::ZERO`] only looks.
+    pub cost: Tokens,
+}
+
+/// The most buckets one request may touch.
+pub const TAKES_MAX: usize = 16;
+
+/// What one request asks of the store: these tokens from all of these buckets, or from none.
+#[derive(Clone, Debug)]
+pub struct Charge {
+    /// Whose buckets.
+    pub agent: AgentId,
+    /// The buckets and costs, 1 to [`TAKES_MAX`], each bucket once.
+    pub takes: Arc<[Take]>,
+}
+
+/// The answer to a [`Charge`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verdict {
+    /// Whether the request may pass.
+    pub decision: Decision,
+    /// The first bucket of the charge, after the decision.
+    pub first: Held,
+    /// The other buckets of the charge, in its order.
+    pub rest: Vec<Held>,
+}
+
+/// Whether a request may pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// All tokens were taken.
+    Admitted,
+    /// No token was taken.
+    Denied {
+        /// Milliseconds until every bucket holds enough, if nobody else spends; `None` when that
+        /// never happens at the limits in force.
+        wait_ms: Option<u64>,
+    },
+    /// The agent is banned; no bucket was touched.
+    Banned {
+        /// Milliseconds until the ban ends.
+        for_ms: u64,
+    },
+}
+
+/// What an agent holds in one bucket right after a decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The bucket.
+    pub bucket: BucketName,
+    /// The limits in force.
+    pub limits: Limits,
+    /// Tokens held.
+    pub tokens: NanoTokens,
+    /// True when this bucket held too little.
+    pub short: bool,
+}
+
+impl Held {
+    /// Returns the milliseconds until the bucket is full; `None` when it never will be.
+    #[must_use]
+    pub fn full_in_ms(&self) -> Option<u64> {
+        full_in_ms(self.tokens, &self.limits)
+    }
+
+    /// Returns the share of the capacity that is in use, 0 to 1 (debt counts as 1).
+    #[must_use]
+    #[allow(clippy::cast_precision_loss, reason = "a share for a histogram")]
+    pub fn utilization(&self) -> f64 {
+        let capacity = self.limits.capacity().nano().0;
+        if capacity == 0 {
+            return 1.0;
+        }
+        (1.0 - self.tokens.0 as f64 / capacity as f64).clamp(0.0, 1.0)
+    }
+}
+
+impl Verdict {
+    /// Returns every bucket of the charge, in its order.
+    pub fn held(&self) -> impl Iterator<Item = &Held> {
+        std::iter::once(&self.first).chain(&self.rest)
+    }
+}
+
+/// Spends tokens: one call, one atomic step.
+///
+/// The future ends within a bounded time, whatever the store does: a store that is not in this
+/// process gives up after a deadline of its own.
+pub trait Spend: Send + Sync + 'static {
+    /// False for a store that cannot fail because it lives in this process.
+    const REMOTE: bool = true;
+
+    /// The pending answer.
+    type Future: Future<Output = Result<Verdict, StoreError>> + Send + 'static;
+
+    /// Takes `charge` from all of its buckets, or from none of them.
+    fn spend(&self, charge: Charge) -> Self::Future;
+}
+
+impl<S: Spend> Spend for Arc<S> {
+    const REMOTE: bool = S::REMOTE;
+
+    type Future = S::Future;
+
+    fn spend(&self, charge: Charge) -> Self::Future {
+        S::spend(self, charge)
+    }
+}
+
+/// What the control plane remembers of one agent, together with the limits in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Record {
+    /// Counts the writes; 0 when there has been none. A write must name the one it replaces.
+    pub rev: u64,
+    /// Limits of the default bucket in force: an operator's, or the last ones written.
+    pub limits: Option<Limits>,
+    /// True when `limits` are not what the control plane wrote last.
+    pub operator: bool,
+    /// The policy's state, as it wrote it.
+    pub state: String,
+    /// For every `<source>/<partition>`, the last offset folded into `state`.
+    pub applied: Vec<(String, u64)>,
+    /// Slots of the window of ids seen, as they were written.
+    pub seen: Vec<(String, String)>,
+    /// Tokens admitted and denied so far in the default bucket.
+    pub demand: Demand,
+}
+
+/// Whole tokens asked for in the default bucket since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// Tokens taken.
+    pub admitted: u64,
+    /// Tokens refused.
+    pub denied: u64,
+}
+
+/// One agent's new limits and record, written together or not at all.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Whose.
+    pub agent: AgentId,
+    /// The [`Record::rev`] this change was computed from.
+    pub rev: u64,
+    /// New limits of the default bucket.
+    pub limits: Limits,
+    /// Limits found in force that were an operator's and that `limits` starts from.
+    pub adopts: Option<Limits>,
+    /// The policy's state.
+    pub state: String,
+    /// Offsets folded into `state` since the last write, by `<source>/<partition>`.
+    pub applied: Vec<(String, u64)>,
+    /// Slots of the window of seen ids that changed.
+    pub seen: Vec<(String, String)>,
+}
+
+/// What became of a [`Change`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// It is in force.
+    Done {
+        /// The record's new revision.
+        rev: u64,
+        /// Tokens asked for so far.
+        demand: Demand,
+    },
+    /// Somebody else wrote since; nothing was changed. Load, fold again, write again.
+    Stale,
+    /// An operator set these limits since; nothing was changed. Start from them and write again,
+    /// naming them in [`Change::adopts`].
+    Operator(Limits),
+}
+
+/// Names one life of the store's data: when either part changes, writes may have been lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// The server process that answers, as it names itself.
+    pub run_id: String,
+    /// The number put there by the first tuner; absent when the store came back empty.
+    pub epoch: Option<String>,
+}
+
+/// Sets limits. All calls take batches: one round trip for many agents.
+pub trait Tune: Send + Sync + 'static {
+    /// Returns the records of `agents`, in their order.
+    fn load(
+        &self,
+        agents: &[AgentId],
+    ) -> impl Future<Output = Result<Vec<Record>, StoreError>> + Send;
+
+    /// Writes `changes`, each by itself atomic and fenced by its revision. The answers come in
+    /// order. After an error some of them may have been written: load before writing again.
+    fn write(
+        &self,
+        changes: &[Change],
+    ) -> impl Future<Output = Result<Vec<Written>, StoreError>> + Send;
+
+    /// Returns which life of the store this is.
+    fn life(&self) -> impl Future<Output = Result<Life, StoreError>> + Send;
+
+    /// Marks the store as one that holds this system's data, unless it is marked already.
+    fn begin_epoch(&self, epoch: &str) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Returns, for every `<source>/<partition>`, the offset below which everything was written.
+    fn progress(&self) -> impl Future<Output = Result<Vec<(String, u64)>, StoreError>> + Send;
+
+    /// Notes that everything below these offsets was written.
+    fn note_progress(
+        &self,
+        progress: &[(String, u64)],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+/// Why the store gave no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// No answer within the deadline.
+    #[error("bucket store did not answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The connection failed, or the server refused the call.
+    #[error("bucket store at {address} is not available")]
+    Unavailable {
+        /// Where the store is, without credentials.
+        address: String,
+        /// What the client saw.
+        #[source]
+        source: ::redis::RedisError,
+    },
+    /// The answer was not one that a Merit script gives.
+    #[error("bucket store answered {what}, which no script of this version gives")]
+    Malformed {
+        /// What came instead.
+        what: String,
+    },
+    /// The address cannot be used.
+    #[error("bucket store address is not usable")]
+    Address(#[source] ::redis::RedisError),
+}
+
+impl StoreError {
+    /// Returns true when the same call may succeed a moment later.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Timeout(_) | Self::Unavailable { .. })
+    }
+}
