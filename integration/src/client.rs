@@ -36,9 +36,7 @@ impl Default for Client {
     fn default() -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        Self {
-            inner: legacy::Client::builder(TokioExecutor::new()).build(connector),
-        }
+        Self { inner: legacy::Client::builder(TokioExecutor::new()).build(connector) }
     }
 }
 
@@ -65,14 +63,8 @@ impl Client {
     /// When the connection fails or the answer does not end in time.
     pub async fn call(&self, request: Request<Full<Bytes>>) -> anyhow::Result<Answer> {
         let (head, body) = self.send(request).await?.into_parts();
-        let body = tokio::time::timeout(DEADLINE, body.collect())
-            .await??
-            .to_bytes();
-        Ok(Answer {
-            status: head.status,
-            headers: head.headers,
-            body,
-        })
+        let body = tokio::time::timeout(DEADLINE, body.collect()).await??.to_bytes();
+        Ok(Answer { status: head.status, headers: head.headers, body })
     }
 
     /// Gets a page, with a bearer token if there is one.
@@ -81,8 +73,7 @@ impl Client {
     ///
     /// As [`Client::call`].
     pub async fn get(&self, url: &str, token: Option<&str>) -> anyhow::Result<Answer> {
-        self.call(request(Method::GET, url, token, &[], Bytes::new()))
-            .await
+        self.call(request(Method::GET, url, token, &[], Bytes::new())).await
     }
 
     /// Posts JSON with a bearer token.
@@ -92,14 +83,7 @@ impl Client {
     /// As [`Client::call`].
     pub async fn post(&self, url: &str, token: &str, json: &Value) -> anyhow::Result<Answer> {
         let fields = [("content-type", "application/json")];
-        self.call(request(
-            Method::POST,
-            url,
-            Some(token),
-            &fields,
-            json.to_string(),
-        ))
-        .await
+        self.call(request(Method::POST, url, Some(token), &fields, json.to_string())).await
     }
 }
 
@@ -123,19 +107,14 @@ pub fn request(
     for (name, value) in fields {
         request = request.header(*name, *value);
     }
-    request
-        .body(Full::new(body.into()))
-        .expect("the test writes well-formed requests")
+    request.body(Full::new(body.into())).expect("the test writes well-formed requests")
 }
 
 impl Answer {
     /// Returns a header field as text, or `""`.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
-        self.headers
-            .get(name)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
     /// Returns the body as text.
@@ -160,22 +139,12 @@ impl Answer {
     /// # Panics
     ///
     /// When it is not RFC 9457 problem details that repeat the status and have a title.
-    #[must_use]
     pub fn problem(&self) -> Value {
         let kind = self.header("content-type");
-        assert!(
-            kind.starts_with("application/problem+json"),
-            "{kind:?}: {}",
-            self.text()
-        );
+        assert!(kind.starts_with("application/problem+json"), "{kind:?}: {}", self.text());
         let problem = self.json();
         assert_eq!(problem["status"], self.status.as_u16(), "{problem}");
-        assert!(
-            problem["title"]
-                .as_str()
-                .is_some_and(|title| !title.is_empty()),
-            "{problem}"
-        );
+        assert!(problem["title"].as_str().is_some_and(|title| !title.is_empty()), "{problem}");
         problem
     }
 
@@ -184,7 +153,6 @@ impl Answer {
     /// # Panics
     ///
     /// When it is missing, not whole seconds, or less than one.
-    #[must_use]
     pub fn retry_after(&self) -> Duration {
         let text = self.header("retry-after");
         let seconds: u64 = text.parse().unwrap_or_else(|_| {

@@ -27,13 +27,7 @@ pub struct Additive {
 impl Default for Additive {
     /// What [`crate::Settings`] configure: refill 20, capacity 40, alpha 0.1, within 0.5 to 40.
     fn default() -> Self {
-        Self {
-            alpha: 0.1,
-            r_min: 0.5,
-            r_max: 40.0,
-            start: 20.0,
-            burst_seconds: 2.0,
-        }
+        Self { alpha: 0.1, r_min: 0.5, r_max: 40.0, start: 20.0, burst_seconds: 2.0 }
     }
 }
 
@@ -47,13 +41,7 @@ pub struct Fold {
 impl Fold {
     /// Takes one acknowledged rating in.
     pub fn rate(&mut self, agent: &str, score: f64) {
-        let Additive {
-            alpha,
-            r_min,
-            r_max,
-            start,
-            ..
-        } = self.additive;
+        let Additive { alpha, r_min, r_max, start, .. } = self.additive;
         let rate = self.rates.entry(agent.to_owned()).or_insert(start);
         *rate = (*rate + alpha * (score - 3.0)).clamp(r_min, r_max);
     }
@@ -76,11 +64,7 @@ impl Fold {
     /// Returns capacity and refill rate as Redis must hold them.
     #[must_use]
     pub fn limits(&self, agent: &str) -> (String, String) {
-        let rate = self
-            .rates
-            .get(agent)
-            .copied()
-            .unwrap_or(self.additive.start);
+        let rate = self.rates.get(agent).copied().unwrap_or(self.additive.start);
         let capacity = (rate * self.additive.burst_seconds).floor().max(1.0);
         (format!("{capacity:.0}"), decimal(rate))
     }
@@ -113,15 +97,10 @@ impl Fold {
         let mut link = redis.connect().await;
         let mut pipe = redis::pipe();
         for agent in self.agents() {
-            pipe.cmd("HMGET")
-                .arg(format!("tb:{agent}"))
-                .arg("capacity")
-                .arg("refill_rate");
+            pipe.cmd("HMGET").arg(format!("tb:{agent}")).arg("capacity").arg("refill_rate");
         }
-        let stored: Vec<(Option<String>, Option<String>)> = pipe
-            .query_async(&mut link)
-            .await
-            .expect("the store answers");
+        let stored: Vec<(Option<String>, Option<String>)> =
+            pipe.query_async(&mut link).await.expect("the store answers");
         let compare = |(agent, (capacity, rate)): (&str, (Option<String>, Option<String>))| {
             let expected = self.limits(agent);
             let stored = (capacity.unwrap_or_default(), rate.unwrap_or_default());

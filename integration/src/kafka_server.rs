@@ -33,11 +33,7 @@ impl Kafka {
     pub async fn start() -> Self {
         let folder = Folder::new("kafka");
         let watchdog = watch(folder.path()).expect("sh is there");
-        let mut kafka = Self {
-            folder,
-            port: ports::free_run(2),
-            watchdog,
-        };
+        let mut kafka = Self { folder, port: ports::free_run(2), watchdog };
         kafka.restart().await;
         kafka
     }
@@ -46,10 +42,7 @@ impl Kafka {
     /// asks, and killed when the binary ends. Tests on it use topics and groups of their own.
     pub async fn shared() -> Arc<Self> {
         static SHARED: OnceCell<Arc<Kafka>> = OnceCell::const_new();
-        SHARED
-            .get_or_init(|| async { Arc::new(Self::start().await) })
-            .await
-            .clone()
+        SHARED.get_or_init(|| async { Arc::new(Self::start().await) }).await.clone()
     }
 
     /// Starts the broker again after [`Kafka::kill9`], on the same port and folder.
@@ -132,14 +125,9 @@ fn watch(folder: &Path) -> io::Result<Child> {
 
 fn script(arguments: &[&std::ffi::OsStr]) -> io::Result<()> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kafka-local.sh");
-    let output = Command::new(path)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()?;
+    let output = Command::new(path).args(arguments).stdin(Stdio::null()).output()?;
     if output.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(
-        String::from_utf8_lossy(&output.stderr).into_owned(),
-    ))
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
 }

@@ -17,9 +17,7 @@ const UNSIGNED_HEADER: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
 /// Returns Unix seconds.
 #[must_use]
 pub fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Returns claims that every test configuration accepts, valid for an hour, with `extra` on top.
@@ -39,19 +37,13 @@ pub fn claims(extra: &Value) -> Value {
 /// Never with JSON claims.
 #[must_use]
 pub fn hs256(claims: &Value) -> String {
-    signed(
-        Algorithm::HS256,
-        claims,
-        &EncodingKey::from_secret(SECRET.as_bytes()),
-    )
+    signed(Algorithm::HS256, claims, &EncodingKey::from_secret(SECRET.as_bytes()))
 }
 
 /// Returns a token of an agent, as it calls the gateway.
 #[must_use]
 pub fn agent(agent: &str) -> String {
-    hs256(&claims(
-        &json!({"agent_id": agent, "sub": format!("owner-of-{agent}")}),
-    ))
+    hs256(&claims(&json!({"agent_id": agent, "sub": format!("owner-of-{agent}")})))
 }
 
 /// Returns a token of a rater who may rate as itself.
@@ -63,9 +55,7 @@ pub fn rater(subject: &str) -> String {
 /// Returns a token of a collector, who may name any rater.
 #[must_use]
 pub fn collector() -> String {
-    hs256(&claims(
-        &json!({"sub": "collector", "scope": "openid ratings:write:any"}),
-    ))
+    hs256(&claims(&json!({"sub": "collector", "scope": "openid ratings:write:any"})))
 }
 
 /// Returns a token signed with `key`.
@@ -121,21 +111,9 @@ impl KeyPair {
         let folder = Folder::new("keys");
         let private = folder.path().join("private.pem");
         let public = folder.path().join("public.pem");
-        openssl(
-            Command::new("openssl")
-                .arg("genpkey")
-                .args(kind)
-                .arg("-out")
-                .arg(&private),
-        );
+        openssl(Command::new("openssl").arg("genpkey").args(kind).arg("-out").arg(&private));
         let mut export = Command::new("openssl");
-        openssl(
-            export
-                .args(["pkey", "-pubout", "-in"])
-                .arg(&private)
-                .arg("-out")
-                .arg(&public),
-        );
+        openssl(export.args(["pkey", "-pubout", "-in"]).arg(&private).arg("-out").arg(&public));
         let read = |path| std::fs::read_to_string(path).expect("openssl wrote the key");
         Self {
             algorithm,
@@ -166,21 +144,11 @@ impl KeyPair {
     /// whoever reads the algorithm from the token.
     #[must_use]
     pub fn confused(&self, claims: &Value) -> String {
-        signed(
-            Algorithm::HS256,
-            claims,
-            &EncodingKey::from_secret(self.public_pem.as_bytes()),
-        )
+        signed(Algorithm::HS256, claims, &EncodingKey::from_secret(self.public_pem.as_bytes()))
     }
 }
 
 fn openssl(command: &mut Command) {
-    let output = command
-        .output()
-        .expect("the openssl command is there: apt-get install openssl");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = command.output().expect("the openssl command is there: apt-get install openssl");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

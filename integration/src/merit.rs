@@ -100,11 +100,8 @@ impl Settings {
     /// consumer group is `<topic>-tuners`.
     #[must_use]
     pub fn kafka(mut self, brokers: &str, topic: &str) -> Self {
-        self.bus = Bus::Kafka {
-            brokers: brokers.to_owned(),
-            topic: topic.to_owned(),
-            partitions: 4,
-        };
+        self.bus =
+            Bus::Kafka { brokers: brokers.to_owned(), topic: topic.to_owned(), partitions: 4 };
         self
     }
 
@@ -125,70 +122,43 @@ impl Settings {
     fn toml(&self, ports: &Ports) -> String {
         let mut text = String::new();
         let mut line = |args: std::fmt::Arguments<'_>| {
-            text.write_fmt(args)
-                .expect("writing to a String does not fail");
+            text.write_fmt(args).expect("writing to a String does not fail");
             text.push('\n');
         };
-        line(format_args!(
-            "[identity]\nkey_selector = \"jwt.claims.agent_id\""
-        ));
-        line(format_args!(
-            "issuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\""
-        ));
+        line(format_args!("[identity]\nkey_selector = \"jwt.claims.agent_id\""));
+        line(format_args!("issuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\""));
         match &self.identity {
             Identity::Secret => {
-                line(format_args!(
-                    "algorithms = [\"HS256\"]\nsecret_env = \"{SECRET_ENV}\""
-                ));
+                line(format_args!("algorithms = [\"HS256\"]\nsecret_env = \"{SECRET_ENV}\""));
             }
             Identity::PublicKey { algorithm, file } => line(format_args!(
                 "algorithms = [\"{algorithm}\"]\npublic_key_file = \"{}\"",
                 file.display()
             )),
         }
-        line(format_args!(
-            "\n[store]\nkind = \"redis\"\nurl = \"{}\"",
-            self.redis
-        ));
+        line(format_args!("\n[store]\nkind = \"redis\"\nurl = \"{}\"", self.redis));
         line(format_args!("on_outage = \"{}\"", self.on_outage));
-        line(format_args!(
-            "\n[[bucket]]\nbucket_name = \"moltbook-agent-bucket\"\ndefault = true"
-        ));
+        line(format_args!("\n[[bucket]]\nbucket_name = \"moltbook-agent-bucket\"\ndefault = true"));
         line(format_args!("refill_rate = 20\ncapacity = 40"));
         match &self.bus {
             Bus::InProcess => line(format_args!("\n[bus]\nkind = \"in-process\"")),
-            Bus::Kafka {
-                brokers,
-                topic,
-                partitions,
-            } => line(format_args!(
+            Bus::Kafka { brokers, topic, partitions } => line(format_args!(
                 "\n[bus]\nkind = \"kafka\"\nbrokers = \"{brokers}\"\ntopic = \"{topic}\"\n\
                  generation = 1\npartitions = {partitions}\ngroup = \"{topic}-tuners\""
             )),
         }
-        line(format_args!(
-            "\n[policy]\nkind = \"additive\"\nalpha = 0.1\nr_min = 0.5\nr_max = 40"
-        ));
+        line(format_args!("\n[policy]\nkind = \"additive\"\nalpha = 0.1\nr_min = 0.5\nr_max = 40"));
         if matches!(self.role, Role::All | Role::Ingest) {
-            line(format_args!(
-                "\n[ingest]\nlisten = \"127.0.0.1:{}\"",
-                ports.ingest
-            ));
+            line(format_args!("\n[ingest]\nlisten = \"127.0.0.1:{}\"", ports.ingest));
         }
         if let (Some(upstream), Role::All | Role::Gateway) = (&self.upstream, self.role) {
-            line(format_args!(
-                "\n[gateway]\nlisten = \"127.0.0.1:{}\"",
-                ports.gateway
-            ));
+            line(format_args!("\n[gateway]\nlisten = \"127.0.0.1:{}\"", ports.gateway));
             line(format_args!("upstream = \"{upstream}\""));
             if self.tee_ratings {
                 line(format_args!("tee_ratings = \"/v1/rating\""));
             }
         }
-        line(format_args!(
-            "\n[metrics]\nlisten = \"127.0.0.1:{}\"",
-            ports.metrics
-        ));
+        line(format_args!("\n[metrics]\nlisten = \"127.0.0.1:{}\"", ports.metrics));
         text
     }
 }
@@ -229,19 +199,10 @@ impl Merit {
     /// When the binary is missing.
     #[must_use]
     pub fn launch(settings: Settings) -> Self {
-        let ports = Ports {
-            gateway: ports::free(),
-            ingest: ports::free(),
-            metrics: ports::free(),
-        };
+        let ports = Ports { gateway: ports::free(), ingest: ports::free(), metrics: ports::free() };
         let folder = Folder::new("merit");
         folder.write("merit.toml", &settings.toml(&ports));
-        let mut merit = Self {
-            process: None,
-            folder,
-            ports,
-            settings,
-        };
+        let mut merit = Self { process: None, folder, ports, settings };
         merit.spawn();
         merit
     }
@@ -263,13 +224,8 @@ impl Merit {
         let binary = binary();
         let program = binary.to_str().expect("the target folder's name is text");
         let name = format!("merit-{role}");
-        self.process = Some(Process::start(
-            &name,
-            program,
-            &arguments,
-            &environment,
-            self.folder.path(),
-        ));
+        self.process =
+            Some(Process::start(&name, program, &arguments, &environment, self.folder.path()));
     }
 
     /// Waits until `/readyz` answers 200.
@@ -286,13 +242,7 @@ impl Merit {
                 panic!("merit ended with {status}: {}", process.output());
             }
             let (client, url) = (client.clone(), url.clone());
-            async move {
-                client
-                    .get(&url, None)
-                    .await
-                    .ok()
-                    .filter(|a| a.status == 200)
-            }
+            async move { client.get(&url, None).await.ok().filter(|a| a.status == 200) }
         })
         .await;
     }
@@ -333,11 +283,7 @@ impl Merit {
     pub async fn stopped(&mut self) {
         let process = self.process.as_mut().expect("merit runs");
         let status = process.wait(STOP_DEADLINE).await;
-        assert!(
-            status.success(),
-            "merit ended with {status}: {}",
-            process.output()
-        );
+        assert!(status.success(), "merit ended with {status}: {}", process.output());
         self.process = None;
     }
 
@@ -393,11 +339,8 @@ impl Merit {
     /// When the metrics listener does not answer.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let url = format!("{}/metrics", self.metrics());
-        let page = Client::new()
-            .get(&url, None)
-            .await
-            .expect("the metrics listener answers")
-            .text();
+        let page =
+            Client::new().get(&url, None).await.expect("the metrics listener answers").text();
         let values: Vec<f64> = page
             .lines()
             .filter(|line| !line.starts_with('#'))
@@ -411,10 +354,7 @@ impl Merit {
     /// Returns what the process has printed since its first start.
     #[must_use]
     pub fn output(&self) -> String {
-        self.process
-            .as_ref()
-            .map(Process::output)
-            .unwrap_or_default()
+        self.process.as_ref().map(Process::output).unwrap_or_default()
     }
 }
 
@@ -426,28 +366,18 @@ impl Merit {
 #[must_use]
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests are in target/<profile>/deps");
+    let folder = test.parent().and_then(Path::parent).expect("tests are in target/<profile>/deps");
     let binary = folder.join("merit");
-    let built = binary
-        .metadata()
-        .and_then(|file| file.modified())
-        .unwrap_or_else(|error| {
-            panic!("{}: {error}; build it first: {BUILD}", binary.display());
-        });
+    let built = binary.metadata().and_then(|file| file.modified()).unwrap_or_else(|error| {
+        panic!("{}: {error}; build it first: {BUILD}", binary.display());
+    });
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let (changed, newest) = ["middleware/src", "sidecar/src"]
         .iter()
         .filter_map(|folder| newest(&root.join(folder)))
         .max()
         .expect("the sources are there");
-    assert!(
-        built >= changed,
-        "the binary is older than {}; run {BUILD}",
-        newest.display()
-    );
+    assert!(built >= changed, "the binary is older than {}; run {BUILD}", newest.display());
     binary
 }
 

@@ -30,9 +30,8 @@ pub fn free_run(length: u16) -> u16 {
     for _ in 0..COUNT {
         let offset = NEXT.fetch_add(u32::from(length), Ordering::Relaxed);
         let first = FIRST + (start + offset) % COUNT;
-        let run: Vec<u16> = (0..length)
-            .filter_map(|n| u16::try_from(first + u32::from(n)).ok())
-            .collect();
+        let run: Vec<u16> =
+            (0..length).filter_map(|n| u16::try_from(first + u32::from(n)).ok()).collect();
         let held: Vec<_> = run
             .iter()
             .map_while(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok())

@@ -35,9 +35,7 @@ fn spawn(command: Command) -> std::io::Result<Child> {
         orders
     });
     let (reply, answer) = mpsc::channel();
-    spawner
-        .send((command, reply))
-        .expect("the spawner lives as long as the process");
+    spawner.send((command, reply)).expect("the spawner lives as long as the process");
     answer.recv().expect("the spawner answers every order")
 }
 
@@ -74,11 +72,7 @@ impl Process {
         let child = spawn(command).unwrap_or_else(|error| {
             panic!("{program} did not start: {error} (setpriv is part of Debian's util-linux)")
         });
-        Self {
-            name: name.to_owned(),
-            child,
-            log,
-        }
+        Self { name: name.to_owned(), child, log }
     }
 
     /// Returns the process id.
@@ -110,20 +104,12 @@ impl Process {
     ///
     /// When the process is no longer there.
     pub fn signal(&mut self, name: &str) {
-        assert!(
-            self.exited().is_none(),
-            "{} has ended before SIG{name}",
-            self.name
-        );
+        assert!(self.exited().is_none(), "{} has ended before SIG{name}", self.name);
         let sent = Command::new("sh")
             .args(["-c", &format!("kill -{name} {}", self.child.id())])
             .status()
             .expect("sh is there");
-        assert!(
-            sent.success(),
-            "SIG{name} could not be sent to {}",
-            self.name
-        );
+        assert!(sent.success(), "SIG{name} could not be sent to {}", self.name);
     }
 
     /// Waits for the end of the process.
@@ -137,11 +123,7 @@ impl Process {
             if let Some(status) = self.exited() {
                 return status;
             }
-            assert!(
-                start.elapsed() < deadline,
-                "{} runs on after {deadline:?}",
-                self.name
-            );
+            assert!(start.elapsed() < deadline, "{} runs on after {deadline:?}", self.name);
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -162,8 +144,5 @@ pub(crate) fn print_tail(name: &str, output: &str) {
     while !output.is_char_boundary(from) {
         from += 1;
     }
-    eprintln!(
-        "--- output of {name}\n{}\n--- end of {name}",
-        &output[from..]
-    );
+    eprintln!("--- output of {name}\n{}\n--- end of {name}", &output[from..]);
 }

@@ -104,16 +104,10 @@ impl Poster {
     pub async fn rate_all(&mut self, ratings: &[Rating]) {
         let batch = Value::Array(ratings.iter().map(Rating::json).collect());
         let url = format!("{}/v1/ratings", self.url);
-        let answer = self
-            .client
-            .post(&url, &self.token, &batch)
-            .await
-            .expect("ingest answers");
+        let answer = self.client.post(&url, &self.token, &batch).await.expect("ingest answers");
         assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
         let told = answer.json();
-        let results = told["results"]
-            .as_array()
-            .expect("a batch is answered per item");
+        let results = told["results"].as_array().expect("a batch is answered per item");
         assert_eq!(results.len(), ratings.len(), "{told}");
         for (rating, result) in ratings.iter().zip(results) {
             assert_eq!(result["status"], 202, "{result}");

@@ -33,12 +33,8 @@ impl Redis {
     ///
     /// When `redis-server` is missing or does not come up (`apt-get install redis-server`).
     pub async fn start(persistence: Persistence) -> Self {
-        let mut redis = Self {
-            process: None,
-            folder: Folder::new("redis"),
-            port: ports::free(),
-            persistence,
-        };
+        let mut redis =
+            Self { process: None, folder: Folder::new("redis"), port: ports::free(), persistence };
         redis.restart().await;
         redis
     }
@@ -55,11 +51,7 @@ impl Redis {
             Persistence::SnapshotOnDemand => "no",
             Persistence::EveryWrite => "yes",
         };
-        let folder = self
-            .folder
-            .path()
-            .to_str()
-            .expect("the folder's name is text");
+        let folder = self.folder.path().to_str().expect("the folder's name is text");
         let arguments = [
             "--port",
             &port,
@@ -77,13 +69,8 @@ impl Redis {
             "no",
         ];
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
-        self.process = Some(Process::start(
-            "redis",
-            "redis-server",
-            &arguments,
-            &[],
-            self.folder.path(),
-        ));
+        self.process =
+            Some(Process::start("redis", "redis-server", &arguments, &[], self.folder.path()));
         let url = self.url();
         let process = self.process.as_mut().expect("it was just started");
         eventually("redis-server answers PING", START_DEADLINE, || {
@@ -98,10 +85,7 @@ impl Redis {
                 let Ok(mut link) = client.get_multiplexed_async_connection().await else {
                     return false;
                 };
-                redis::cmd("PING")
-                    .query_async::<String>(&mut link)
-                    .await
-                    .is_ok()
+                redis::cmd("PING").query_async::<String>(&mut link).await.is_ok()
             }
         })
         .await;
@@ -128,10 +112,7 @@ impl Redis {
     ///
     /// When it is not running.
     pub fn freeze(&mut self) {
-        self.process
-            .as_mut()
-            .expect("the server runs")
-            .signal("STOP");
+        self.process.as_mut().expect("the server runs").signal("STOP");
     }
 
     /// Lets a frozen server go on.
@@ -140,10 +121,7 @@ impl Redis {
     ///
     /// When it is not running.
     pub fn thaw(&mut self) {
-        self.process
-            .as_mut()
-            .expect("the server runs")
-            .signal("CONT");
+        self.process.as_mut().expect("the server runs").signal("CONT");
     }
 
     /// Opens a connection for the test's own questions.
@@ -178,9 +156,8 @@ impl Redis {
 
     /// Returns the limits of an agent's default bucket: capacity and refill rate, as stored.
     pub async fn limits(&self, agent: &str) -> Option<(String, String)> {
-        let (capacity, refill_rate): (Option<String>, Option<String>) = self
-            .ask(&["HMGET", &format!("tb:{agent}"), "capacity", "refill_rate"])
-            .await;
+        let (capacity, refill_rate): (Option<String>, Option<String>) =
+            self.ask(&["HMGET", &format!("tb:{agent}"), "capacity", "refill_rate"]).await;
         Some((capacity?, refill_rate?))
     }
 

@@ -67,6 +67,7 @@ impl Upstream {
     /// | `GET /trickle` | `one\n`, then `two\n` once the test calls [`Upstream::release`] |
     /// | `GET /held` | nothing until [`Upstream::release`], then `done` |
     /// | `POST /swallow` | the number of bytes it was sent, as text |
+    /// | `POST /mirror` | every part of the body as it arrives |
     /// | `GET /ws` | 101, then every byte back |
     /// | anything else | method, path, fields and body as JSON, with fields of its own |
     ///
@@ -86,6 +87,7 @@ impl Upstream {
             .route("/trickle", get(trickle))
             .route("/held", get(held))
             .route("/swallow", post(swallow))
+            .route("/mirror", post(async |body: Body| body))
             .route("/ws", get(upgrade))
             .fallback(any(echo))
             .layer(axum::middleware::from_fn_with_state(state.clone(), count))
@@ -99,15 +101,9 @@ impl Upstream {
                 .build()
                 .expect("the system grants a runtime");
             runtime.block_on(async {
-                let listener = TcpListener::bind("127.0.0.1:0")
-                    .await
-                    .expect("a port is free");
-                let address = listener
-                    .local_addr()
-                    .expect("a bound listener has an address");
-                bound
-                    .send(address)
-                    .expect("the starter waits for the address");
+                let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+                let address = listener.local_addr().expect("a bound listener has an address");
+                bound.send(address).expect("the starter waits for the address");
                 tokio::select! {
                     served = axum::serve(listener, router) => served.expect("axum serves on"),
                     _ = stopped => {}
@@ -115,11 +111,7 @@ impl Upstream {
             });
         });
         let address = address.recv().expect("the stand-in starts");
-        Self {
-            address,
-            state,
-            stop: Some(stop),
-        }
+        Self { address, state, stop: Some(stop) }
     }
 
     /// Returns the stand-in's URL.
@@ -146,9 +138,7 @@ impl Upstream {
     /// Never: the stand-in outlives the wait.
     pub async fn holding(&self) {
         let mut held = self.state.trickled.subscribe();
-        held.wait_for(|&count| count > 0)
-            .await
-            .expect("the stand-in is there");
+        held.wait_for(|&count| count > 0).await.expect("the stand-in is there");
     }
 }
 
@@ -177,12 +167,7 @@ async fn echo(request: Request) -> Response {
     let fields: serde_json::Map<_, _> = head
         .headers
         .iter()
-        .map(|(name, value)| {
-            (
-                name.to_string(),
-                String::from_utf8_lossy(value.as_bytes()).into(),
-            )
-        })
+        .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into()))
         .collect();
     let told = json!({
         "method": head.method.as_str(),
@@ -195,14 +180,8 @@ async fn echo(request: Request) -> Response {
     fields.insert("x-upstream", HeaderValue::from_static("kept"));
     fields.append("set-cookie", HeaderValue::from_static("a=1"));
     fields.append("set-cookie", HeaderValue::from_static("b=2"));
-    fields.append(
-        "ratelimit",
-        HeaderValue::from_static("\"upstream\";r=7;t=3"),
-    );
-    fields.append(
-        "ratelimit-policy",
-        HeaderValue::from_static("\"upstream\";q=9;w=3"),
-    );
+    fields.append("ratelimit", HeaderValue::from_static("\"upstream\";r=7;t=3"));
+    fields.append("ratelimit-policy", HeaderValue::from_static("\"upstream\";q=9;w=3"));
     response
 }
 
@@ -248,10 +227,7 @@ async fn swallow(mut body: Body) -> Result<String, StatusCode> {
 }
 
 async fn upgrade(mut request: Request) -> Response {
-    let asked = request
-        .headers()
-        .get("upgrade")
-        .is_some_and(|value| value == "websocket");
+    let asked = request.headers().get("upgrade").is_some_and(|value| value == "websocket");
     if !asked {
         return StatusCode::UPGRADE_REQUIRED.into_response();
     }

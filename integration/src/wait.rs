@@ -23,10 +23,7 @@ pub async fn until<T, F: Future<Output = Option<T>>>(
         if let Some(seen) = look().await {
             return seen;
         }
-        assert!(
-            start.elapsed() < deadline,
-            "not within {deadline:?}: {what}"
-        );
+        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

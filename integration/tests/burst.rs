@@ -42,19 +42,14 @@ async fn burst(agent: usize, urls: [String; 2], start: Arc<Barrier>) -> Outcome 
                 if sent >= BURST / 2 && refused > 0 {
                     break;
                 }
-                let answer = client
-                    .get(&url, Some(&token))
-                    .await
-                    .expect("the gateway answers");
+                let answer = client.get(&url, Some(&token)).await.expect("the gateway answers");
                 match answer.status.as_u16() {
                     200 => admitted += 1,
                     429 => {
                         refused += 1;
                         wait = Some((answer.retry_after(), Instant::now()));
                         let problem = answer.problem();
-                        let exact = problem["retry_after_ms"]
-                            .as_u64()
-                            .map(Duration::from_millis);
+                        let exact = problem["retry_after_ms"].as_u64().map(Duration::from_millis);
                         assert!(exact <= Some(answer.retry_after()), "{problem}");
                         assert!(exact > Some(Duration::ZERO), "{problem}");
                     }
@@ -69,17 +64,9 @@ async fn burst(agent: usize, urls: [String; 2], start: Arc<Barrier>) -> Outcome 
     let elapsed = began.elapsed();
     let (wait, told_at) = a.2.expect("the burst goes on until it is refused");
     tokio::time::sleep_until((told_at + wait).into()).await;
-    let after_the_wait = Client::new()
-        .get(&first, Some(&token))
-        .await
-        .expect("the gateway answers");
-    Outcome {
-        agent,
-        admitted: a.0 + b.0,
-        refused: a.1 + b.1,
-        elapsed,
-        after_the_wait,
-    }
+    let after_the_wait =
+        Client::new().get(&first, Some(&token)).await.expect("the gateway answers");
+    Outcome { agent, admitted: a.0 + b.0, refused: a.1 + b.1, elapsed, after_the_wait }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -89,31 +76,19 @@ async fn a_hundred_agents_through_two_gateways_get_what_their_buckets_hold_and_n
     let mut settings = Settings::new(&redis.url()).upstream(&upstream.url());
     // What is measured is the bucket, not what happens when a busy machine misses the deadline.
     settings.on_outage = "closed";
-    settings
-        .environment
-        .push(("MERIT__STORE__TIMEOUT".into(), "10s".into()));
+    settings.environment.push(("MERIT__STORE__TIMEOUT".into(), "10s".into()));
     let (one, other) = tokio::join!(Merit::start(settings.clone()), Merit::start(settings));
 
     let start = Arc::new(Barrier::new(AGENTS));
     let mut bursts = JoinSet::new();
     for agent in 0..AGENTS {
-        let urls = [
-            format!("{}/a", one.gateway()),
-            format!("{}/b", other.gateway()),
-        ];
+        let urls = [format!("{}/a", one.gateway()), format!("{}/b", other.gateway())];
         bursts.spawn(burst(agent, urls, start.clone()));
     }
     let outcomes = bursts.join_all().await;
     assert_eq!(outcomes.len(), AGENTS);
 
-    for Outcome {
-        agent,
-        admitted,
-        refused,
-        elapsed,
-        after_the_wait,
-    } in &outcomes
-    {
+    for Outcome { agent, admitted, refused, elapsed, after_the_wait } in &outcomes {
         let most = CAPACITY + REFILL * elapsed.as_secs_f64();
         let admitted = f64::from(*admitted);
         assert!(
@@ -124,9 +99,5 @@ async fn a_hundred_agents_through_two_gateways_get_what_their_buckets_hold_and_n
         assert_eq!(after_the_wait.status, 200, "agent {agent} waited as told");
     }
     let admitted: u32 = outcomes.iter().map(|outcome| outcome.admitted + 1).sum();
-    assert_eq!(
-        upstream.served(),
-        u64::from(admitted),
-        "a refused request reached the upstream"
-    );
+    assert_eq!(upstream.served(), u64::from(admitted), "a refused request reached the upstream");
 }

@@ -48,9 +48,8 @@ impl Flow {
         for number in 0..POSTERS {
             let (acknowledged, enough) = (acknowledged.clone(), enough.clone());
             let mut poster = Poster::new(ingest);
-            let agents: Vec<String> = (0..AGENTS_PER_POSTER)
-                .map(|n| format!("agent-{number}-{n}"))
-                .collect();
+            let agents: Vec<String> =
+                (0..AGENTS_PER_POSTER).map(|n| format!("agent-{number}-{n}")).collect();
             posters.spawn(async move {
                 let mut pace = tokio::time::interval(
                     Duration::from_secs(1) * u32::try_from(BATCH).expect("a small number") / PACE,
@@ -65,11 +64,7 @@ impl Flow {
                 poster
             });
         }
-        Self {
-            posters,
-            acknowledged,
-            enough,
-        }
+        Self { posters, acknowledged, enough }
     }
 
     fn acknowledged(&self) -> usize {
@@ -83,9 +78,7 @@ impl Flow {
         let mut posters = self.posters.join_all().await;
         let merged = |posters: &[Poster]| {
             let mut fold = Fold::default();
-            posters
-                .iter()
-                .for_each(|poster| fold.merge(poster.fold.clone()));
+            posters.iter().for_each(|poster| fold.merge(poster.fold.clone()));
             fold
         };
         merged(&posters).settles_in(redis, SETTLE).await;
@@ -112,10 +105,7 @@ async fn progress(redis: &Redis) {
         rates
     };
     let before = look().await;
-    eventually("the tuner writes limits", SETTLE, || async {
-        look().await != before
-    })
-    .await;
+    eventually("the tuner writes limits", SETTLE, || async { look().await != before }).await;
 }
 
 async fn parts(topic: &str, redis: &Redis) -> (Settings, Merit, Merit) {
@@ -139,10 +129,7 @@ async fn limits_equal_the_fold_of_all_ratings_though_the_tuner_is_killed_again_a
         progress(&redis).await;
         tokio::time::sleep(Duration::from_millis(random_below(1_500))).await;
         tuner.kill9();
-        println!(
-            "kill {kill} of {kills} after {} ratings",
-            flow.acknowledged()
-        );
+        println!("kill {kill} of {kills} after {} ratings", flow.acknowledged());
         tuner.restart().await;
     }
     progress(&redis).await;
@@ -160,10 +147,7 @@ async fn limits_equal_the_fold_of_all_ratings_though_partitions_move_between_two
     for graceful in [true, false] {
         let mut second = Merit::start(settings.clone().role(Role::Tuner)).await;
         eventually("the second tuner writes limits", SETTLE, || async {
-            second
-                .metric("rl_update_latency_count")
-                .await
-                .is_some_and(|count| count >= 1.0)
+            second.metric("rl_update_latency_count").await.is_some_and(|count| count >= 1.0)
         })
         .await;
         if graceful {
@@ -197,10 +181,7 @@ async fn limits_equal_the_fold_of_all_ratings_though_redis_loses_its_last_second
     .await;
     redis.kill9();
     redis.restart().await;
-    assert!(
-        redis.limits("silent-0").await.is_none(),
-        "the server lost nothing"
-    );
+    assert!(redis.limits("silent-0").await.is_none(), "the server lost nothing");
 
     silent.fold.settles_in(&redis, SETTLE).await;
     progress(&redis).await;

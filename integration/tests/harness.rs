@@ -1,5 +1,7 @@
 //! The harness keeps its promises: what it kills is dead, what it restarts remembers.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use merit_integration::{Folder, Kafka, Persistence, Process, Redis, eventually, keys};
 use std::time::Duration;
 
@@ -29,10 +31,7 @@ async fn a_killed_broker_serves_again_on_the_same_port() {
     let mut kafka = Kafka::start().await;
     let address = kafka.brokers();
     kafka.kill9();
-    assert!(
-        tokio::net::TcpStream::connect(&address).await.is_err(),
-        "the broker lives"
-    );
+    assert!(tokio::net::TcpStream::connect(&address).await.is_err(), "the broker lives");
     kafka.restart().await;
     assert!(tokio::net::TcpStream::connect(&address).await.is_ok());
 }
@@ -42,9 +41,7 @@ async fn a_child_outlives_the_thread_that_ordered_it_and_not_its_owner() {
     let folder = Folder::new("sleeper");
     let path = folder.path().to_owned();
     let order = move || Process::start("sleeper", "sleep", &["600".to_owned()], &[], &path);
-    let mut sleeper = std::thread::spawn(order)
-        .join()
-        .expect("the thread ends well");
+    let mut sleeper = std::thread::spawn(order).join().expect("the thread ends well");
     let proc = format!("/proc/{}", sleeper.id());
     assert!(sleeper.exited().is_none(), "it died with the thread");
     drop(sleeper);

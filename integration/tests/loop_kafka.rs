@@ -1,5 +1,7 @@
 //! The whole loop on real parts: ingest, tuner and gateway as three processes over Kafka and Redis.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{sync::Arc, time::Duration};
 
 use merit_integration::{
@@ -58,13 +60,7 @@ impl Stack {
                 Merit::start(settings.clone().role(Role::Tuner)),
                 Merit::start(settings.clone().role(Role::Gateway)),
             );
-            Arc::new(Parts {
-                redis,
-                upstream,
-                ingest,
-                tuner,
-                gateway,
-            })
+            Arc::new(Parts { redis, upstream, ingest, tuner, gateway })
         };
         Self(PARTS.get_or_init(start).await.clone())
     }
@@ -88,12 +84,7 @@ impl Stack {
         let url = format!("{}/hello", self.gateway.gateway());
         let mut answers = Vec::new();
         for _ in 0..count {
-            answers.push(
-                client
-                    .get(&url, Some(&token))
-                    .await
-                    .expect("the gateway answers"),
-            );
+            answers.push(client.get(&url, Some(&token)).await.expect("the gateway answers"));
         }
         answers
     }
@@ -146,19 +137,13 @@ async fn limits_live_a_day_and_a_rating_renews_them() {
     poster.rate("mortal", 5.0).await;
     stack.limits_become("mortal", "40", "20.2").await;
     let fresh = left().await;
-    assert!(
-        (DAY_MS - 60_000..=DAY_MS).contains(&fresh),
-        "{fresh} ms left"
-    );
+    assert!((DAY_MS - 60_000..=DAY_MS).contains(&fresh), "{fresh} ms left");
 
     let _: i64 = stack.redis.ask(&["PEXPIRE", "tb:mortal", "600000"]).await;
     poster.rate("mortal", 5.0).await;
     stack.limits_become("mortal", "40", "20.4").await;
     let renewed = left().await;
-    assert!(
-        (DAY_MS - 60_000..=DAY_MS).contains(&renewed),
-        "{renewed} ms left"
-    );
+    assert!((DAY_MS - 60_000..=DAY_MS).contains(&renewed), "{renewed} ms left");
 }
 
 #[tokio::test]
@@ -173,33 +158,15 @@ async fn an_agent_rated_down_is_refused_where_another_passes() {
     let (start, answers) = (std::time::Instant::now(), stack.call("bad", 8).await);
     let most = 1.0 + 0.5 * start.elapsed().as_secs_f64();
     let passed = u32::try_from(admitted(&answers)).unwrap();
-    assert!(
-        (1.0..=most).contains(&f64::from(passed)),
-        "{passed} of at most {most} passed"
-    );
+    assert!((1.0..=most).contains(&f64::from(passed)), "{passed} of at most {most} passed");
     assert!(stack.upstream.served() >= served + u64::from(passed));
 
-    let refused = answers
-        .iter()
-        .find(|answer| answer.status != 200)
-        .expect("most are refused");
+    let refused = answers.iter().find(|answer| answer.status != 200).expect("most are refused");
     assert_eq!(refused.status, 429);
-    assert!(
-        refused.retry_after() <= Duration::from_secs(2),
-        "{:?}",
-        refused.headers
-    );
-    assert!(
-        refused.problem()["retry_after_ms"]
-            .as_u64()
-            .is_some_and(|ms| ms <= 2_000)
-    );
+    assert!(refused.retry_after() <= Duration::from_secs(2), "{:?}", refused.headers);
+    assert!(refused.problem()["retry_after_ms"].as_u64().is_some_and(|ms| ms <= 2_000));
     assert_eq!(refused.header("cache-control"), "no-store");
-    assert!(
-        refused.header("ratelimit").contains("r=0"),
-        "{:?}",
-        refused.headers
-    );
+    assert!(refused.header("ratelimit").contains("r=0"), "{:?}", refused.headers);
 
     assert_eq!(admitted(&stack.call("unrated", 8).await), 8);
 }
@@ -213,10 +180,7 @@ async fn limits_set_by_hand_hold_for_the_very_next_request() {
     let (start, answers) = (std::time::Instant::now(), stack.call("by-hand", 12).await);
     let most = 2.0 + start.elapsed().as_secs_f64();
     let passed = u32::try_from(admitted(&answers)).unwrap();
-    assert!(
-        (2.0..=most).contains(&f64::from(passed)),
-        "{passed} of at most {most} passed"
-    );
+    assert!((2.0..=most).contains(&f64::from(passed)), "{passed} of at most {most} passed");
 }
 
 #[tokio::test]
@@ -224,20 +188,16 @@ async fn limits_set_by_hand_are_where_the_next_rating_starts() {
     let (stack, mut poster) = (Stack::get().await, Stack::get().await.poster());
     poster.rate("adopted", 5.0).await;
     stack.limits_become("adopted", "40", "20.2").await;
-    let _: i64 = stack
-        .redis
-        .ask(&["HSET", "tb:adopted", "capacity", "2", "refill_rate", "1"])
-        .await;
+    let _: i64 =
+        stack.redis.ask(&["HSET", "tb:adopted", "capacity", "2", "refill_rate", "1"]).await;
     poster.rate("adopted", 5.0).await;
     stack.limits_become("adopted", "2", "1.2").await;
     poster.rate("adopted", 5.0).await;
     stack.limits_become("adopted", "2", "1.4").await;
 
     // The same for an agent that nobody has rated yet.
-    let _: i64 = stack
-        .redis
-        .ask(&["HSET", "tb:newcomer", "capacity", "9", "refill_rate", "3"])
-        .await;
+    let _: i64 =
+        stack.redis.ask(&["HSET", "tb:newcomer", "capacity", "9", "refill_rate", "3"]).await;
     poster.rate("newcomer", 4.0).await;
     stack.limits_become("newcomer", "6", "3.1").await;
 }
@@ -248,36 +208,14 @@ async fn the_names_that_dashboards_expect_are_on_the_metrics_page() {
     poster.rate("measured", 5.0).await;
     stack.limits_become("measured", "40", "20.2").await;
     stack.call("measured", 2).await;
-    assert!(
-        stack
-            .tuner
-            .metric("rl_update_latency_count")
-            .await
-            .is_some_and(|count| count >= 1.0)
-    );
-    assert!(
-        stack
-            .tuner
-            .metric("merit_rating_to_limit_seconds_count")
-            .await
-            >= Some(1.0)
-    );
+    assert!(stack.tuner.metric("rl_update_latency_count").await.is_some_and(|count| count >= 1.0));
+    assert!(stack.tuner.metric("merit_rating_to_limit_seconds_count").await >= Some(1.0));
     assert!(stack.gateway.metric("bucket_utilization_count").await >= Some(2.0));
-    assert!(
-        stack
-            .ingest
-            .metric("rating_rate")
-            .await
-            .is_some_and(|rate| rate > 0.0)
-    );
+    assert!(stack.ingest.metric("rating_rate").await.is_some_and(|rate| rate > 0.0));
     for part in [&stack.ingest, &stack.tuner, &stack.gateway] {
         for page in ["healthz", "readyz"] {
             let url = format!("{}/{page}", part.metrics());
-            assert_eq!(
-                Client::new().get(&url, None).await.unwrap().status,
-                200,
-                "{url}"
-            );
+            assert_eq!(Client::new().get(&url, None).await.unwrap().status, 200, "{url}");
         }
     }
 }

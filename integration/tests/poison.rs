@@ -1,6 +1,8 @@
 //! Records that are no ratings: set aside on the dead-letter topic with the reason, and the loop
 //! goes on.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::{collections::BTreeSet, time::Duration};
 
 use merit_integration::{Kafka, Merit, Persistence, Redis, Settings, ratings::Poster};
@@ -40,24 +42,13 @@ async fn produce(kafka: &Kafka, records: &[Vec<u8>]) {
     for (number, payload) in records.iter().enumerate() {
         for partition in 0..PARTITIONS {
             let key = format!("poison|{number}|{partition}");
-            let record = FutureRecord::to(TOPIC)
-                .key(&key)
-                .payload(payload)
-                .partition(partition);
-            producer
-                .send(record, DEADLINE)
-                .await
-                .expect("the broker takes any bytes");
+            let record = FutureRecord::to(TOPIC).key(&key).payload(payload).partition(partition);
+            producer.send(record, DEADLINE).await.expect("the broker takes any bytes");
         }
     }
     // A deletion, as log compaction knows it: no payload at all.
-    let deletion = FutureRecord::<str, [u8]>::to(TOPIC)
-        .key("poison|deleted")
-        .partition(0);
-    producer
-        .send(deletion, DEADLINE)
-        .await
-        .expect("the broker takes a deletion");
+    let deletion = FutureRecord::<str, [u8]>::to(TOPIC).key("poison|deleted").partition(0);
+    producer.send(deletion, DEADLINE).await.expect("the broker takes a deletion");
 }
 
 /// Returns the distinct payloads on the dead-letter topic, each of which must give a reason.
@@ -68,29 +59,21 @@ fn dead(kafka: &Kafka, expected: usize) -> BTreeSet<Vec<u8>> {
         .set("group.id", "the-test")
         .create()
         .expect("the configuration is valid");
-    let metadata = consumer
-        .fetch_metadata(Some(&topic), DEADLINE)
-        .expect("the broker answers");
+    let metadata = consumer.fetch_metadata(Some(&topic), DEADLINE).expect("the broker answers");
     let mut from_the_start = TopicPartitionList::new();
     for partition in metadata.topics()[0].partitions() {
         let added = from_the_start.add_partition_offset(&topic, partition.id(), Offset::Beginning);
         added.expect("the beginning is an offset");
     }
-    consumer
-        .assign(&from_the_start)
-        .expect("the partitions are there");
+    consumer.assign(&from_the_start).expect("the partitions are there");
     let (mut payloads, mut seen) = (BTreeSet::new(), 0);
     while seen < expected {
-        let message = consumer
-            .poll(DEADLINE)
-            .unwrap_or_else(|| panic!("{seen} of {expected} records"));
+        let message =
+            consumer.poll(DEADLINE).unwrap_or_else(|| panic!("{seen} of {expected} records"));
         let message = message.expect("the broker answers");
         let headers = message.headers().expect("a dead record gives a reason");
         let told = (0..headers.count()).filter_map(|n| headers.get(n).value);
-        assert!(
-            told.into_iter().any(|value| value.len() > 5),
-            "no reason in {headers:?}"
-        );
+        assert!(told.into_iter().any(|value| value.len() > 5), "no reason in {headers:?}");
         payloads.insert(message.payload().unwrap_or_default().to_vec());
         seen += 1;
     }
@@ -117,10 +100,7 @@ async fn a_poison_record_is_set_aside_and_the_ratings_around_it_count() {
     let set_aside = tokio::task::block_in_place(|| dead(&kafka, count));
     assert_eq!(set_aside, expected);
     let rated: BTreeSet<String> = redis.ask(&["KEYS", "tb:*"]).await;
-    assert_eq!(
-        rated,
-        agents.iter().map(|agent| format!("tb:{agent}")).collect()
-    );
+    assert_eq!(rated, agents.iter().map(|agent| format!("tb:{agent}")).collect());
 
     // A tuner that starts again does not trip over what it has passed.
     merit.kill9();

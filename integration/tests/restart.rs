@@ -1,5 +1,7 @@
 //! Every part restarts by itself, killed or asked to stop, and the next rating still moves the limit.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::time::Duration;
 
 use merit_integration::{
@@ -33,16 +35,9 @@ async fn rate_when_back(poster: &mut Poster, agent: &str) {
 
 async fn passes(gateway: &Merit, agent: &str) {
     let url = format!("{}/hello", gateway.gateway());
-    let answer = Client::new()
-        .get(&url, Some(&keys::agent(agent)))
-        .await
-        .unwrap();
+    let answer = Client::new().get(&url, Some(&keys::agent(agent))).await.unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
-    assert!(
-        !answer.header("ratelimit").is_empty(),
-        "{:?}",
-        answer.headers
-    );
+    assert!(!answer.header("ratelimit").is_empty(), "{:?}", answer.headers);
 }
 
 #[tokio::test]
@@ -65,10 +60,7 @@ async fn any_part_of_the_loop_over_kafka_restarts_by_itself() {
     poster.fold.settles_in(&redis, RECOVERY).await;
     passes(&gateway, "a").await;
 
-    for (killed, part) in [&mut ingest, &mut tuner, &mut gateway]
-        .into_iter()
-        .enumerate()
-    {
+    for (killed, part) in [&mut ingest, &mut tuner, &mut gateway].into_iter().enumerate() {
         if killed % 2 == 0 {
             part.kill9();
         } else {
