@@ -65,8 +65,10 @@ impl Fold {
     #[must_use]
     pub fn limits(&self, agent: &str) -> (String, String) {
         let rate = self.rates.get(agent).copied().unwrap_or(self.additive.start);
-        let capacity = (rate * self.additive.burst_seconds).floor().max(1.0);
-        (format!("{capacity:.0}"), decimal(rate))
+        // A bucket counts whole micro-tokens per second, and its capacity follows what it counts.
+        let micro = (rate * 1e6).round();
+        let capacity = (micro * self.additive.burst_seconds / 1e6).floor().max(1.0);
+        (format!("{capacity:.0}"), decimal(micro / 1e6))
     }
 
     /// Waits until Redis holds exactly these limits for every agent.

@@ -197,7 +197,7 @@ async fn limits_set_by_hand_are_where_the_next_rating_starts() {
 
     // The same for an agent that nobody has rated yet.
     let _: i64 =
-        stack.redis.ask(&["HSET", "tb:newcomer", "capacity", "9", "refill_rate", "3"]).await;
+        stack.redis.ask(&["HSET", "tb:newcomer", "capacity", "6", "refill_rate", "3"]).await;
     poster.rate("newcomer", 4.0).await;
     stack.limits_become("newcomer", "6", "3.1").await;
 }
