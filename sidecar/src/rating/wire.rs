@@ -4,10 +4,11 @@
 //! record's timestamp the time of acceptance, so that reading it twice gives the same rating.
 
 use super::{
-    Poster, Rating, RatingError, RatingRequest,
+    ItemId, Poster, Rating, RatingError, RatingRequest, Receipt,
     parse::{self, Origin},
     timestamp,
 };
+use tower_merit::AgentId;
 
 /// The poster of a rating that a foreign producer put on the bus.
 pub const FOREIGN_POSTER: &str = "bus";
@@ -35,13 +36,13 @@ struct Record<'a> {
 pub fn to_bus_json(rating: &Rating) -> Vec<u8> {
     let record = Record {
         id: rating.id().as_str(),
-        agent_id: rating.agent().map(|agent| agent.as_str()),
+        agent_id: rating.agent().map(AgentId::as_str),
         user_id: rating.user().as_str(),
-        item_id: rating.item().map(|item| item.as_str()),
+        item_id: rating.item().map(ItemId::as_str),
         score: rating.score().value(),
         timestamp: timestamp::to_json(rating.timestamp_ms()),
         context: rating.context(),
-        receipt: rating.receipt().map(|receipt| receipt.as_str()),
+        receipt: rating.receipt().map(Receipt::as_str),
         poster: rating.poster().as_str(),
         accepted_at_us: rating.accepted_at_us(),
     };
@@ -62,9 +63,7 @@ pub fn from_bus_json(bytes: &[u8], record_timestamp_ms: u64) -> Result<Rating, R
     let of_record = record_timestamp_ms.saturating_mul(1000);
     let accepted_at_us = draft.accepted_at_us.take().unwrap_or(of_record);
     // Named by content, not at random: the same record must give the same rating when read again.
-    draft
-        .timestamp
-        .get_or_insert_with(|| (accepted_at_us / 1000, "of the record".to_owned()));
+    draft.timestamp.get_or_insert_with(|| (accepted_at_us / 1000, "of the record".to_owned()));
     RatingRequest::from_draft(draft)?.into_rating(poster, accepted_at_us)
 }
 
@@ -90,28 +89,14 @@ mod tests {
         let body =
             br#"{"user_id":"u","agent_id":"a","score":4,"poster":"root","accepted_at_us":1}"#;
         let request = RatingRequest::from_json(body).unwrap();
-        let rating = request
-            .into_rating(Poster::new("p").unwrap(), NOW_MS * 1000)
-            .unwrap();
-        assert_eq!(
-            (rating.poster().as_str(), rating.accepted_at_us()),
-            ("p", NOW_MS * 1000)
-        );
+        let rating = request.into_rating(Poster::new("p").unwrap(), NOW_MS * 1000).unwrap();
+        assert_eq!((rating.poster().as_str(), rating.accepted_at_us()), ("p", NOW_MS * 1000));
     }
 
     #[test]
     fn what_is_no_rating_is_refused_on_the_bus_too() {
-        for record in [
-            "",
-            "{",
-            "[]",
-            "hello",
-            r#"{"user_id":"u","agent_id":"a","score":9}"#,
-        ] {
-            assert!(
-                from_bus_json(record.as_bytes(), NOW_MS).is_err(),
-                "{record}"
-            );
+        for record in ["", "{", "[]", "hello", r#"{"user_id":"u","agent_id":"a","score":9}"#] {
+            assert!(from_bus_json(record.as_bytes(), NOW_MS).is_err(), "{record}");
         }
     }
 
