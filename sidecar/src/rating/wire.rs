@@ -4,10 +4,11 @@
 //! record's timestamp the time of acceptance, so that reading it twice gives the same rating.
 
 use super::{
-    Poster, Rating, RatingError, RatingRequest,
+    ItemId, Poster, Rating, RatingError, RatingRequest, Receipt,
     parse::{self, Origin},
     timestamp,
 };
+use tower_merit::AgentId;
 
 /// The poster of a rating that a foreign producer put on the bus.
 pub const FOREIGN_POSTER: &str = "bus";
@@ -35,13 +36,13 @@ struct Record<'a> {
 pub fn to_bus_json(rating: &Rating) -> Vec<u8> {
     let record = Record {
         id: rating.id().as_str(),
-        agent_id: rating.agent().map(|agent| agent.as_str()),
+        agent_id: rating.agent().map(AgentId::as_str),
         user_id: rating.user().as_str(),
-        item_id: rating.item().map(|item| item.as_str()),
+        item_id: rating.item().map(ItemId::as_str),
         score: rating.score().value(),
         timestamp: timestamp::to_json(rating.timestamp_ms()),
         context: rating.context(),
-        receipt: rating.receipt().map(|receipt| receipt.as_str()),
+        receipt: rating.receipt().map(Receipt::as_str),
         poster: rating.poster().as_str(),
         accepted_at_us: rating.accepted_at_us(),
     };
