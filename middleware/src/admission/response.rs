@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
 use crate::{
-    identity::{ClaimError, IdentityError},
+    identity::IdentityError,
     problem::{Problem, QUOTA_EXCEEDED, REDUCED_CAPACITY},
     store::Verdict,
 };
@@ -97,28 +97,12 @@ fn whole_seconds(milliseconds: u64) -> u64 {
 
 /// 401 or 403: nobody was learned.
 pub(super) fn unidentified<B>(error: &IdentityError, realm: &str) -> Response<AdmissionBody<B>> {
-    let (status, challenge) = match error {
-        IdentityError::NoAgent(claim) => return no_agent(claim),
-        // RFC 6750 section 3.1: a request without credentials gets no error code.
-        IdentityError::Unauthenticated { presented: false, .. } => {
-            (StatusCode::UNAUTHORIZED, format!("Bearer realm=\"{realm}\""))
-        }
-        IdentityError::Unauthenticated { reason, presented: true } => (
-            StatusCode::UNAUTHORIZED,
-            format!(
-                "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{}\"",
-                reason.replace('"', "'")
-            ),
-        ),
+    let Some(challenge) = error.challenge(realm) else {
+        return answer(Problem::new(StatusCode::FORBIDDEN, error.to_string()));
     };
-    let mut response = answer(Problem::new(status, error.to_string()));
-    let challenge = HeaderValue::from_str(&challenge).expect("realm and reasons are printable");
+    let mut response = answer(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
-}
-
-fn no_agent<B>(error: &ClaimError) -> Response<AdmissionBody<B>> {
-    answer(Problem::new(StatusCode::FORBIDDEN, error.to_string()))
 }
 
 /// 429: too few tokens.

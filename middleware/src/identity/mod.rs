@@ -10,7 +10,7 @@ pub use jwt::{JwtIdentity, JwtVerifier, Token};
 
 use std::future::{Future, Ready, ready};
 
-use http::{Request, header};
+use http::{HeaderValue, Request, header};
 
 use crate::{AgentId, AgentIdError};
 
@@ -60,6 +60,27 @@ pub enum IdentityError {
     /// The credential verifies, and names no usable agent: 403.
     #[error("{0}")]
     NoAgent(ClaimError),
+}
+
+impl IdentityError {
+    /// Returns the `WWW-Authenticate` field that a 401 carries; nothing when the answer is a 403.
+    ///
+    /// Characters of `realm` that cannot stand in a quoted string are left out.
+    #[must_use]
+    pub fn challenge(&self, realm: &str) -> Option<HeaderValue> {
+        let Self::Unauthenticated { reason, presented } = self else { return None };
+        let printable = |c: &char| (' '..='~').contains(c) && *c != '"' && *c != '\\';
+        let realm: String = realm.chars().filter(printable).collect();
+        let text = match presented {
+            // RFC 6750 section 3.1: a request without credentials gets no error code.
+            false => format!("Bearer realm=\"{realm}\""),
+            true => format!(
+                "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{}\"",
+                reason.replace('"', "'")
+            ),
+        };
+        Some(HeaderValue::from_str(&text).expect("realm and reasons are printable"))
+    }
 }
 
 /// Why a verified token names no agent.

@@ -1,1 +1,27 @@
-//! To be written.
+//! The outside world's ratings: authenticated, parsed once, and put on the bus.
+//!
+//! 1. Who posts is learned first ([`raters`]); a rating names nobody but its poster, unless the
+//!    poster may name others, and no agent rates itself.
+//! 2. A body is bounded in size and time, and becomes a [`Rating`](crate::rating::Rating) or a
+//!    [`Refusal`] that names the field.
+//! 3. "Accepted" is said only after the bus has acknowledged the rating.
+//! 4. When the bus is full or away the answer is 503 with `Retry-After`; nothing is buffered here.
+
+mod config;
+
+pub mod raters;
+
+mod refusal;
+
+mod accept;
+
+mod batch;
+
+mod meter;
+
+pub mod http;
+
+pub use accept::{Accepted, Ingest};
+pub use config::Config;
+pub use raters::{ApiKeys, ApiKeysError};
+pub use refusal::Refusal;

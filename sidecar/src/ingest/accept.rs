@@ -1,0 +1,230 @@
+//! From a request to a rating on the bus: the one way, for the ingest routes and for the gateway's tee.
+
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use axum::body::Bytes;
+use http::{HeaderMap, HeaderName, Request};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+use tower_merit::JwtVerifier;
+use tracing::{debug, error};
+
+use super::{
+    Config, Refusal,
+    meter::Meter,
+    raters::{ApiKeys, Rater, Raters},
+};
+use crate::{
+    bus::{PublishError, Publisher},
+    rating::{Rating, RatingId, RatingRequest, SubjectMode},
+};
+
+/// The field that names the event when the body does not
+/// (draft-ietf-httpapi-idempotency-key-header-07).
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Takes ratings. Clones share everything.
+#[derive(Clone)]
+pub struct Ingest {
+    pub(super) inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    pub(super) config: Config,
+    pub(super) meter: Arc<Meter>,
+    pub(super) in_flight: Semaphore,
+    pub(super) batches: Semaphore,
+    raters: Raters,
+    publisher: Publisher,
+    subject: SubjectMode,
+}
+
+/// A rating that the bus has acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// The name of the event.
+    pub id: RatingId,
+    /// False when the rating names no agent, and so moves no limit.
+    pub moves_a_limit: bool,
+}
+
+impl Ingest {
+    /// Returns an ingest that puts ratings on `publisher`. It must be called within a tokio runtime:
+    /// a task keeps the gauge `rating_rate` current until the last clone is gone.
+    ///
+    /// Install the metrics recorder before: handles are taken here.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        publisher: Publisher,
+        verifier: JwtVerifier,
+        keys: ApiKeys,
+        subject: SubjectMode,
+    ) -> Self {
+        let inner = Inner {
+            in_flight: Semaphore::new(config.max_in_flight),
+            batches: Semaphore::new(config.max_batches_in_flight),
+            meter: Meter::start(),
+            raters: Raters::new(verifier, keys),
+            config,
+            publisher,
+            subject,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Takes the rating in `request` by the rules of `POST /v1/rating`, whatever its path, method
+    /// and media type: for a request that somebody else has answered already.
+    ///
+    /// # Errors
+    ///
+    /// As that route; the refusal is counted.
+    pub async fn take(&self, request: &Request<Bytes>) -> Result<Accepted, Refusal> {
+        let deadline = Instant::now() + self.inner.config.timeout;
+        let outcome = async {
+            let rater = self.identify(request)?;
+            let name = idempotency_key(request.headers())?;
+            self.accept(&rater, name, request.body(), deadline).await
+        };
+        outcome.await.inspect_err(|refusal| self.inner.meter.refused(refusal))
+    }
+
+    /// Returns who sent `request`, when it may post ratings.
+    pub(super) fn identify<B>(&self, request: &Request<B>) -> Result<Rater, Refusal> {
+        self.inner.raters.identify(request)
+    }
+
+    /// Takes the rating in `body`, and returns when the bus has acknowledged it.
+    pub(super) async fn accept(
+        &self,
+        rater: &Rater,
+        name: Option<RatingId>,
+        body: &[u8],
+        deadline: Instant,
+    ) -> Result<Accepted, Refusal> {
+        let rating = self.rating(rater, name, body)?;
+        self.publish(&rating, deadline).await
+    }
+
+    /// Returns the rating in `body`, when `rater` may post it.
+    pub(super) fn rating(
+        &self,
+        rater: &Rater,
+        name: Option<RatingId>,
+        body: &[u8],
+    ) -> Result<Rating, Refusal> {
+        let mut request = RatingRequest::from_json(body)?;
+        if let Some(name) = name {
+            request = request.named(name).map_err(Refusal::TwoNames)?;
+        }
+        rater.may_send(&request)?;
+        let rating = request.into_rating(rater.poster().clone(), unix_now_us())?;
+        rater.may_move(&rating, self.inner.subject)?;
+        Ok(rating)
+    }
+
+    /// Puts `rating` on the bus, and returns when the bus has acknowledged it.
+    pub(super) async fn publish(
+        &self,
+        rating: &Rating,
+        deadline: Instant,
+    ) -> Result<Accepted, Refusal> {
+        let id = || rating.id().clone();
+        match timeout_at(deadline, self.inner.publisher.publish(rating)).await {
+            Ok(Ok(())) => {
+                self.inner.meter.accepted();
+                let moves_a_limit = rating.subject(self.inner.subject).is_some();
+                Ok(Accepted { id: id(), moves_a_limit })
+            }
+            Ok(Err(source)) => {
+                match &source {
+                    PublishError::Refused { source: cause } => {
+                        error!(error = %source, %cause, id = %rating.id(), "bus refuses a rating");
+                    }
+                    _ => debug!(error = %source, id = %rating.id(), "rating not put on the bus"),
+                }
+                Err(Refusal::Bus { id: id(), source })
+            }
+            Err(_) => Err(Refusal::Late { id: id() }),
+        }
+    }
+}
+
+impl std::fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ingest").field("config", &self.inner.config).finish_non_exhaustive()
+    }
+}
+
+fn unix_now_us() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Returns the name that the header gives the event: a structured-field string (RFC 9651 section
+/// 3.3.3), or the bare text that many clients send.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<RatingId>, Refusal> {
+    let refuse = |problem: &str| Refusal::IdempotencyKey { problem: problem.to_owned() };
+    let mut fields = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(field) = fields.next() else { return Ok(None) };
+    if fields.next().is_some() {
+        return Err(refuse("is given twice; send it once"));
+    }
+    let text = field.to_str().map_err(|_| refuse("must be ASCII"))?.trim();
+    let name = match text.strip_prefix('"') {
+        None => text.to_owned(),
+        Some(rest) => unquote(rest).ok_or_else(|| refuse("is no complete string in quotes"))?,
+    };
+    RatingId::new(&name)
+        .map(Some)
+        .map_err(|error| Refusal::IdempotencyKey { problem: error.to_string() })
+}
+
+/// Returns what stands before the closing quote, which must be the end.
+fn unquote(rest: &str) -> Option<String> {
+    let mut text = String::with_capacity(rest.len());
+    let mut characters = rest.chars();
+    loop {
+        match characters.next()? {
+            '"' => return characters.next().is_none().then_some(text),
+            '\\' => match characters.next()? {
+                escaped @ ('"' | '\\') => text.push(escaped),
+                _ => return None,
+            },
+            character => text.push(character),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(value: &str) -> Result<Option<String>, Refusal> {
+        let mut headers = HeaderMap::new();
+        headers.insert(IDEMPOTENCY_KEY, value.parse().unwrap());
+        idempotency_key(&headers).map(|id| id.map(|id| id.to_string()))
+    }
+
+    #[test]
+    fn the_key_is_a_string_in_quotes_or_bare() {
+        assert_eq!(key("\"abc\"").unwrap().unwrap(), "abc");
+        assert_eq!(key("abc").unwrap().unwrap(), "abc");
+        assert_eq!(key(r#""a\"\\b""#).unwrap().unwrap(), r#"a"\b"#);
+        assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_key_that_cannot_name_a_rating_is_refused() {
+        let long = "x".repeat(129);
+        for value in ["", "\"", "\"abc", "\"abc\"d", "\"\"", "a b", r#""a\b""#, &long] {
+            let refusal = key(value).unwrap_err();
+            assert_eq!(refusal.field(), Some("idempotency-key"), "{value}");
+        }
+    }
+}

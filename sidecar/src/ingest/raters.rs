@@ -1,0 +1,283 @@
+//! Who posts a rating, and whom it may speak for.
+//!
+//! 1. A bearer token with scope [`WRITE`] rates as its own `sub`; with [`WRITE_ANY`] it may name
+//!    any user. An API key is a collector's: it may name any user.
+//! 2. The poster of a rating is the token's subject or `key-<name>`: ids are scoped by it, so no
+//!    subject can pass for a key, nor for a foreign producer on the bus.
+//! 3. API keys are kept and looked up as SHA-256 digests; the lookup's time tells nothing of a key.
+
+use std::{collections::HashMap, sync::Arc};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use http::{HeaderName, Request};
+use tower_merit::{
+    AgentId, JwtVerifier,
+    identity::{IdentityError, bearer},
+};
+
+use super::Refusal;
+use crate::rating::{FOREIGN_POSTER, Poster, Rating, RatingRequest, SubjectMode};
+
+/// The scope that rates as the token's own subject.
+pub const WRITE: &str = "ratings:write";
+/// The scope that may name other users.
+pub const WRITE_ANY: &str = "ratings:write:any";
+/// The field that carries an API key; `Authorization: Bearer <key>` is taken too.
+pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// The shortest secret of an API key, in bytes: a random one of this length cannot be guessed.
+pub const API_KEY_MIN: usize = 16;
+/// The longest name of an API key, in characters.
+pub const API_KEY_NAME_MAX: usize = 64;
+/// The most API keys.
+pub const API_KEYS_MAX: usize = 1000;
+
+const KEY_PREFIX: &str = "key-";
+const SUBJECT_PREFIX: &str = "sub:";
+
+/// Why the API keys in the environment cannot be used. No secret is repeated.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiKeysError {
+    /// The variable is not there, or is no text.
+    #[error("ingest.api_key_env: environment variable {variable} is not set to a text")]
+    Unset {
+        /// Its name.
+        variable: String,
+    },
+    /// A key's name is malformed.
+    #[error(
+        "environment variable {variable}: name of key {number} must be 1 to {API_KEY_NAME_MAX} \
+         characters of `[A-Za-z0-9._-]`; write name:secret"
+    )]
+    Name {
+        /// The variable.
+        variable: String,
+        /// Which key, from 1.
+        number: usize,
+    },
+    /// A secret is too short or has characters that no header carries.
+    #[error(
+        "environment variable {variable}: secret of key {number} must be at least {API_KEY_MIN} \
+         visible ASCII characters"
+    )]
+    Secret {
+        /// The variable.
+        variable: String,
+        /// Which key, from 1.
+        number: usize,
+    },
+    /// A name or a secret is there twice.
+    #[error("environment variable {variable}: key {number} repeats a name or secret")]
+    Repeated {
+        /// The variable.
+        variable: String,
+        /// Which key, from 1.
+        number: usize,
+    },
+    /// There are more than [`API_KEYS_MAX`].
+    #[error("environment variable {variable}: must hold at most {API_KEYS_MAX} keys")]
+    TooMany {
+        /// The variable.
+        variable: String,
+    },
+}
+
+/// API keys, by the digests of their secrets.
+#[derive(Clone, Default)]
+pub struct ApiKeys {
+    names: Arc<HashMap<[u8; 32], Poster>>,
+}
+
+/// Secrets are not shown, nor their digests.
+impl std::fmt::Debug for ApiKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.names.values()).finish()
+    }
+}
+
+impl ApiKeys {
+    /// Returns the keys in `text`, the value of the environment variable `variable`.
+    ///
+    /// # Errors
+    ///
+    /// When a key is malformed or repeated; the error gives its number and shows no secret.
+    pub fn parse(variable: &str, text: &str) -> Result<Self, ApiKeysError> {
+        let variable = || variable.to_owned();
+        let mut names: HashMap<[u8; 32], Poster> = HashMap::new();
+        for (index, key) in text.split(',').map(str::trim).enumerate() {
+            let number = index + 1;
+            if number > API_KEYS_MAX {
+                return Err(ApiKeysError::TooMany { variable: variable() });
+            }
+            let (name, secret) = key.split_once(':').unwrap_or(("default", key));
+            let named = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            if name.is_empty() || name.len() > API_KEY_NAME_MAX || !name.chars().all(named) {
+                return Err(ApiKeysError::Name { variable: variable(), number });
+            }
+            if secret.len() < API_KEY_MIN || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(ApiKeysError::Secret { variable: variable(), number });
+            }
+            let poster = Poster::new(&format!("{KEY_PREFIX}{name}")).expect("a short ASCII name");
+            let taken = names.values().any(|other| *other == poster);
+            if taken || names.insert(hash(secret), poster).is_some() {
+                return Err(ApiKeysError::Repeated { variable: variable(), number });
+            }
+        }
+        Ok(Self { names: Arc::new(names) })
+    }
+
+    fn poster(&self, secret: &str) -> Option<&Poster> {
+        // An empty set costs no digest.
+        (!self.names.is_empty()).then(|| self.names.get(&hash(secret))).flatten()
+    }
+}
+
+fn hash(secret: &str) -> [u8; 32] {
+    let digest = digest(&SHA256, secret.as_bytes());
+    digest.as_ref().try_into().expect("a SHA-256 digest has 32 bytes")
+}
+
+/// Someone who may post ratings.
+#[derive(Clone, Debug)]
+pub(super) struct Rater {
+    poster: Poster,
+    /// The only user it may name; nothing when it may name any.
+    only: Option<Box<str>>,
+    /// The agent that it is itself.
+    agent: Option<AgentId>,
+}
+
+/// Learns raters from credentials.
+#[derive(Clone, Debug)]
+pub(super) struct Raters {
+    verifier: JwtVerifier,
+    keys: ApiKeys,
+}
+
+impl Raters {
+    pub(super) fn new(verifier: JwtVerifier, keys: ApiKeys) -> Self {
+        Self { verifier, keys }
+    }
+
+    /// Returns who sent `request`, when it may post ratings at all.
+    pub(super) fn identify<B>(&self, request: &Request<B>) -> Result<Rater, Refusal> {
+        if let Some(key) = request.headers().get(API_KEY) {
+            let known = key.to_str().ok().and_then(|secret| self.keys.poster(secret));
+            return known.map(Rater::collector).ok_or_else(unknown_key);
+        }
+        let credential = bearer(request).map_err(Refusal::Unauthenticated)?;
+        if let Some(poster) = self.keys.poster(credential) {
+            return Ok(Rater::collector(poster));
+        }
+        let token = self.verifier.verify(credential).map_err(Refusal::Unauthenticated)?;
+        let any = token.has_scope(WRITE_ANY);
+        if !any && !token.has_scope(WRITE) {
+            return Err(Refusal::Scope);
+        }
+        let subject = token.subject.as_deref().ok_or(Refusal::NoSubject)?;
+        Ok(Rater {
+            poster: subject_poster(subject)?,
+            only: (!any).then(|| subject.into()),
+            agent: token.agent.clone().ok(),
+        })
+    }
+}
+
+fn unknown_key() -> Refusal {
+    let reason = "the API key is not known";
+    Refusal::Unauthenticated(IdentityError::Unauthenticated { reason, presented: true })
+}
+
+/// A subject that reads like another kind of poster is marked; no two subjects become one poster.
+fn subject_poster(subject: &str) -> Result<Poster, Refusal> {
+    let ambiguous = subject == FOREIGN_POSTER
+        || subject.starts_with(KEY_PREFIX)
+        || subject.starts_with(SUBJECT_PREFIX);
+    let poster = match ambiguous {
+        true => Poster::new(&format!("{SUBJECT_PREFIX}{subject}")),
+        false => Poster::new(subject),
+    };
+    poster.map_err(Refusal::Subject)
+}
+
+impl Rater {
+    fn collector(poster: &Poster) -> Self {
+        Self { poster: poster.clone(), only: None, agent: None }
+    }
+
+    pub(super) fn poster(&self) -> &Poster {
+        &self.poster
+    }
+
+    /// Returns whether this rater may speak for the user that `request` names.
+    pub(super) fn may_send(&self, request: &RatingRequest) -> Result<(), Refusal> {
+        match &self.only {
+            Some(own) if **own != *request.user().as_str() => Err(Refusal::OtherUser),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns whether this rater is somebody else than the agent that `rating` moves.
+    pub(super) fn may_move(&self, rating: &Rating, mode: SubjectMode) -> Result<(), Refusal> {
+        match rating.subject(mode) {
+            Some(subject) if Some(&subject) == self.agent.as_ref() => Err(Refusal::OwnAgent),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> ApiKeysError {
+        ApiKeys::parse("KEYS", text).unwrap_err()
+    }
+
+    #[test]
+    fn keys_are_found_by_their_secret_only() {
+        let text = "feed:0123456789abcdef, other:fedcba9876543210";
+        let keys = ApiKeys::parse("KEYS", text).unwrap();
+        assert_eq!(keys.poster("0123456789abcdef").unwrap().as_str(), "key-feed");
+        assert_eq!(keys.poster("fedcba9876543210").unwrap().as_str(), "key-other");
+        for wrong in ["", "feed", "feed:0123456789abcdef", "0123456789abcdeF"] {
+            assert_eq!(keys.poster(wrong), None, "{wrong}");
+        }
+        let bare = ApiKeys::parse("KEYS", "0123456789abcdef").unwrap();
+        assert_eq!(bare.poster("0123456789abcdef").unwrap().as_str(), "key-default");
+    }
+
+    #[test]
+    fn a_malformed_key_is_named_by_its_number_and_never_shown() {
+        for (text, number) in [
+            ("", 1),
+            ("short", 1),
+            ("a:0123456789abcdef,b:short", 2),
+            (":0123456789abcdef", 1),
+            ("a b:0123456789abcdef", 1),
+            ("a:0123456789 abcdef", 1),
+            ("a:0123456789abcdef,a:fedcba9876543210", 2),
+            ("a:0123456789abcdef,b:0123456789abcdef", 2),
+        ] {
+            let shown = error(text).to_string();
+            assert!(shown.contains(&format!("key {number}")), "{text}: {shown}");
+            assert!(!shown.contains("0123456789") && !shown.contains("short"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown_in_debug_output() {
+        let keys = ApiKeys::parse("KEYS", "feed:0123456789abcdef").unwrap();
+        assert_eq!(format!("{keys:?}"), "[\"key-feed\"]");
+    }
+
+    #[test]
+    fn no_subject_passes_for_a_key_or_a_foreign_producer() {
+        let poster = |subject| subject_poster(subject).unwrap().to_string();
+        assert_eq!(poster("u1"), "u1");
+        let marked = [poster("key-feed"), poster("bus"), poster("sub:bus")];
+        assert_eq!(marked, ["sub:key-feed", "sub:bus", "sub:sub:bus"]);
+        assert!(subject_poster("a\nb").is_err());
+    }
+}
