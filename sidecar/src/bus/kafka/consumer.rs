@@ -68,6 +68,8 @@ pub struct Consumer {
     /// Ends of the logs when they became ours: until librdkafka knows better.
     ends: BTreeMap<Partition, u64>,
     paused: BTreeSet<Partition>,
+    /// What was last asked to be committed of each partition.
+    committed: BTreeMap<Partition, u64>,
     quiet: Quiet,
 }
 
@@ -129,6 +131,7 @@ impl Consumer {
             ours: BTreeMap::new(),
             ends: BTreeMap::new(),
             paused: BTreeSet::new(),
+            committed: BTreeMap::new(),
             quiet: Quiet::default(),
         })
     }
@@ -185,14 +188,26 @@ impl Consumer {
     fn answer(&mut self) -> Result<(), BusError> {
         let answered = match self.unanswered.take() {
             None => return Ok(()),
-            Some(Unanswered::Revoke(partitions)) => self.client().incremental_unassign(
-                &self.list(partitions.into_iter().map(|p| (p, Offset::Invalid))),
-            ),
+            Some(Unanswered::Revoke(partitions)) => self.give_up(&partitions),
             Some(Unanswered::Assign(starts)) => self.begin(&starts),
         };
         answered.map_err(|source| BusError::Fatal {
             source: source.into(),
         })
+    }
+
+    /// Commits once more before giving up: the broker refuses commits while a rebalance is being
+    /// settled, and here it is settled.
+    fn give_up(&mut self, partitions: &[Partition]) -> KafkaResult<()> {
+        let last = |p| self.committed.remove(p).map(|next| (*p, offset(next)));
+        let last: Vec<_> = partitions.iter().filter_map(last).collect();
+        if !last.is_empty() && !self.client().assignment_lost() {
+            let again = self.list(last.into_iter());
+            if let Err(error) = self.client().commit(&again, CommitMode::Async) {
+                warn!(%error, "offsets of partitions given up are not committed");
+            }
+        }
+        self.client().incremental_unassign(&self.whole(partitions))
     }
 
     fn begin(&mut self, starts: &[Start]) -> KafkaResult<()> {
@@ -360,10 +375,15 @@ impl Consumer {
         let ours = positions
             .iter()
             .filter(|(p, _)| self.ours.contains_key(p) || leaving(p));
-        let list = self.list(ours.map(|&(partition, next)| (partition, offset(next))));
-        if list.count() == 0 {
+        let ours: Vec<_> = ours.copied().collect();
+        if ours.is_empty() {
             return Ok(());
         }
+        self.committed.extend(ours.iter().copied());
+        let list = self.list(
+            ours.into_iter()
+                .map(|(partition, next)| (partition, offset(next))),
+        );
         let sent = self.client().commit(&list, CommitMode::Async);
         sent.map_err(|source| BusError::Client {
             action: "commit",
