@@ -15,6 +15,7 @@ use super::{
     dead::{DeadLetters, Letter},
     group::{Member, Step},
     lookup::{self, Start},
+    records::{Gathered, list, offset, timestamp_ms},
 };
 use crate::{
     bus::{Assignment, BusError, Delivery, Event, Partition},
@@ -22,7 +23,7 @@ use crate::{
 };
 use futures_util::{FutureExt, StreamExt};
 use rdkafka::{
-    Message, Offset, Timestamp, TopicPartitionList,
+    Message, Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
     error::{KafkaError, KafkaResult},
     message::BorrowedMessage,
@@ -34,7 +35,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, info, warn};
@@ -76,12 +77,6 @@ pub struct Consumer {
 enum Unanswered {
     Assign(Vec<Start>),
     Revoke(Vec<Partition>),
-}
-
-#[derive(Default)]
-struct Gathered {
-    deliveries: Vec<Delivery>,
-    positions: BTreeMap<Partition, u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -545,58 +540,4 @@ impl fmt::Debug for Consumer {
             .field("ours", &self.ours)
             .finish()
     }
-}
-
-impl Gathered {
-    /// Returns all as a batch, or nothing when nothing moved.
-    fn take(&mut self) -> Option<Event> {
-        if self.positions.is_empty() {
-            return None;
-        }
-        let Self {
-            deliveries,
-            positions,
-        } = std::mem::take(self);
-        Some(Event::Batch {
-            deliveries,
-            positions: positions.into_iter().collect(),
-        })
-    }
-
-    fn forget(&mut self, partition: Partition) {
-        self.positions.remove(&partition);
-        self.deliveries
-            .retain(|delivery| delivery.partition != partition);
-    }
-}
-
-pub(super) fn list(
-    topic: &str,
-    places: impl Iterator<Item = (Partition, Offset)>,
-) -> TopicPartitionList {
-    let mut list = TopicPartitionList::new();
-    for (partition, offset) in places {
-        let number = i32::try_from(partition.0).expect("partition numbers come from Kafka's i32");
-        list.add_partition_offset(topic, number, offset)
-            .expect("offsets are valid");
-    }
-    list
-}
-
-/// Returns `next` as Kafka has it.
-pub(super) fn offset(next: u64) -> Offset {
-    Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX))
-}
-
-fn timestamp_ms(record: &BorrowedMessage<'_>) -> u64 {
-    match record.timestamp() {
-        Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => u64::try_from(ms).ok(),
-        Timestamp::NotAvailable => None,
-    }
-    .unwrap_or_else(|| {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
 }
