@@ -1,6 +1,8 @@
 //! The gateway's tee wired to ingest, as the application does it: a rating posted to an existing API
 //! through the gateway is on the bus under the same rules as one posted to Merit.
 
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
 use axum::{Router, body::Body, routing::post};
 use http::{Request, StatusCode};
 use jsonwebtoken::{EncodingKey, Header, encode};
