@@ -1,1 +1,37 @@
-//! Integration.
+//! The harness of the integration tests: real servers and the real `merit` binary, each in a
+//! folder of its own, on free loopback ports, dead when the test is.
+//!
+//! Nothing here skips: a server that is missing or does not start fails the test with the command
+//! that would help.
+
+mod folder;
+pub mod ports;
+mod process;
+mod wait;
+
+mod kafka_server;
+mod merit;
+mod redis_server;
+mod upstream;
+
+pub mod client;
+pub mod fold;
+pub mod keys;
+pub mod ratings;
+
+pub use folder::Folder;
+pub use kafka_server::Kafka;
+pub use merit::{Bus, Identity, Merit, Role, Settings, binary};
+pub use process::Process;
+pub use redis_server::{Persistence, Redis};
+pub use upstream::Upstream;
+pub use wait::{eventually, until};
+
+/// Issuer that every test token names and every test configuration asks for.
+pub const ISSUER: &str = "https://id.test.example/";
+/// Audience that every test token names and every test configuration asks for.
+pub const AUDIENCE: &str = "merit-test";
+/// The shared secret of HS256 tokens, at least as long as the hash.
+pub const SECRET: &str = "an integration test secret of more than thirty-two bytes";
+/// The environment variable that carries [`SECRET`] to the binary.
+pub const SECRET_ENV: &str = "MERIT_JWT_SECRET";

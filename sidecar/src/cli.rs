@@ -1,1 +1,121 @@
-//! To be written.
+//! The command line: `merit <command>`.
+//!
+//! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
+//! 2 wrong usage or configuration.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Parser, Subcommand};
+
+use crate::{bus::duration, config::Role};
+
+/// Rate limits that AI agents earn.
+#[derive(Debug, Parser)]
+#[command(name = "merit", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows the whole loop in one process, with no server installed
+    #[command(after_help = "Example:\n  merit demo --duration 30s --agents 50 --seed 1")]
+    Demo(Demo),
+    /// Runs the sidecar
+    #[command(after_help = "Example:\n  merit run --config merit.toml --role all")]
+    Run(Run),
+    /// Checks a configuration: every fault at once, then what is in force
+    #[command(after_help = "Example:\n  merit check-config --config merit.toml")]
+    CheckConfig(CheckConfig),
+    /// Makes a development token from the configured HS256 secret
+    #[command(
+        after_help = "Examples:\n  merit token --config merit.toml --agent a1\n  merit token --config merit.toml --sub u1 --scope ratings:write"
+    )]
+    Token(Token),
+}
+
+/// `merit demo`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Demo {
+    /// How long to run, like `30s`
+    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    pub duration: Duration,
+    /// How many agents, 2 to 1000
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(2..=1000))]
+    pub agents: u32,
+    /// Seed of the agents' qualities and the raters' moods
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Rate an agent drawn at random instead of the one that served: what the ratings carry is lost
+    #[arg(long)]
+    pub shuffle_ratings: bool,
+}
+
+/// `merit run`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Run {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Which part of the system this process is
+    #[arg(long, value_enum, default_value_t = Role::All)]
+    pub role: Role,
+}
+
+/// `merit check-config`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CheckConfig {
+    /// The configuration file
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Which part of the system it is for
+    #[arg(long, value_enum, default_value_t = Role::All)]
+    pub role: Role,
+    /// Print the effective configuration on one line
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `merit token`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Token {
+    /// The configuration file: it names the secret, the issuer, the audience and the claim
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The agent that the token is for
+    #[arg(long, required_unless_present = "sub")]
+    pub agent: Option<String>,
+    /// The subject: who rates
+    #[arg(long)]
+    pub sub: Option<String>,
+    /// Scopes, separated by spaces: `ratings:write`, `ratings:write:any`
+    #[arg(long)]
+    pub scope: Option<String>,
+    /// How long it is valid, like `1h`
+    #[arg(long, default_value = "1h", value_parser = parse_duration)]
+    pub ttl: Duration,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    duration::parse(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "write a number and a unit, like 500ms, 30s, 5m or 1h".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,2 +1,183 @@
-//! Merit.
-fn main() {}
+//! `merit`: the sidecar's one binary.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, anyhow};
+use clap::Parser;
+use merit_sidecar::{
+    app,
+    cli::{CheckConfig, Cli, Command, Demo, Run, Token},
+    config::{Config, ConfigError},
+    telemetry,
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tower_merit::AgentId;
+use tracing::{info, warn};
+
+/// A mistake of whoever called: exit code 2.
+#[derive(Debug)]
+struct Usage(anyhow::Error);
+
+enum Failure {
+    Usage(anyhow::Error),
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Usage> for Failure {
+    fn from(Usage(error): Usage) -> Self {
+        Self::Usage(error)
+    }
+}
+
+fn main() -> ExitCode {
+    // clap itself exits with 2 on wrong usage, and with 0 after --help.
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::Demo(options) => demo(options),
+        Command::Run(options) => run(&options),
+        Command::CheckConfig(options) => check_config(&options),
+        Command::Token(options) => token(&options),
+    };
+    let (error, code) = match done {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Usage(error)) => (error, 2),
+        Err(Failure::Failed(error)) => (error, 1),
+    };
+    let mut message = format!("merit: {error}");
+    for cause in error.chain().skip(1) {
+        message.push_str(&format!(": {cause}"));
+    }
+    // Nobody is left to tell when standard error is gone.
+    let _ = writeln!(io::stderr(), "{message}");
+    ExitCode::from(code)
+}
+
+fn usage(error: ConfigError) -> Usage {
+    Usage(error.into())
+}
+
+/// Puts aws-lc in place for every TLS connection of the process.
+fn install_tls() -> anyhow::Result<()> {
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("another TLS provider is already installed"))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("no async runtime")
+}
+
+fn run(options: &Run) -> Result<(), Failure> {
+    let config = Config::load(&options.config, options.role).map_err(usage)?;
+    telemetry::init_logs(
+        &config.log.filter,
+        config.log.format == merit_sidecar::config::LogFormat::Json,
+    )
+    .map_err(|error| Usage(error.into()))?;
+    install_tls()?;
+    runtime()?.block_on(async {
+        let metrics = telemetry::install_metrics().map_err(anyhow::Error::from)?;
+        let config = &config;
+        for warning in config.warnings() {
+            warn!(warning, "configuration is legal and odd");
+        }
+        let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("no signal handler")?;
+        let running =
+            app::start(config, options.role, metrics).await.map_err(|error| match error {
+                app::AppError::Config(_) => Failure::Usage(error.into()),
+                other => Failure::Failed(other.into()),
+            })?;
+        info!(role = ?options.role, version = env!("CARGO_PKG_VERSION"), "merit runs");
+        let told = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        running.until(told).await.map_err(anyhow::Error::from)?;
+        Ok(())
+    })
+}
+
+fn demo(options: Demo) -> Result<(), Failure> {
+    telemetry::init_logs("warn", false).map_err(|error| Usage(error.into()))?;
+    install_tls()?;
+    runtime()?.block_on(async {
+        let metrics = telemetry::install_metrics().map_err(anyhow::Error::from)?;
+        let options = app::DemoOptions {
+            duration: options.duration,
+            agents: options.agents,
+            seed: options.seed,
+            json: options.json,
+            shuffle_ratings: options.shuffle_ratings,
+        };
+        app::demo(options, metrics).await.map_err(anyhow::Error::from)?;
+        Ok(())
+    })
+}
+
+fn check_config(options: &CheckConfig) -> Result<(), Failure> {
+    let config = Config::load(&options.config, options.role).map_err(usage)?;
+    for warning in config.warnings() {
+        let _ = writeln!(io::stderr(), "warning: {warning}");
+    }
+    let shown = if options.json {
+        serde_json::to_string(&config)
+    } else {
+        serde_json::to_string_pretty(&config)
+    };
+    print(&shown.context("configuration cannot be shown")?)?;
+    Ok(())
+}
+
+fn token(options: &Token) -> Result<(), Failure> {
+    let mistake = |text: String| Usage(anyhow!(text));
+    let config = Config::load(&options.config, merit_sidecar::config::Role::All).map_err(usage)?;
+    let secret = config.identity.signing_secret().map_err(mistake)?;
+    let claim = config.claim().map_err(mistake)?;
+    if let Some(agent) = &options.agent {
+        AgentId::claimed(agent).map_err(|error| mistake(format!("--agent: {error}")))?;
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let claims = claims_of(&config, options, claim, (now + options.ttl).as_secs());
+    let key = jsonwebtoken::EncodingKey::from_secret(&secret);
+    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)
+        .context("token not signed")?;
+    print(&token)?;
+    Ok(())
+}
+
+fn claims_of(config: &Config, options: &Token, claim: &str, exp: u64) -> serde_json::Value {
+    let mut claims = serde_json::json!({ "exp": exp });
+    for (name, value) in [
+        ("iss", &config.identity.issuer),
+        ("aud", &config.identity.audience),
+        ("sub", &options.sub),
+        ("scope", &options.scope),
+    ] {
+        if let Some(value) = value {
+            claims[name] = value.as_str().into();
+        }
+    }
+    if let Some(agent) = &options.agent {
+        // A path reaches into objects: the last name holds the id.
+        let place = claim.split('.').fold(&mut claims, |place, name| &mut place[name]);
+        *place = agent.as_str().into();
+    }
+    claims
+}
+
+fn print(line: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}").context("standard output is closed")
+}

@@ -246,7 +246,10 @@ pub trait Tune: Send + Sync + 'static {
         changes: &[Change],
     ) -> impl Future<Output = Result<Vec<Written>, StoreError>> + Send;
 
-    /// Returns which life of the store this is.
+    /// Returns which life of the store this is, over a new connection when the last one broke.
+    ///
+    /// All other calls then speak to this same life, until one of them fails: after an error they
+    /// fail with [`StoreError::Lost`] until `life` was asked again.
     fn life(&self) -> impl Future<Output = Result<Life, StoreError>> + Send;
 
     /// Marks the store as one that holds this system's data, unless it is marked already.
@@ -278,6 +281,10 @@ pub enum StoreError {
         #[source]
         source: ::redis::RedisError,
     },
+    /// The control plane's connection broke: what was written last may be lost. [`Tune::life`]
+    /// connects anew and says whether this is still the same store.
+    #[error("bucket store connection was lost: ask which life of the store this is")]
+    Lost,
     /// The answer was not one that a Merit script gives.
     #[error("bucket store answered {what}, which no script of this version gives")]
     Malformed {
@@ -293,6 +300,6 @@ impl StoreError {
     /// Returns true when the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Timeout(_) | Self::Unavailable { .. })
+        matches!(self, Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost)
     }
 }

@@ -8,11 +8,13 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use redis::{
-    Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline, RedisError, Script,
-    ServerErrorKind, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig},
+    AsyncConnectionConfig, Client, Cmd, ConnectionInfo, ErrorKind, IntoConnectionInfo, Pipeline,
+    RedisError, Script, ServerErrorKind, Value,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
     io::tcp::TcpSettings,
 };
+
+use tokio::sync::Mutex;
 
 use super::{
     BUCKET_TTL, Change, Charge, Decision, Demand, Held, Life, RECORD_TTL, Record, Spend,
@@ -68,11 +70,23 @@ pub struct RedisStore {
 }
 
 struct Inner {
+    client: Client,
     connection: ConnectionManager,
+    control: Mutex<Control>,
     address: String,
     timeout: Duration,
     spend: Script,
     set_limits: Script,
+}
+
+/// The control plane's own connection. It does not reconnect by itself: a server that was replaced
+/// may have lost writes, and whoever writes must learn of it before writing on.
+enum Control {
+    /// Not yet used.
+    Fresh,
+    Up(MultiplexedConnection),
+    /// Broken until [`Tune::life`] connects anew.
+    Broken,
 }
 
 /// Builds a [`RedisStore`].
@@ -124,11 +138,13 @@ impl RedisStoreBuilder {
             .set_max_delay(RECONNECT_MAX)
             .set_number_of_retries(usize::MAX)
             .set_pipeline_buffer_size(PIPELINE_MAX);
-        let connection =
-            ConnectionManager::new_lazy_with_config(client, config).map_err(StoreError::Address)?;
+        let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)
+            .map_err(StoreError::Address)?;
         Ok(RedisStore {
             inner: Arc::new(Inner {
+                client,
                 connection,
+                control: Mutex::new(Control::Fresh),
                 address,
                 timeout: self.timeout,
                 spend: Script::new(SPEND_LUA),
@@ -165,7 +181,11 @@ impl RedisStore {
     ///
     /// When it does not answer within 2 s.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        self.control(&redis::cmd("PING")).await.map(drop)
+        let mut connection = self.inner.connection.clone();
+        within(CONTROL_TIMEOUT, run(&mut connection, &redis::cmd("PING")))
+            .await?
+            .map(drop)
+            .map_err(|error| self.unavailable(error))
     }
 
     /// Returns the longest a decision waits.
@@ -178,35 +198,59 @@ impl RedisStore {
         StoreError::Unavailable { address: self.inner.address.clone(), source }
     }
 
-    /// Runs one command of the control plane.
-    async fn control(&self, command: &Cmd) -> Result<Value, StoreError> {
-        let mut connection = self.inner.connection.clone();
-        within(CONTROL_TIMEOUT, run(&mut connection, command))
+    /// Opens the control plane's connection.
+    async fn connect_control(&self) -> Result<MultiplexedConnection, StoreError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONTROL_TIMEOUT))
+            .set_response_timeout(None);
+        let client = &self.inner.client;
+        within(CONTROL_TIMEOUT, client.get_multiplexed_async_connection_with_config(&config))
             .await?
             .map_err(|error| self.unavailable(error))
     }
 
-    /// Runs a pipeline of the control plane, once more when the server has lost the scripts.
+    /// Sends a pipeline over the control plane's connection; any failure of it breaks the connection.
     async fn control_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, StoreError> {
-        let count = pipeline.cmd_iter().count();
-        for attempt in 0..2 {
-            let mut connection = self.inner.connection.clone();
-            let sent = connection.req_packed_commands(pipeline, 0, count);
-            let answers = match within(CONTROL_TIMEOUT, sent).await? {
-                Err(error) if attempt == 0 && is_no_script(&error) => None,
-                answers => Some(answers.map_err(|error| self.unavailable(error))?),
-            };
-            if let Some(answers) = answers {
-                let values: Result<Vec<Value>, RedisError> =
-                    answers.into_iter().map(Value::extract_error).collect();
-                match values {
-                    Err(error) if attempt == 0 && is_no_script(&error) => {}
-                    values => return values.map_err(|error| self.unavailable(error)),
-                }
+        let mut control = self.inner.control.lock().await;
+        let mut connection = match &*control {
+            Control::Up(connection) => connection.clone(),
+            Control::Broken => return Err(StoreError::Lost),
+            Control::Fresh => {
+                let connection = self.connect_control().await?;
+                *control = Control::Up(connection.clone());
+                connection
             }
-            self.control(&script_load(SET_LIMITS_LUA)).await?;
+        };
+        let count = pipeline.cmd_iter().count();
+        for _ in 0..2 {
+            let sent = connection.req_packed_commands(pipeline, 0, count);
+            let answers = match within(CONTROL_TIMEOUT, sent).await {
+                Ok(answers) => answers.map_err(|error| self.unavailable(error)),
+                Err(timeout) => Err(timeout),
+            };
+            let answers = answers.inspect_err(|_| *control = Control::Broken)?;
+            let values: Result<Vec<Value>, RedisError> =
+                answers.into_iter().map(Value::extract_error).collect();
+            match values {
+                Err(error) if is_no_script(&error) => {
+                    let load = script_load(SET_LIMITS_LUA);
+                    let loaded =
+                        within(CONTROL_TIMEOUT, connection.req_packed_command(&load)).await;
+                    let loaded = loaded.inspect_err(|_| *control = Control::Broken)?;
+                    loaded.map_err(|error| self.unavailable(error))?;
+                }
+                values => return values.map_err(|error| self.unavailable(error)),
+            }
         }
-        unreachable!("the second attempt returns")
+        Err(StoreError::Malformed { what: "NOSCRIPT right after SCRIPT LOAD".to_owned() })
+    }
+
+    /// Runs one command over the control plane's connection.
+    async fn control(&self, command: &Cmd) -> Result<Value, StoreError> {
+        let mut pipeline = redis::pipe();
+        pipeline.add_command(command.clone());
+        let mut answers = self.control_all(&pipeline).await?;
+        answers.pop().ok_or_else(|| StoreError::Malformed { what: "nothing".to_owned() })
     }
 
     /// Runs the spend script, and sends it first when the server does not know it.
@@ -469,6 +513,12 @@ impl Tune for RedisStore {
     }
 
     async fn life(&self) -> Result<Life, StoreError> {
+        {
+            let mut control = self.inner.control.lock().await;
+            if matches!(*control, Control::Broken) {
+                *control = Control::Up(self.connect_control().await?);
+            }
+        }
         let info = self.control(redis::cmd("INFO").arg("server")).await?;
         let run_id = match &info {
             Value::VerbatimString { text, .. } => run_id(text),

@@ -5,6 +5,10 @@ use super::{BusError, Consumer, Publisher, in_process, kafka};
 /// The `[bus]` table; `kind` says which bus.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, and it is read once at start"
+)]
 pub enum BusConfig {
     /// Within one process: nothing to install, nothing survives a stop.
     InProcess(in_process::Config),
@@ -72,10 +76,7 @@ impl BusConfig {
         match self {
             Self::InProcess(config) => {
                 let (publisher, consumer) = in_process::channel(config);
-                Ok((
-                    Publisher::InProcess(publisher),
-                    Consumer::InProcess(consumer),
-                ))
+                Ok((Publisher::InProcess(publisher), Consumer::InProcess(consumer)))
             }
             _ => Ok((self.publisher().await?, self.consumer().await?)),
         }
@@ -91,12 +92,10 @@ impl BusConfig {
         match self {
             Self::InProcess(_) => Err(BusError::OneProcess),
             #[cfg(feature = "kafka")]
-            Self::Kafka(config) => kafka::publisher::Publisher::connect(config)
-                .await
-                .map(Publisher::Kafka),
-            other => Err(other
-                .supported()
-                .expect_err("what is supported has its own arm")),
+            Self::Kafka(config) => {
+                kafka::publisher::Publisher::connect(config).await.map(Publisher::Kafka)
+            }
+            other => Err(other.supported().expect_err("what is supported has its own arm")),
         }
     }
 
@@ -113,9 +112,7 @@ impl BusConfig {
                 let consumer = kafka::consumer::Consumer::connect(config)?;
                 Ok(Consumer::Kafka(Box::new(consumer)))
             }
-            other => Err(other
-                .supported()
-                .expect_err("what is supported has its own arm")),
+            other => Err(other.supported().expect_err("what is supported has its own arm")),
         }
     }
 }
@@ -135,10 +132,7 @@ mod tests {
     fn a_bus_of_a_later_version_is_known_by_name() {
         for kind in ["redis", "nats"] {
             let faults = faults(&format!(r#"{{"kind":"{kind}","url":"x"}}"#));
-            assert_eq!(
-                faults,
-                [format!("bus.kind: bus `{kind}` is not in this version yet")]
-            );
+            assert_eq!(faults, [format!("bus.kind: bus `{kind}` is not in this version yet")]);
         }
     }
 
@@ -157,11 +151,7 @@ mod tests {
     fn kafka_is_known_in_every_build_and_says_what_a_build_lacks() {
         let found = faults(r#"{"kind":"kafka","brokers":"127.0.0.1:9092"}"#);
         let lacking = "bus.kind: bus `kafka` needs a build with `--features kafka`";
-        let expected: &[&str] = if cfg!(feature = "kafka") {
-            &[]
-        } else {
-            &[lacking]
-        };
+        let expected: &[&str] = if cfg!(feature = "kafka") { &[] } else { &[lacking] };
         assert_eq!(found, expected);
     }
 

@@ -29,10 +29,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            capacity: 10_000,
-            batch_max: 500,
-        }
+        Self { capacity: 10_000, batch_max: 500 }
     }
 }
 
@@ -83,17 +80,15 @@ struct ConsumerGone;
 
 impl Publisher {
     pub(super) fn publish(&self, rating: &Rating) -> Result<(), PublishError> {
-        self.sender
-            .try_send(rating.clone())
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => PublishError::Full {
-                    retry_after: FULL_RETRY_AFTER,
-                },
-                mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable {
-                    retry_after: FULL_RETRY_AFTER,
-                    source: Box::new(ConsumerGone),
-                },
-            })
+        self.sender.try_send(rating.clone()).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                PublishError::Full { retry_after: FULL_RETRY_AFTER }
+            }
+            mpsc::error::TrySendError::Closed(_) => PublishError::Unavailable {
+                retry_after: FULL_RETRY_AFTER,
+                source: Box::new(ConsumerGone),
+            },
+        })
     }
 
     pub(super) fn check(&self) -> Result<(), BusError> {
@@ -143,17 +138,10 @@ impl Consumer {
         let deliver = |rating| {
             let offset = self.position;
             self.position += 1;
-            Delivery {
-                partition: PARTITION,
-                offset,
-                rating,
-            }
+            Delivery { partition: PARTITION, offset, rating }
         };
         let deliveries = ratings.into_iter().map(deliver).collect();
-        Event::Batch {
-            deliveries,
-            positions: vec![(PARTITION, self.position)],
-        }
+        Event::Batch { deliveries, positions: vec![(PARTITION, self.position)] }
     }
 
     pub(super) fn source(&self) -> &str {
@@ -169,11 +157,7 @@ impl Consumer {
         if partition == PARTITION && offset == self.position {
             return Ok(());
         }
-        Err(BusError::Seek {
-            partition,
-            offset,
-            source: Box::new(NothingKept),
-        })
+        Err(BusError::Seek { partition, offset, source: Box::new(NothingKept) })
     }
 
     pub(super) fn set_paused(
@@ -201,16 +185,11 @@ mod tests {
     fn rating(user: usize) -> Rating {
         let body = format!(r#"{{"agent_id":"a","user_id":"u{user}","score":5}}"#);
         let request = RatingRequest::from_json(body.as_bytes()).unwrap();
-        request
-            .into_rating(Poster::new("p").unwrap(), 1_700_000_000_000_000)
-            .unwrap()
+        request.into_rating(Poster::new("p").unwrap(), 1_700_000_000_000_000).unwrap()
     }
 
     fn small() -> (Publisher, Consumer) {
-        channel(&Config {
-            capacity: 3,
-            batch_max: 2,
-        })
+        channel(&Config { capacity: 3, batch_max: 2 })
     }
 
     fn offsets(event: &Event) -> Vec<u64> {
@@ -226,21 +205,11 @@ mod tests {
         for user in 0..3 {
             publisher.publish(&rating(user)).unwrap();
         }
-        let assigned = Assignment {
-            partition: PARTITION,
-            log_start: 0,
-            log_end: 3,
-        };
+        let assigned = Assignment { partition: PARTITION, log_start: 0, log_end: 3 };
         assert_eq!(consumer.next().await, Event::Assigned(vec![assigned]));
         let first = consumer.next().await;
         assert_eq!(offsets(&first), [0, 1]);
-        let Event::Batch {
-            deliveries,
-            positions,
-        } = first
-        else {
-            unreachable!()
-        };
+        let Event::Batch { deliveries, positions } = first else { unreachable!() };
         assert_eq!(deliveries[1].rating.user().as_str(), "u1");
         assert_eq!(positions, [(PARTITION, 2)]);
         assert_eq!(consumer.lag(), [(PARTITION, 1)]);
@@ -288,10 +257,7 @@ mod tests {
         assert!(publisher.check().is_ok());
         drop(consumer);
         assert!(publisher.check().is_err());
-        assert!(matches!(
-            publisher.publish(&rating(0)),
-            Err(PublishError::Unavailable { .. })
-        ));
+        assert!(matches!(publisher.publish(&rating(0)), Err(PublishError::Unavailable { .. })));
     }
 
     #[test]

@@ -84,11 +84,7 @@ impl RatingError {
 
 /// Returns `text` as an error may show it: escaped, at most [`SHOWN_MAX`] characters.
 pub(super) fn shorten(text: &str) -> String {
-    let mut shown: String = text
-        .chars()
-        .take(SHOWN_MAX)
-        .flat_map(char::escape_debug)
-        .collect();
+    let mut shown: String = text.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect();
     if text.chars().nth(SHOWN_MAX).is_some() {
         shown.push('…');
     }

@@ -20,9 +20,7 @@ impl Score {
     /// Returns `value` as a score, or nothing when it is not a finite number in [1, 5].
     #[must_use]
     pub fn new(value: f64) -> Option<Self> {
-        (SCORE_MIN..=SCORE_MAX)
-            .contains(&value)
-            .then_some(Self(value))
+        (SCORE_MIN..=SCORE_MAX).contains(&value).then_some(Self(value))
     }
 
     /// Returns the number, in [1, 5].
@@ -53,10 +51,7 @@ impl Context {
     /// Returns the value of `key`.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Scalar> {
-        self.0
-            .iter()
-            .find(|(name, _)| name.as_str() == key)
-            .map(|(_, value)| value)
+        self.0.iter().find(|(name, _)| name.as_str() == key).map(|(_, value)| value)
     }
 
     /// Returns the entries in the order of their keys.
@@ -78,29 +73,19 @@ impl Context {
     pub(super) fn insert(&mut self, key: ContextKey, value: Scalar) -> Result<(), RatingError> {
         let refuse = |value: &str, problem: String| {
             let value = format!("`{}`: {}", key.as_str(), shorten(value));
-            Err(RatingError::Invalid {
-                field: "context",
-                value,
-                problem,
-            })
+            Err(RatingError::Invalid { field: "context", value, problem })
         };
         if let Scalar::Text(text) = &value
             && text.len() > CONTEXT_TEXT_MAX
         {
-            let problem = format!(
-                "is {} bytes long; send at most {CONTEXT_TEXT_MAX}",
-                text.len()
-            );
+            let problem = format!("is {} bytes long; send at most {CONTEXT_TEXT_MAX}", text.len());
             return refuse(text, problem);
         }
         if self.0.contains_key(&key) {
             return refuse("", "is given twice; send it once".to_owned());
         }
         if self.0.len() == CONTEXT_MAX {
-            return refuse(
-                "",
-                format!("is one too many; send at most {CONTEXT_MAX} entries"),
-            );
+            return refuse("", format!("is one too many; send at most {CONTEXT_MAX} entries"));
         }
         self.0.insert(key, value);
         Ok(())

@@ -50,9 +50,7 @@ impl Hasher {
 
     fn first_bytes<const N: usize>(self) -> [u8; N] {
         let digest = self.0.finish();
-        digest.as_ref()[..N]
-            .try_into()
-            .expect("a SHA-256 digest has 32 bytes")
+        digest.as_ref()[..N].try_into().expect("a SHA-256 digest has 32 bytes")
     }
 }
 
@@ -97,9 +95,7 @@ mod tests {
 
     fn rating(poster: &str, body: &str) -> Rating {
         let request = RatingRequest::from_json(body.as_bytes()).unwrap();
-        request
-            .into_rating(Poster::new(poster).unwrap(), 1_700_000_000_000_000)
-            .unwrap()
+        request.into_rating(Poster::new(poster).unwrap(), 1_700_000_000_000_000).unwrap()
     }
 
     const BODY: &str = r#"{"id":"r1","agent_id":"a","user_id":"u","score":4.5,"context":{"n":1}}"#;
@@ -115,10 +111,7 @@ mod tests {
     #[test]
     fn the_same_id_of_another_poster_is_another_event() {
         assert_ne!(rating("p", BODY).once_key(), rating("q", BODY).once_key());
-        assert_eq!(
-            rating("p", BODY).fingerprint(),
-            rating("q", BODY).fingerprint()
-        );
+        assert_eq!(rating("p", BODY).fingerprint(), rating("q", BODY).fingerprint());
     }
 
     #[test]
@@ -133,21 +126,12 @@ mod tests {
             (r#"{"n":1}"#, r#"{"n":1},"item_id":"i""#),
             (r#"{"n":1}"#, r#"{"n":1},"receipt":"x""#),
         ] {
-            assert_ne!(
-                first,
-                rating("p", &BODY.replace(from, to)).fingerprint(),
-                "{to}"
-            );
+            assert_ne!(first, rating("p", &BODY.replace(from, to)).fingerprint(), "{to}");
         }
-        for (from, to) in [
-            (r#""id":"r1""#, r#""id":"r2""#),
-            (r#""id":"r1""#, r#""id":"r1","timestamp":7"#),
-        ] {
-            assert_eq!(
-                first,
-                rating("p", &BODY.replace(from, to)).fingerprint(),
-                "{to}"
-            );
+        for (from, to) in
+            [(r#""id":"r1""#, r#""id":"r2""#), (r#""id":"r1""#, r#""id":"r1","timestamp":7"#)]
+        {
+            assert_eq!(first, rating("p", &BODY.replace(from, to)).fingerprint(), "{to}");
         }
     }
 }

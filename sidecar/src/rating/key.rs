@@ -9,11 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use std::num::NonZeroU32;
 
 /// What RFC 3986 section 2.3 leaves as it is; `|` and `%` are not in it.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 impl Rating {
     /// Returns `<user>|<agent>`, with an item `<user>|<agent>|<item>`; parts percent-encoded.
@@ -34,10 +30,7 @@ impl Rating {
     #[must_use]
     pub fn partition(&self, count: NonZeroU32) -> u32 {
         let item = || self.item().map_or("", |item| item.as_str());
-        partition_for(
-            self.agent().map_or_else(item, |agent| agent.as_str()),
-            count,
-        )
+        partition_for(self.agent().map_or_else(item, |agent| agent.as_str()), count)
     }
 }
 
@@ -51,10 +44,7 @@ pub fn partition_for(name: &str, count: NonZeroU32) -> u32 {
 fn murmur2(data: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const M: u32 = 0x5bd1_e995;
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "murmur2 takes the length in 32 bits"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "murmur2 takes the length in 32 bits")]
     let mut hash = SEED ^ data.len() as u32;
     let mut words = data.chunks_exact(4);
     for word in &mut words {
@@ -80,9 +70,7 @@ mod tests {
 
     fn rating(body: &str) -> Rating {
         let request = RatingRequest::from_json(body.as_bytes()).unwrap();
-        request
-            .into_rating(Poster::new("p").unwrap(), 1_700_000_000_000_000)
-            .unwrap()
+        request.into_rating(Poster::new("p").unwrap(), 1_700_000_000_000_000).unwrap()
     }
 
     #[test]
@@ -93,10 +81,7 @@ mod tests {
             ("foobar", -790_332_482),
             ("a-little-bit-long-string", -985_981_536),
             ("a-little-bit-longer-string", -1_486_304_829),
-            (
-                "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8",
-                -58_897_971,
-            ),
+            ("lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8", -58_897_971),
             ("abc", 479_470_107),
         ] {
             assert_eq!(murmur2(text.as_bytes()).cast_signed(), hash, "{text}");
@@ -109,10 +94,7 @@ mod tests {
         assert_eq!(key, "a%7Cb%25c%20%C3%BC|x%3Ay%40z");
         let item = rating(r#"{"user_id":"u","agent_id":"a","item_id":"i/j","score":1}"#).key();
         assert_eq!(item, "u|a|i%2Fj");
-        assert_eq!(
-            rating(r#"{"user_id":"u","item_id":"i","rating":1}"#).key(),
-            "u||i"
-        );
+        assert_eq!(rating(r#"{"user_id":"u","item_id":"i","rating":1}"#).key(), "u||i");
     }
 
     #[test]
@@ -123,9 +105,6 @@ mod tests {
         assert_eq!(first, other.partition(count));
         assert_eq!(first, partition_for("a1", count));
         let item = rating(r#"{"user_id":"v","item_id":"a1","score":5}"#).partition(count);
-        assert_eq!(
-            first, item,
-            "an item that is the agent is on the agent's partition"
-        );
+        assert_eq!(first, item, "an item that is the agent is on the agent's partition");
     }
 }

@@ -136,9 +136,7 @@ mod tests {
 
     fn rating(body: &str) -> Rating {
         let request = RatingRequest::from_json(body.as_bytes()).unwrap();
-        request
-            .into_rating(Poster::new("tests").unwrap(), 1_700_000_000_000_000)
-            .unwrap()
+        request.into_rating(Poster::new("tests").unwrap(), 1_700_000_000_000_000).unwrap()
     }
 
     #[test]

@@ -44,11 +44,7 @@ pub(super) enum Origin {
 
 /// Returns what the JSON object in `body` says.
 pub(super) fn read(body: &[u8], origin: Origin) -> Result<Draft, RatingError> {
-    let reader = Reader {
-        origin,
-        current: Cell::new(None),
-        fault: RefCell::new(None),
-    };
+    let reader = Reader { origin, current: Cell::new(None), fault: RefCell::new(None) };
     let mut json = serde_json::Deserializer::from_slice(body);
     let outcome = (&reader).deserialize(&mut json).and_then(|draft| {
         reader.current.set(None);
@@ -56,9 +52,7 @@ pub(super) fn read(body: &[u8], origin: Origin) -> Result<Draft, RatingError> {
     });
     outcome.map_err(|source| match reader.fault.take() {
         Some(fault) => fault,
-        None if source.is_data() => RatingError::NotAnObject {
-            found: kind_of(body).to_owned(),
-        },
+        None if source.is_data() => RatingError::NotAnObject { found: kind_of(body).to_owned() },
         None => RatingError::Json {
             field: reader.current.get(),
             line: source.line(),
@@ -163,9 +157,7 @@ impl<'de> Visitor<'de> for &Reader {
                 draft.context = map.next_value_seed(ContextReader(self))?;
             } else {
                 let value = map.next_value_seed(Scalars)?;
-                draft
-                    .take(field, name, &value)
-                    .map_err(|fault| self.refuse(fault))?;
+                draft.take(field, name, &value).map_err(|fault| self.refuse(fault))?;
             }
             self.current.set(None);
         }
@@ -205,11 +197,7 @@ impl Draft {
 }
 
 fn invalid(field: &'static str, value: &Value<'_>, problem: impl Into<String>) -> RatingError {
-    RatingError::Invalid {
-        field,
-        value: value.shown(),
-        problem: problem.into(),
-    }
+    RatingError::Invalid { field, value: value.shown(), problem: problem.into() }
 }
 
 fn text<T>(
@@ -219,21 +207,13 @@ fn text<T>(
 ) -> Result<T, RatingError> {
     match value {
         Value::Text(text) => new(text).map_err(|error| invalid(name, value, error.to_string())),
-        other => Err(invalid(
-            name,
-            other,
-            "is no string; send a string in quotes",
-        )),
+        other => Err(invalid(name, other, "is no string; send a string in quotes")),
     }
 }
 
 fn agent(name: &'static str, value: &Value<'_>) -> Result<AgentId, RatingError> {
     let Value::Text(text) = value else {
-        return Err(invalid(
-            name,
-            value,
-            "is no string; send a string in quotes",
-        ));
+        return Err(invalid(name, value, "is no string; send a string in quotes"));
     };
     AgentId::new(text).map_err(|error: AgentIdError| invalid(name, value, error.to_string()))
 }
@@ -251,11 +231,7 @@ fn score(name: &'static str, value: &Value<'_>) -> Result<Score, RatingError> {
             ));
         }
         _ => {
-            return Err(invalid(
-                name,
-                value,
-                "is no number; send a number from 1 to 5",
-            ));
+            return Err(invalid(name, value, "is no number; send a number from 1 to 5"));
         }
     };
     Score::new(number)
@@ -428,20 +404,14 @@ impl<'de> Visitor<'de> for ContextReader<'_> {
             let key = ContextKey::new(&key).map_err(|error| {
                 let value = format!("key `{}`", shorten(&key));
                 let problem = error.to_string();
-                self.0.refuse(RatingError::Invalid {
-                    field: "context",
-                    value,
-                    problem,
-                })
+                self.0.refuse(RatingError::Invalid { field: "context", value, problem })
             })?;
             let value = map.next_value_seed(Scalars)?;
             if value == Value::Null {
                 continue;
             }
             let scalar = self.scalar(&key, &value)?;
-            context
-                .insert(key, scalar)
-                .map_err(|fault| self.0.refuse::<A::Error>(fault))?;
+            context.insert(key, scalar).map_err(|fault| self.0.refuse::<A::Error>(fault))?;
         }
         Ok(context)
     }

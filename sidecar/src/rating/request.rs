@@ -38,10 +38,7 @@ impl RatingRequest {
         let score = score
             .ok_or_else(|| missing("score", "send score (or rating), a number from 1 to 5"))?;
         if draft.agent.is_none() && draft.item.is_none() {
-            return Err(missing(
-                "agent_id",
-                "send the rated agent_id, or an item_id",
-            ));
+            return Err(missing("agent_id", "send the rated agent_id, or an item_id"));
         }
         Ok(Self { draft, user, score })
     }
@@ -223,10 +220,7 @@ mod tests {
         for score in ["NaN", "Infinity", "1e999", "05", "+1", "", "."] {
             let body = format!(r#"{{"agent_id":"a","user_id":"u","score":{score}}}"#);
             let error = refusal(&body);
-            assert!(
-                matches!(error, RatingError::Json { .. }),
-                "{body}: {error:?}"
-            );
+            assert!(matches!(error, RatingError::Json { .. }), "{body}: {error:?}");
             assert_eq!(error.field(), Some("score"), "{body}");
         }
     }
@@ -256,16 +250,10 @@ mod tests {
             (r#"{"agent_id":"a","score":5}"#, "user_id"),
             (r#"{"agent_id":"a","user_id":null,"score":5}"#, "user_id"),
             (r#"{"user_id":"u","score":5}"#, "agent_id"),
-            (
-                r#"{"user_id":"u","agent_id":null,"item_id":null,"score":5}"#,
-                "agent_id",
-            ),
+            (r#"{"user_id":"u","agent_id":null,"item_id":null,"score":5}"#, "agent_id"),
         ] {
             let error = refusal(body);
-            assert!(
-                matches!(error, RatingError::Missing { .. }),
-                "{body}: {error:?}"
-            );
+            assert!(matches!(error, RatingError::Missing { .. }), "{body}: {error:?}");
             assert_eq!(error.field(), Some(field), "{body}");
         }
     }
@@ -284,10 +272,7 @@ mod tests {
         ] {
             let body = format!(r#"{{"agent_id":"a","user_id":"u","score":5,{extra}}}"#);
             let error = refusal(&body);
-            assert!(
-                matches!(error, RatingError::Repeated { .. }),
-                "{body}: {error:?}"
-            );
+            assert!(matches!(error, RatingError::Repeated { .. }), "{body}: {error:?}");
             assert_eq!(error.field(), Some(field), "{body}");
         }
         let unknown = r#"{"agent_id":"a","user_id":"u","score":5,"x":1,"x":2}"#;
@@ -324,10 +309,8 @@ mod tests {
 
     #[test]
     fn a_refused_value_is_shown_shortened_and_escaped() {
-        let body = format!(
-            r#"{{"agent_id":"{}\u001b","user_id":"u","score":5}}"#,
-            "y".repeat(9000)
-        );
+        let body =
+            format!(r#"{{"agent_id":"{}\u001b","user_id":"u","score":5}}"#, "y".repeat(9000));
         let text = refusal(&body).to_string();
         assert!(text.len() < 200 && text.contains("yyy…"), "{text}");
         let control = refusal(r#"{"agent_id":"\u001b[2J","user_id":"u","score":5}"#).to_string();
@@ -359,11 +342,7 @@ mod tests {
             &long,
             &many(17),
         ] {
-            assert_eq!(
-                refusal(&with(context)).field(),
-                Some("context"),
-                "{context}"
-            );
+            assert_eq!(refusal(&with(context)).field(), Some("context"), "{context}");
         }
     }
 
@@ -386,10 +365,7 @@ mod tests {
     fn a_rating_with_its_own_timestamp_is_named_by_its_content() {
         let body = r#"{"agent_id":"a","user_id":"u","score":5,"timestamp":1699999999}"#;
         let id = rating(body).unwrap().id().clone();
-        assert!(
-            id.as_str().starts_with("c-") && id.as_str().len() == 34,
-            "{id}"
-        );
+        assert!(id.as_str().starts_with("c-") && id.as_str().len() == 34, "{id}");
         assert_eq!(&id, rating(body).unwrap().id());
         assert_ne!(&id, rating(&body.replace(":5,", ":4,")).unwrap().id());
         assert_ne!(&id, rating(&body.replace("99}", "98}")).unwrap().id());

@@ -46,17 +46,12 @@ const NO_CONTROL: &str = "characters that are not control characters";
 
 fn check(text: &str, rule: &Rule) -> Result<Box<str>, TextError> {
     if text.is_empty() || text.len() > rule.max {
-        return Err(TextError::Length {
-            length: text.len(),
-            max: rule.max,
-        });
+        return Err(TextError::Length { length: text.len(), max: rule.max });
     }
     match text.char_indices().find(|&(_, c)| !(rule.allowed)(c)) {
-        Some((position, character)) => Err(TextError::Character {
-            alphabet: rule.alphabet,
-            character,
-            position,
-        }),
+        Some((position, character)) => {
+            Err(TextError::Character { alphabet: rule.alphabet, character, position })
+        }
         None => Ok(text.into()),
     }
 }
@@ -141,14 +136,7 @@ mod tests {
         for text in ["u", "Zoë Müller", "用户", &"x".repeat(256)] {
             assert_eq!(UserId::new(text).unwrap().as_str(), text);
         }
-        for text in [
-            "",
-            "a\nb",
-            "a\u{7f}",
-            "a\u{85}b",
-            &"x".repeat(257),
-            &"ä".repeat(129),
-        ] {
+        for text in ["", "a\nb", "a\u{7f}", "a\u{85}b", &"x".repeat(257), &"ä".repeat(129)] {
             assert!(UserId::new(text).is_err(), "{text:?} was taken");
         }
     }

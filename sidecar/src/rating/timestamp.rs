@@ -17,11 +17,7 @@ const LATEST_MS: f64 = 253_402_300_799_999.0;
 /// Returns the Unix milliseconds that the value of a `timestamp` field means.
 pub(super) fn parse(field: &'static str, value: &Value<'_>) -> Result<u64, RatingError> {
     let refuse = |problem: &str| {
-        Err(RatingError::Invalid {
-            field,
-            value: value.shown(),
-            problem: problem.to_owned(),
-        })
+        Err(RatingError::Invalid { field, value: value.shown(), problem: problem.to_owned() })
     };
     match value {
         Value::Unsigned(number) if *number < MILLISECONDS_FROM => Ok(number * 1000),
@@ -56,14 +52,8 @@ pub(super) fn to_json(timestamp_ms: u64) -> serde_json::Number {
 
 fn in_range(milliseconds: f64) -> Option<u64> {
     let rounded = milliseconds.round();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "range is checked"
-    )]
-    (0.0..=LATEST_MS)
-        .contains(&rounded)
-        .then_some(rounded as u64)
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "range is checked")]
+    (0.0..=LATEST_MS).contains(&rounded).then_some(rounded as u64)
 }
 
 fn rfc3339(field: &'static str, text: &str) -> Result<u64, RatingError> {
@@ -107,10 +97,7 @@ mod tests {
     #[test]
     fn fractions_of_a_second_are_kept_to_the_millisecond() {
         assert_eq!(ms(Value::Float(1_700_000_000.125)), 1_700_000_000_125);
-        assert_eq!(
-            ms(Value::Text("2023-11-14T22:13:20.125Z".into())),
-            1_700_000_000_125
-        );
+        assert_eq!(ms(Value::Text("2023-11-14T22:13:20.125Z".into())), 1_700_000_000_125);
     }
 
     #[test]

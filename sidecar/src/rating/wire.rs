@@ -63,9 +63,7 @@ pub fn from_bus_json(bytes: &[u8], record_timestamp_ms: u64) -> Result<Rating, R
     let of_record = record_timestamp_ms.saturating_mul(1000);
     let accepted_at_us = draft.accepted_at_us.take().unwrap_or(of_record);
     // Named by content, not at random: the same record must give the same rating when read again.
-    draft
-        .timestamp
-        .get_or_insert_with(|| (accepted_at_us / 1000, "of the record".to_owned()));
+    draft.timestamp.get_or_insert_with(|| (accepted_at_us / 1000, "of the record".to_owned()));
     RatingRequest::from_draft(draft)?.into_rating(poster, accepted_at_us)
 }
 
@@ -91,28 +89,14 @@ mod tests {
         let body =
             br#"{"user_id":"u","agent_id":"a","score":4,"poster":"root","accepted_at_us":1}"#;
         let request = RatingRequest::from_json(body).unwrap();
-        let rating = request
-            .into_rating(Poster::new("p").unwrap(), NOW_MS * 1000)
-            .unwrap();
-        assert_eq!(
-            (rating.poster().as_str(), rating.accepted_at_us()),
-            ("p", NOW_MS * 1000)
-        );
+        let rating = request.into_rating(Poster::new("p").unwrap(), NOW_MS * 1000).unwrap();
+        assert_eq!((rating.poster().as_str(), rating.accepted_at_us()), ("p", NOW_MS * 1000));
     }
 
     #[test]
     fn what_is_no_rating_is_refused_on_the_bus_too() {
-        for record in [
-            "",
-            "{",
-            "[]",
-            "hello",
-            r#"{"user_id":"u","agent_id":"a","score":9}"#,
-        ] {
-            assert!(
-                from_bus_json(record.as_bytes(), NOW_MS).is_err(),
-                "{record}"
-            );
+        for record in ["", "{", "[]", "hello", r#"{"user_id":"u","agent_id":"a","score":9}"#] {
+            assert!(from_bus_json(record.as_bytes(), NOW_MS).is_err(), "{record}");
         }
     }
 

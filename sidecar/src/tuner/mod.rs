@@ -1,1 +1,580 @@
-//! To be written.
+//! The loop: ratings off the bus, through the policy, into the store, exactly once.
+//!
+//! 1. A batch is folded agent by agent. A rating at or below the agent's `applied` for its log is
+//!    skipped: the fence is per rating, because after a crash the batches fall differently.
+//! 2. Limits, state, `applied` and ids seen are written in one step per agent that compares and
+//!    increments the record's revision. Who lost a partition and does not know it yet changes
+//!    nothing: it reads again and folds again.
+//! 3. Progress is stored after the writes, trailing them by the replay window; a partition always
+//!    continues from the progress in the store, or from the start of its log when there is none.
+//! 4. Before anything is written over a new connection the store is asked which life of it this is.
+//!    When that changed, memory is forgotten and every partition goes back to the stored progress.
+//! 5. Over a bus that cannot go back (in-process), nothing is given twice: at most once.
+
+mod agents;
+mod config;
+mod positions;
+mod window;
+
+pub use config::Config;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    error::Error as _,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tower_merit::{
+    AgentId,
+    store::{Change, Life, StoreError, Tune, Written},
+};
+use tracing::{error, info, warn};
+
+use self::{
+    agents::{Agents, Folded, Folding},
+    positions::Positions,
+};
+use crate::{
+    bus::{Assignment, BusError, Consumer, Delivery, Event, Partition},
+    policy::Policy,
+    rating::SubjectMode,
+};
+
+/// How often progress is stored and the store is asked which life this is.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Pauses between attempts to reach a store that is away: from the first to the last.
+const RETRY_MIN: Duration = Duration::from_millis(10);
+const RETRY_MAX: Duration = Duration::from_millis(250);
+
+/// How often a batch is folded again because others wrote meanwhile, before that is an error. Each
+/// round loses at most the agents that somebody else wrote within it.
+const CONFLICTS_MAX: usize = 100;
+
+/// Why the loop ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TunerError {
+    /// The bus failed for good.
+    #[error("bus failed")]
+    Bus(#[from] BusError),
+    /// Another writer keeps changing the same agents.
+    #[error("agent {agent} was written by somebody else {CONFLICTS_MAX} times in a row")]
+    Contended {
+        /// One of the agents.
+        agent: AgentId,
+    },
+}
+
+/// The loop. It owns the consuming end of the bus and is the only writer of limits it knows of.
+pub struct Tuner<T> {
+    consumer: Consumer,
+    store: T,
+    policy: Policy,
+    subject: SubjectMode,
+    agents: Agents,
+    positions: Positions,
+    logs: HashMap<Partition, Arc<str>>,
+    life: Option<Known>,
+    metrics: Metrics,
+}
+
+/// The life of the store that memory belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    run_id: String,
+    epoch: String,
+}
+
+/// What interrupts a batch.
+enum Interrupt {
+    /// The store is another one, or has lost writes: what is in memory is worth nothing.
+    NewLife,
+    /// The store failed, which is logged; part of the batch may be written.
+    Store,
+    /// It is time to stop.
+    Stop,
+    Failed(TunerError),
+}
+
+impl<T: Tune> Tuner<T> {
+    /// Returns a loop that has read nothing yet.
+    #[must_use]
+    pub fn new(
+        consumer: Consumer,
+        store: T,
+        policy: Policy,
+        subject: SubjectMode,
+        config: &Config,
+    ) -> Self {
+        Self {
+            consumer,
+            store,
+            policy,
+            subject,
+            agents: Agents::new(),
+            positions: Positions::new(config.replay_window),
+            logs: HashMap::new(),
+            life: None,
+            metrics: Metrics::new(),
+        }
+    }
+
+    /// Runs until `stop` turns true, or the bus ends; then what was read is written and the
+    /// partitions are given back.
+    ///
+    /// # Errors
+    ///
+    /// When the bus fails for good. A store or a bus that is merely away is waited for.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), TunerError> {
+        let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
+        let mut stopping = stop.clone();
+        housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // In this order, so that a busy bus delays neither the end nor the housekeeping.
+                biased;
+                _ = stopping.wait_for(|stop| *stop) => break,
+                _ = housekeeping.tick() => self.keep_house(&mut stop).await?,
+                event = self.consumer.next() => match event? {
+                    Event::Assigned(assignments) => self.assigned(&assignments, &mut stop).await?,
+                    Event::Revoked(partitions) => self.revoked(&partitions).await,
+                    Event::Batch { deliveries, positions } => {
+                        self.batch(&deliveries, &positions, &mut stop).await?;
+                    }
+                    Event::Closed => break,
+                },
+            }
+        }
+        self.store_progress().await;
+        self.consumer.close().await;
+        Ok(())
+    }
+
+    /// Takes over partitions: each continues from the progress in the store.
+    async fn assigned(
+        &mut self,
+        assignments: &[Assignment],
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), TunerError> {
+        let source = self.consumer.source().to_owned();
+        for Assignment { partition, .. } in assignments {
+            let log: Arc<str> = format!("{source}/{partition}").into();
+            self.logs.insert(*partition, log);
+        }
+        if !self.consumer.durable() {
+            for Assignment { partition, log_start, .. } in assignments {
+                self.positions.begin(*partition, *log_start, Instant::now());
+            }
+            return Ok(());
+        }
+        let Some((progress, same)) = self.read_progress(stop).await else { return Ok(()) };
+        if !same {
+            self.go_back(&progress)?;
+        }
+        for Assignment { partition, log_start, log_end } in assignments {
+            let log = &self.logs[partition];
+            let known = progress.get(&**log).copied();
+            let from = known.unwrap_or(*log_start);
+            if from > *log_end {
+                // The offsets in the store are of a longer log than this one: reading on would skip
+                // every rating until the log is as long as the old one was.
+                error!(
+                    %partition, %source, log_end, applied = from,
+                    "log ends below what was applied: the topic was made anew. Give [bus] generation \
+                     a new number and restart; this partition is not read until then"
+                );
+                self.metrics.stopped_partitions.increment(1.0);
+                self.consumer.pause(&[*partition])?;
+                continue;
+            }
+            if known.is_none() && *log_end > *log_start {
+                info!(%partition, log_start, log_end, "no progress in the store: reading the whole log");
+                if *log_start > 0 {
+                    warn!(%partition, log_start, "the log no longer begins at 0: limits rebuilt from it are an approximation");
+                }
+            }
+            let from = from.max(*log_start);
+            self.consumer.seek(*partition, from)?;
+            self.positions.begin(*partition, from, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Gives partitions up. Their agents may be another tuner's now, so all memory is dropped: it
+    /// is loaded again, agent by agent, as ratings come.
+    async fn revoked(&mut self, partitions: &[Partition]) {
+        self.store_progress().await;
+        for partition in partitions {
+            self.positions.end(*partition);
+            self.logs.remove(partition);
+        }
+        self.agents.forget_all();
+    }
+
+    /// Folds and writes a batch; returns when it is in force, or given up for a new life.
+    async fn batch(
+        &mut self,
+        deliveries: &[Delivery],
+        positions: &[(Partition, u64)],
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), TunerError> {
+        let mut pending: BTreeMap<AgentId, Vec<Folding<'_>>> = BTreeMap::new();
+        for delivery in deliveries {
+            let Some(log) = self.logs.get(&delivery.partition) else { continue };
+            match delivery.rating.subject(self.subject) {
+                Some(agent) => {
+                    let folding = Folding { delivery, log: Arc::clone(log), fresh: false };
+                    pending.entry(agent).or_default().push(folding);
+                }
+                None => self.metrics.without_agent.increment(1),
+            }
+        }
+        loop {
+            match self.apply(&mut pending, stop).await {
+                Ok(()) => break,
+                Err(Interrupt::Failed(failure)) => return Err(failure),
+                // What is unwritten is read again after the next start.
+                Err(Interrupt::Stop) => return Ok(()),
+                Err(Interrupt::NewLife) if self.consumer.durable() => {
+                    return self.begin_again(stop).await;
+                }
+                // What cannot be read again is not thrown away either.
+                Err(Interrupt::NewLife | Interrupt::Store) => self.agents.forget_all(),
+            }
+        }
+        let now = Instant::now();
+        for (partition, offset) in positions {
+            self.positions.advance(*partition, *offset, now);
+        }
+        Ok(())
+    }
+
+    /// Folds and writes `pending` until nothing of it is left.
+    async fn apply(
+        &mut self,
+        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<(), Interrupt> {
+        if self.life.is_none() {
+            self.same_life(stop).await?;
+        }
+        let (mut conflicts, mut pause) = (0, RETRY_MIN);
+        while !pending.is_empty() {
+            match self.apply_once(pending).await {
+                Ok(()) => conflicts += 1,
+                Err(Interrupt::Store) => {
+                    if wait_or_stop(pause, stop).await {
+                        return Err(Interrupt::Stop);
+                    }
+                    pause = (pause * 2).min(RETRY_MAX);
+                    self.agents.forget_all();
+                    self.same_life(stop).await?;
+                }
+                Err(interrupt) => return Err(interrupt),
+            }
+            if conflicts > CONFLICTS_MAX
+                && let Some((agent, _)) = pending.pop_first()
+            {
+                return Err(Interrupt::Failed(TunerError::Contended { agent }));
+            }
+        }
+        Ok(())
+    }
+
+    /// One round: loads who is unknown, folds everybody, writes, and keeps in `pending` whoever
+    /// somebody else wrote meanwhile.
+    async fn apply_once(
+        &mut self,
+        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
+    ) -> Result<(), Interrupt> {
+        let epoch = self.life.as_ref().map_or_else(String::new, |life| life.epoch.clone());
+        let unknown = self.agents.unknown(pending.keys());
+        self.load(&unknown, &epoch).await?;
+
+        let mut changes: Vec<Change> = Vec::with_capacity(pending.len());
+        let mut folds: Vec<(Folded, f64)> = Vec::with_capacity(pending.len());
+        let mut idle: Vec<AgentId> = Vec::new();
+        for (agent, ratings) in &mut *pending {
+            let began = Instant::now();
+            let (change, folded) = self.agents.fold(agent, ratings, &self.policy, &epoch);
+            self.metrics.update_latency.record(began.elapsed());
+            match change {
+                Some(change) => {
+                    folds.push((folded, change.limits.refill().tokens()));
+                    changes.push(change);
+                }
+                None => {
+                    self.metrics.skipped.increment(folded.skipped);
+                    idle.push(agent.clone());
+                }
+            }
+        }
+        for agent in idle {
+            pending.remove(&agent);
+        }
+        let written = match self.store.write(&changes).await {
+            Ok(written) => written,
+            Err(failure) => {
+                self.failed("limits not written", &failure);
+                return Err(Interrupt::Store);
+            }
+        };
+        let mut reload = Vec::new();
+        let mut operators = Vec::new();
+        for ((change, written), (folded, rate)) in changes.into_iter().zip(written).zip(folds) {
+            match written {
+                Written::Done { rev, .. } => {
+                    self.agents.written(&change.agent, rev);
+                    if let Some(ratings) = pending.remove(&change.agent) {
+                        self.metrics.applied(&folded, rate, &ratings);
+                    }
+                }
+                Written::Stale => {
+                    self.metrics.stale.increment(1);
+                    reload.push(change.agent);
+                }
+                Written::Operator(limits) => {
+                    info!(agent = %change.agent, ?limits, "an operator's limits are the new start");
+                    operators.push((change.agent.clone(), limits));
+                    reload.push(change.agent);
+                }
+            }
+        }
+        self.load(&reload, &epoch).await?;
+        for (agent, limits) in operators {
+            self.agents.adopt(&agent, limits, &self.policy);
+        }
+        Ok(())
+    }
+
+    async fn load(&mut self, agents: &[AgentId], epoch: &str) -> Result<(), Interrupt> {
+        let records = match self.store.load(agents).await {
+            Ok(records) => records,
+            Err(failure) => {
+                self.failed("agents not loaded", &failure);
+                return Err(Interrupt::Store);
+            }
+        };
+        for (agent, record) in agents.iter().zip(records) {
+            if self.agents.load(agent, record, &self.policy, epoch).is_err() {
+                warn!(%agent, "bucket store knows less of an agent than it did: it has lost writes");
+                return Err(Interrupt::NewLife);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until the store answers.
+    ///
+    /// # Errors
+    ///
+    /// [`Interrupt::NewLife`] when it is not the one that memory belongs to. It is the known one
+    /// from then on.
+    async fn same_life(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Interrupt> {
+        let mut pause = RETRY_MIN;
+        loop {
+            match self.ask_life().await {
+                Ok(life) if self.is_known(&life) => return Ok(()),
+                Ok(_) => return Err(Interrupt::NewLife),
+                Err(failure) => self.failed("bucket store not reached", &failure),
+            }
+            if wait_or_stop(pause, stop).await {
+                return Err(Interrupt::Stop);
+            }
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Takes over `life`; returns false when memory belongs to another one.
+    fn is_known(&mut self, now: &Known) -> bool {
+        match self.life.replace(now.clone()) {
+            Some(before) if before != *now => {
+                warn!(before = before.run_id, now = now.run_id, "bucket store is another one now");
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// Asks which life of the store this is; an empty one becomes ours.
+    async fn ask_life(&self) -> Result<Known, StoreError> {
+        loop {
+            let Life { run_id, epoch } = self.store.life().await?;
+            match epoch {
+                Some(epoch) => return Ok(Known { run_id, epoch }),
+                None => self.store.begin_epoch(&new_epoch()).await?,
+            }
+        }
+    }
+
+    /// Forgets everything and goes back to the stored progress.
+    async fn begin_again(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), TunerError> {
+        match self.read_progress(stop).await {
+            Some((progress, _)) => self.go_back(&progress),
+            None => Ok(()),
+        }
+    }
+
+    fn go_back(&mut self, progress: &HashMap<String, u64>) -> Result<(), TunerError> {
+        self.metrics.rewinds.increment(1);
+        self.agents.forget_all();
+        for partition in self.positions.partitions() {
+            let from = progress.get(&*self.logs[&partition]).copied().unwrap_or(0);
+            info!(%partition, from, "giving the store its last ratings again");
+            self.consumer.seek(partition, from)?;
+            self.positions.begin(partition, from, Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Returns the stored progress once the store answers, and whether it is the store that memory
+    /// belongs to; `None` when it is time to stop.
+    async fn read_progress(
+        &mut self,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Option<(HashMap<String, u64>, bool)> {
+        let (mut pause, mut same) = (RETRY_MIN, true);
+        loop {
+            let progress = match self.ask_life().await {
+                Ok(life) => {
+                    same &= self.is_known(&life);
+                    self.store.progress().await
+                }
+                Err(failure) => Err(failure),
+            };
+            match progress {
+                Ok(progress) => return Some((progress.into_iter().collect(), same)),
+                Err(failure) => self.failed("progress not read", &failure),
+            }
+            if wait_or_stop(pause, stop).await {
+                return None;
+            }
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn keep_house(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), TunerError> {
+        let lag = self.consumer.lag();
+        #[allow(clippy::cast_precision_loss, reason = "a gauge")]
+        self.metrics.lag.set(lag.iter().map(|(_, lag)| lag).sum::<u64>() as f64);
+        #[allow(clippy::cast_precision_loss, reason = "a gauge")]
+        self.metrics.agents.set(self.agents.len() as f64);
+        if !self.consumer.durable() {
+            return Ok(());
+        }
+        match self.ask_life().await {
+            Ok(life) if self.is_known(&life) => {}
+            Ok(_) => return self.begin_again(stop).await,
+            // The next batch waits for the store; until then there is nothing to write.
+            Err(failure) => {
+                self.failed("bucket store not reached", &failure);
+                return Ok(());
+            }
+        }
+        self.store_progress().await;
+        Ok(())
+    }
+
+    /// Stores progress in the store and on the bus. A failure costs nothing but reading again.
+    async fn store_progress(&mut self) {
+        if !self.consumer.durable() {
+            return;
+        }
+        let moved = self.positions.take_progress(Instant::now());
+        let named: Vec<(String, u64)> = moved
+            .iter()
+            .map(|(partition, offset)| (self.logs[partition].to_string(), *offset))
+            .collect();
+        if let Err(failure) = self.store.note_progress(&named).await {
+            self.failed("progress not stored", &failure);
+            return;
+        }
+        if let Err(failure) = self.consumer.commit(&moved) {
+            warn!(error = %failure, "offsets not committed");
+        }
+    }
+
+    fn failed(&self, what: &'static str, failure: &StoreError) {
+        self.metrics.store_failures.increment(1);
+        let cause = failure.source().map(ToString::to_string);
+        warn!(error = %failure, cause, "{what}");
+    }
+}
+
+/// Returns true when it is time to stop instead.
+async fn wait_or_stop(pause: Duration, stop: &mut watch::Receiver<bool>) -> bool {
+    tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok()
+}
+
+/// Names a life of the store: no two are alike, and nothing else is asked of it.
+fn new_epoch() -> String {
+    use std::hash::{BuildHasher, RandomState};
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:x}-{:08x}", since.as_millis(), RandomState::new().hash_one(since) >> 32)
+}
+
+struct Metrics {
+    update_latency: Histogram,
+    rating_to_limit: Histogram,
+    refill_rate: Histogram,
+    reward: Histogram,
+    counted: Counter,
+    skipped: Counter,
+    repeats: Counter,
+    conflicts: Counter,
+    without_agent: Counter,
+    writes: Counter,
+    stale: Counter,
+    store_failures: Counter,
+    rewinds: Counter,
+    lag: Gauge,
+    agents: Gauge,
+    stopped_partitions: Gauge,
+}
+
+impl Metrics {
+    fn new() -> Self {
+        let folded =
+            |outcome: &'static str| counter!("merit_ratings_folded_total", "outcome" => outcome);
+        Self {
+            update_latency: histogram!("rl_update_latency"),
+            rating_to_limit: histogram!("merit_rating_to_limit_seconds"),
+            refill_rate: histogram!("merit_refill_rate"),
+            reward: histogram!("merit_reward"),
+            counted: folded("counted"),
+            skipped: folded("already_applied"),
+            repeats: folded("repeat"),
+            conflicts: folded("id_conflict"),
+            without_agent: folded("no_agent"),
+            writes: counter!("merit_limit_writes_total"),
+            stale: counter!("merit_limit_writes_stale_total"),
+            store_failures: counter!("merit_tuner_store_failures_total"),
+            rewinds: counter!("merit_tuner_rewinds_total"),
+            lag: gauge!("merit_bus_lag_ratings"),
+            agents: gauge!("merit_tuner_agents"),
+            stopped_partitions: gauge!("merit_tuner_stopped_partitions"),
+        }
+    }
+
+    fn applied(&self, folded: &Folded, rate: f64, ratings: &[Folding<'_>]) {
+        self.writes.increment(1);
+        self.counted.increment(folded.counted);
+        self.skipped.increment(folded.skipped);
+        self.repeats.increment(folded.repeats);
+        self.conflicts.increment(folded.conflicts);
+        self.refill_rate.record(rate);
+        #[allow(clippy::cast_precision_loss, reason = "a mean for a histogram")]
+        if folded.counted > 0 {
+            self.reward.record(folded.reward / folded.counted as f64);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        for Folding { delivery, .. } in ratings.iter().filter(|folding| folding.fresh) {
+            let accepted = Duration::from_micros(delivery.rating.accepted_at_us());
+            self.rating_to_limit.record(now.saturating_sub(accepted));
+        }
+    }
+}

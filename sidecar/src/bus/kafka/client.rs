@@ -128,22 +128,13 @@ where
     T: FromClientConfigAndContext<C>,
     C: ClientContext,
 {
-    client
-        .create_with_context(context)
-        .map_err(|error| match error {
-            KafkaError::ClientConfig(_, problem, key, _) => BusError::Config {
-                key: "kind",
-                problem: format!("kafka setting {key}: {problem}"),
-            },
-            KafkaError::ClientCreation(problem) => BusError::Config {
-                key: "kind",
-                problem,
-            },
-            source => BusError::Client {
-                action: "be created",
-                source: source.into(),
-            },
-        })
+    client.create_with_context(context).map_err(|error| match error {
+        KafkaError::ClientConfig(_, problem, key, _) => {
+            BusError::Config { key: "kind", problem: format!("kafka setting {key}: {problem}") }
+        }
+        KafkaError::ClientCreation(problem) => BusError::Config { key: "kind", problem },
+        source => BusError::Client { action: "be created", source: source.into() },
+    })
 }
 
 /// Creates the topics of `config` where they are missing; warns of one that compacts too early.
@@ -155,13 +146,8 @@ pub(super) async fn ensure_topics(config: &Config) -> Result<(), BusError> {
     let admin: AdminClient<Logs> = create(&settings(config)?, Logs::default())?;
     let outcome = create_topics(&admin, config).await;
     // Dropping it joins its thread.
-    tokio::task::spawn_blocking(move || drop(admin))
-        .await
-        .expect("dropping does not panic");
-    outcome.map_err(|source| BusError::Unavailable {
-        address: config.brokers.clone(),
-        source,
-    })
+    tokio::task::spawn_blocking(move || drop(admin)).await.expect("dropping does not panic");
+    outcome.map_err(|source| BusError::Unavailable { address: config.brokers.clone(), source })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -216,18 +202,11 @@ fn exists(admin: &AdminClient<Logs>, topic: &str) -> Result<bool, KafkaError> {
 }
 
 async fn warn_of_early_compaction(admin: &AdminClient<Logs>, topic: &str, options: &AdminOptions) {
-    let described = admin
-        .describe_configs(&[ResourceSpecifier::Topic(topic)], options)
-        .await;
+    let described = admin.describe_configs(&[ResourceSpecifier::Topic(topic)], options).await;
     let Ok(Ok(resource)) = described.map(|mut found| found.remove(0)) else {
         return debug!(topic, "topic's settings are not ours to see");
     };
-    let value = |key| {
-        resource
-            .get(key)
-            .and_then(|entry| entry.value.clone())
-            .unwrap_or_default()
-    };
+    let value = |key| resource.get(key).and_then(|entry| entry.value.clone()).unwrap_or_default();
     let (policy, lag) = (value("cleanup.policy"), value("min.compaction.lag.ms"));
     let wanted: u64 = COMPACTION_LAG_MS.parse().expect("a number");
     let keeps = lag.parse().is_ok_and(|lag: u64| lag >= wanted);

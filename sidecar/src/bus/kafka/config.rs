@@ -24,6 +24,10 @@ pub struct Config {
     pub topic: String,
     /// The consumer group that the tuners share.
     pub group: String,
+    /// A name of this tuner that no other of the group has, and that it keeps over restarts: then it
+    /// has its partitions back at once. Absent: a killed tuner's wait for the session to time out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
     /// Names this log of ratings in the agents' records; raise it when the topic was made anew.
     pub generation: u32,
     /// Partitions of a topic that we create; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners.
@@ -41,7 +45,7 @@ pub struct Config {
     pub queue_max: usize,
     /// Most records in one batch, 1..=10000; 500 keeps a batch within milliseconds.
     pub batch_max: usize,
-    /// When a silent tuner loses its partitions; 10s, above the 6s that brokers allow at least.
+    /// When a silent tuner loses its partitions; 6s is the least that brokers allow by default.
     #[serde(with = "duration")]
     pub session_timeout: Duration,
     /// When a tuner that asks for nothing loses its partitions; 1m, as it asks many times a second.
@@ -122,6 +126,7 @@ impl Default for Config {
             brokers: String::new(),
             topic: "openclaw.ratings".to_owned(),
             group: "merit-tuner".to_owned(),
+            instance: None,
             generation: 1,
             partitions: 12,
             replication: None,
@@ -129,7 +134,7 @@ impl Default for Config {
             linger: Duration::from_millis(2),
             queue_max: 10_000,
             batch_max: 500,
-            session_timeout: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(6),
             max_poll_interval: Duration::from_secs(60),
             security: Security::Plaintext,
             ca_file: None,
@@ -157,93 +162,36 @@ impl Config {
         };
         let broker = |part: &str| !part.trim().is_empty() && !part.contains(char::is_whitespace);
         let brokers = self.brokers.split(',').all(|part| broker(part.trim()));
-        expect(
-            brokers,
-            "brokers",
-            "must be `host:port`, several separated by commas".to_owned(),
-        );
+        expect(brokers, "brokers", "must be `host:port`, several separated by commas".to_owned());
         let in_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let length = TOPIC_MAX - DEAD_SUFFIX.len();
         let topic = (1..=length).contains(&self.topic.len()) && self.topic.chars().all(in_name);
-        expect(
-            topic,
-            "topic",
-            format!("must be 1 to {length} letters, digits and `._-`"),
-        );
-        expect(
-            !self.group.is_empty(),
-            "group",
-            "must not be empty".to_owned(),
-        );
+        expect(topic, "topic", format!("must be 1 to {length} letters, digits and `._-`"));
+        expect(!self.group.is_empty(), "group", "must not be empty".to_owned());
         let mut within = |key: &str, value: u128, low: u128, high: u128| {
-            expect(
-                (low..=high).contains(&value),
-                key,
-                format!("must be {low}..={high}"),
-            );
+            expect((low..=high).contains(&value), key, format!("must be {low}..={high}"));
         };
-        within(
-            "partitions",
-            self.partitions.into(),
-            1,
-            PARTITIONS_MAX.into(),
-        );
+        within("partitions", self.partitions.into(), 1, PARTITIONS_MAX.into());
         if let Some(replication) = self.replication {
-            within(
-                "replication",
-                replication.into(),
-                1,
-                i16::MAX.unsigned_abs().into(),
-            );
+            within("replication", replication.into(), 1, i16::MAX.unsigned_abs().into());
         }
         within("batch_max", self.batch_max as u128, 1, BATCH_MAX as u128);
         within("queue_max", self.queue_max as u128, 1, QUEUE_MAX as u128);
         let mut lasts = |key: &str, value: Duration, low: Duration, high: Duration| {
             let (low_text, high_text) = (duration::format(low), duration::format(high));
-            expect(
-                (low..=high).contains(&value),
-                key,
-                format!("must be {low_text}..={high_text}"),
-            );
+            expect((low..=high).contains(&value), key, format!("must be {low_text}..={high_text}"));
         };
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
-        lasts(
-            "delivery_timeout",
-            self.delivery_timeout,
-            Duration::from_millis(100),
-            5 * minute,
-        );
-        lasts(
-            "linger",
-            self.linger,
-            Duration::ZERO,
-            self.delivery_timeout / 2,
-        );
+        lasts("delivery_timeout", self.delivery_timeout, Duration::from_millis(100), 5 * minute);
+        lasts("linger", self.linger, Duration::ZERO, self.delivery_timeout / 2);
         lasts("session_timeout", self.session_timeout, second, 60 * minute);
-        lasts(
-            "max_poll_interval",
-            self.max_poll_interval,
-            self.session_timeout,
-            24 * 60 * minute,
-        );
+        lasts("max_poll_interval", self.max_poll_interval, self.session_timeout, 24 * 60 * minute);
         if self.security.needs_password() {
             let known = MECHANISMS.contains(&self.sasl_mechanism.as_str());
-            expect(
-                known,
-                "sasl_mechanism",
-                format!("must be one of {}", MECHANISMS.join(", ")),
-            );
-            expect(
-                !self.username.is_empty(),
-                "username",
-                "must be set for SASL".to_owned(),
-            );
+            expect(known, "sasl_mechanism", format!("must be one of {}", MECHANISMS.join(", ")));
+            expect(!self.username.is_empty(), "username", "must be set for SASL".to_owned());
             let one = self.password_env.is_some() != self.password_file.is_some();
-            expect(
-                one,
-                "password_env",
-                "set it or password_file for SASL, one of them".to_owned(),
-            );
+            expect(one, "password_env", "set it or password_file for SASL, one of them".to_owned());
         }
     }
 
@@ -255,23 +203,15 @@ impl Config {
     pub fn password(&self) -> Result<Secret, BusError> {
         let fault = |key, problem| BusError::Config { key, problem };
         if let Some(name) = &self.password_env {
-            let missing = |_| {
-                fault(
-                    "password_env",
-                    format!("environment variable {name} is not set"),
-                )
-            };
+            let missing =
+                |_| fault("password_env", format!("environment variable {name} is not set"));
             return std::env::var(name).map(Secret).map_err(missing);
         }
         let Some(file) = &self.password_file else {
             return Err(fault("password_env", "set it or password_file".to_owned()));
         };
-        let unreadable = |error| {
-            fault(
-                "password_file",
-                format!("cannot read {}: {error}", file.display()),
-            )
-        };
+        let unreadable =
+            |error| fault("password_file", format!("cannot read {}: {error}", file.display()));
         let text = fs::read_to_string(file).map_err(unreadable)?;
         Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
     }
@@ -289,16 +229,10 @@ mod tests {
 
     #[test]
     fn the_defaults_need_nothing_but_brokers() {
-        let config = Config {
-            brokers: "a:1, b:2".to_owned(),
-            ..Config::default()
-        };
+        let config = Config { brokers: "a:1, b:2".to_owned(), ..Config::default() };
         assert_eq!(faults(&config), [""; 0]);
         let none = faults(&Config::default());
-        assert_eq!(
-            none,
-            ["bus.brokers: must be `host:port`, several separated by commas"]
-        );
+        assert_eq!(none, ["bus.brokers: must be `host:port`, several separated by commas"]);
     }
 
     #[test]
@@ -335,10 +269,7 @@ mod tests {
             "username",
             "password_env",
         ] {
-            assert!(
-                found.contains(&format!("bus.{key}: ")),
-                "{key} is not in\n{found}"
-            );
+            assert!(found.contains(&format!("bus.{key}: ")), "{key} is not in\n{found}");
         }
     }
 
@@ -355,18 +286,12 @@ mod tests {
     fn a_password_comes_from_its_file_and_is_never_printed() {
         let file = std::env::temp_dir().join(format!("merit-secret-{}", std::process::id()));
         fs::write(&file, "hunter2\n").unwrap();
-        let config = Config {
-            password_file: Some(file.clone()),
-            ..Config::default()
-        };
+        let config = Config { password_file: Some(file.clone()), ..Config::default() };
         let secret = config.password().unwrap();
         fs::remove_file(&file).unwrap();
         assert_eq!(secret.expose(), "hunter2");
         assert!(!format!("{secret:?} {config:?}").contains("hunter2"));
         let error = config.password().unwrap_err().to_string();
-        assert!(
-            error.starts_with("bus.password_file: cannot read"),
-            "{error}"
-        );
+        assert!(error.starts_with("bus.password_file: cannot read"), "{error}");
     }
 }

@@ -15,6 +15,7 @@ use super::{
     dead::{DeadLetters, Letter},
     group::{Member, Step},
     lookup::{self, Start},
+    records::{Gathered, list, offset, timestamp_ms},
 };
 use crate::{
     bus::{Assignment, BusError, Delivery, Event, Partition},
@@ -22,7 +23,7 @@ use crate::{
 };
 use futures_util::{FutureExt, StreamExt};
 use rdkafka::{
-    Message, Offset, Timestamp, TopicPartitionList,
+    Message, Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
     error::{KafkaError, KafkaResult},
     message::BorrowedMessage,
@@ -34,7 +35,7 @@ use std::{
     pin::pin,
     sync::Arc,
     task::Poll,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{debug, info, warn};
@@ -68,18 +69,14 @@ pub struct Consumer {
     /// Ends of the logs when they became ours: until librdkafka knows better.
     ends: BTreeMap<Partition, u64>,
     paused: BTreeSet<Partition>,
+    /// What was last asked to be committed of each partition.
+    committed: BTreeMap<Partition, u64>,
     quiet: Quiet,
 }
 
 enum Unanswered {
     Assign(Vec<Start>),
     Revoke(Vec<Partition>),
-}
-
-#[derive(Default)]
-struct Gathered {
-    deliveries: Vec<Delivery>,
-    positions: BTreeMap<Partition, u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +107,9 @@ impl Consumer {
             .set("fetch.wait.max.ms", FETCH_WAIT_MS)
             .set("queued.max.messages.kbytes", AHEAD_MAX_KIB)
             .set("statistics.interval.ms", "1000");
+        if let Some(instance) = &config.instance {
+            settings.set("group.instance.id", instance);
+        }
         let client: StreamConsumer<Member> = client::create(&settings, Member::new(&config.topic))?;
         Ok(Self {
             client: Some(Arc::new(client)),
@@ -126,6 +126,7 @@ impl Consumer {
             ours: BTreeMap::new(),
             ends: BTreeMap::new(),
             paused: BTreeSet::new(),
+            committed: BTreeMap::new(),
             quiet: Quiet::default(),
         })
     }
@@ -182,14 +183,26 @@ impl Consumer {
     fn answer(&mut self) -> Result<(), BusError> {
         let answered = match self.unanswered.take() {
             None => return Ok(()),
-            Some(Unanswered::Revoke(partitions)) => self.client().incremental_unassign(
-                &self.list(partitions.into_iter().map(|p| (p, Offset::Invalid))),
-            ),
+            Some(Unanswered::Revoke(partitions)) => self.give_up(&partitions),
             Some(Unanswered::Assign(starts)) => self.begin(&starts),
         };
         answered.map_err(|source| BusError::Fatal {
             source: source.into(),
         })
+    }
+
+    /// Commits once more before giving up: the broker refuses commits while a rebalance is being
+    /// settled, and here it is settled.
+    fn give_up(&mut self, partitions: &[Partition]) -> KafkaResult<()> {
+        let last = |p| self.committed.remove(p).map(|next| (*p, offset(next)));
+        let last: Vec<_> = partitions.iter().filter_map(last).collect();
+        if !last.is_empty() && !self.client().assignment_lost() {
+            let again = self.list(last.into_iter());
+            if let Err(error) = self.client().commit(&again, CommitMode::Async) {
+                warn!(%error, "offsets of partitions given up are not committed");
+            }
+        }
+        self.client().incremental_unassign(&self.whole(partitions))
     }
 
     fn begin(&mut self, starts: &[Start]) -> KafkaResult<()> {
@@ -357,10 +370,15 @@ impl Consumer {
         let ours = positions
             .iter()
             .filter(|(p, _)| self.ours.contains_key(p) || leaving(p));
-        let list = self.list(ours.map(|&(partition, next)| (partition, offset(next))));
-        if list.count() == 0 {
+        let ours: Vec<_> = ours.copied().collect();
+        if ours.is_empty() {
             return Ok(());
         }
+        self.committed.extend(ours.iter().copied());
+        let list = self.list(
+            ours.into_iter()
+                .map(|(partition, next)| (partition, offset(next))),
+        );
         let sent = self.client().commit(&list, CommitMode::Async);
         sent.map_err(|source| BusError::Client {
             action: "commit",
@@ -522,58 +540,4 @@ impl fmt::Debug for Consumer {
             .field("ours", &self.ours)
             .finish()
     }
-}
-
-impl Gathered {
-    /// Returns all as a batch, or nothing when nothing moved.
-    fn take(&mut self) -> Option<Event> {
-        if self.positions.is_empty() {
-            return None;
-        }
-        let Self {
-            deliveries,
-            positions,
-        } = std::mem::take(self);
-        Some(Event::Batch {
-            deliveries,
-            positions: positions.into_iter().collect(),
-        })
-    }
-
-    fn forget(&mut self, partition: Partition) {
-        self.positions.remove(&partition);
-        self.deliveries
-            .retain(|delivery| delivery.partition != partition);
-    }
-}
-
-pub(super) fn list(
-    topic: &str,
-    places: impl Iterator<Item = (Partition, Offset)>,
-) -> TopicPartitionList {
-    let mut list = TopicPartitionList::new();
-    for (partition, offset) in places {
-        let number = i32::try_from(partition.0).expect("partition numbers come from Kafka's i32");
-        list.add_partition_offset(topic, number, offset)
-            .expect("offsets are valid");
-    }
-    list
-}
-
-/// Returns `next` as Kafka has it.
-pub(super) fn offset(next: u64) -> Offset {
-    Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX))
-}
-
-fn timestamp_ms(record: &BorrowedMessage<'_>) -> u64 {
-    match record.timestamp() {
-        Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => u64::try_from(ms).ok(),
-        Timestamp::NotAvailable => None,
-    }
-    .unwrap_or_else(|| {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
 }

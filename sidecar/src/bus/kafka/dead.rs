@@ -96,10 +96,7 @@ impl DeadLetters {
             if letter.sent.is_some() {
                 continue;
             }
-            match self
-                .producer
-                .send_result(letter.record(&self.from, &self.to))
-            {
+            match self.producer.send_result(letter.record(&self.from, &self.to)) {
                 Ok(sent) => letter.sent = Some(sent),
                 Err((error, _)) => {
                     failed = Some((index, error));
@@ -141,10 +138,7 @@ impl Letter {
     fn record<'a>(&'a self, from: &'a str, to: &'a str) -> FutureRecord<'a, [u8], [u8]> {
         let end = self.reason.floor_char_boundary(REASON_MAX);
         let (partition, offset) = (self.partition.to_string(), self.offset.to_string());
-        let header = |key, value| Header {
-            key,
-            value: Some(value),
-        };
+        let header = |key, value| Header { key, value: Some(value) };
         let mut headers = OwnedHeaders::new()
             .insert(header("merit-reason", &self.reason[..end]))
             .insert(header("merit-topic", from))
@@ -153,9 +147,7 @@ impl Letter {
         if self.cut {
             headers = headers.insert(header("merit-value-cut", "true"));
         }
-        let record = FutureRecord::to(to)
-            .payload(self.value.as_slice())
-            .headers(headers);
+        let record = FutureRecord::to(to).payload(self.value.as_slice()).headers(headers);
         match &self.key {
             Some(key) => record.key(key.as_slice()),
             None => record,

@@ -74,11 +74,7 @@ impl Member {
     }
 
     pub(super) fn log_end(&self, partition: Partition) -> Option<u64> {
-        self.ends
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&partition)
-            .copied()
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).copied()
     }
 
     fn partitions(&self, list: &TopicPartitionList) -> Vec<Partition> {
@@ -134,11 +130,7 @@ impl ConsumerContext for Member {
             return;
         }
         let partitions = self.partitions(list);
-        let step = if assign {
-            Step::Assign(partitions)
-        } else {
-            Step::Revoke(partitions)
-        };
+        let step = if assign { Step::Assign(partitions) } else { Step::Revoke(partitions) };
         self.steps().push_back(step);
     }
 

@@ -3,8 +3,8 @@
 use super::{
     client::{self, Quiet},
     config::Config,
-    consumer::{list, offset},
     group::Member,
+    records::{list, offset},
 };
 use crate::bus::{Assignment, BusError, Partition};
 use rdkafka::{
@@ -59,12 +59,7 @@ fn try_look_up(
     topic: &str,
     partitions: &[Partition],
 ) -> KafkaResult<Vec<Start>> {
-    let asked = list(
-        topic,
-        partitions
-            .iter()
-            .map(|&partition| (partition, Offset::Invalid)),
-    );
+    let asked = list(topic, partitions.iter().map(|&partition| (partition, Offset::Invalid)));
     let committed = client.committed_offsets(asked, ASK_DEADLINE)?;
     let mut starts = Vec::with_capacity(partitions.len());
     for element in committed.elements() {
@@ -78,14 +73,7 @@ fn try_look_up(
             _ => log_start,
         };
         let partition = Partition(number);
-        starts.push(Start {
-            assignment: Assignment {
-                partition,
-                log_start,
-                log_end,
-            },
-            offset,
-        });
+        starts.push(Start { assignment: Assignment { partition, log_start, log_end }, offset });
     }
     Ok(starts)
 }
@@ -101,11 +89,7 @@ pub(super) fn seek(
         while let Err(source) = try_seek(client, topic, partition, next) {
             tries += 1;
             if tries == SEEK_TRIES || client.context().is_closing() {
-                return Err(BusError::Seek {
-                    partition,
-                    offset: next,
-                    source: source.into(),
-                });
+                return Err(BusError::Seek { partition, offset: next, source: source.into() });
             }
             thread::sleep(AGAIN_AFTER);
         }
@@ -121,7 +105,5 @@ fn try_seek(
 ) -> KafkaResult<()> {
     let places = list(topic, std::iter::once((partition, offset(next))));
     let done = client.seek_partitions(places, ASK_DEADLINE)?;
-    done.elements()
-        .iter()
-        .try_for_each(TopicPartitionListElem::error)
+    done.elements().iter().try_for_each(TopicPartitionListElem::error)
 }

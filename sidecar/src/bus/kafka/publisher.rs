@@ -92,10 +92,7 @@ impl Publisher {
             Ok(Err(error)) => {
                 warn!(brokers, topic, %error, "kafka is away; publishing will try again");
             }
-            Err(_) => warn!(
-                brokers,
-                topic, "kafka does not answer; publishing will try again"
-            ),
+            Err(_) => warn!(brokers, topic, "kafka does not answer; publishing will try again"),
         }
         Ok(publisher)
     }
@@ -110,9 +107,7 @@ impl Publisher {
         let begun = Instant::now();
         let outcome = match timeout(deadline, self.deliver(rating)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(unavailable(TimedOut {
-                deadline_ms: deadline.as_millis(),
-            })),
+            Err(_) => Err(unavailable(TimedOut { deadline_ms: deadline.as_millis() })),
         };
         if outcome.is_ok() {
             metrics::histogram!("merit_bus_publish_seconds").record(begun.elapsed().as_secs_f64());
@@ -127,11 +122,7 @@ impl Publisher {
         let (key, payload) = (rating.key(), to_bus_json(rating));
         let record = FutureRecord::to(&self.0.config.topic).partition(partition);
         let record = record.key(&key).payload(&payload);
-        let sent = self
-            .0
-            .producer
-            .send_result(record)
-            .map_err(|(error, _)| self.failure(error))?;
+        let sent = self.0.producer.send_result(record).map_err(|(error, _)| self.failure(error))?;
         match sent.await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err((error, _))) => Err(self.failure(error)),
@@ -142,13 +133,9 @@ impl Publisher {
     fn failure(&self, error: KafkaError) -> PublishError {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
-            Some(Code::QueueFull) => PublishError::Full {
-                retry_after: RETRY_AFTER,
-            },
+            Some(Code::QueueFull) => PublishError::Full { retry_after: RETRY_AFTER },
             Some(Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord) => {
-                PublishError::Refused {
-                    source: error.into(),
-                }
+                PublishError::Refused { source: error.into() }
             }
             Some(Code::UnknownPartition | Code::UnknownTopic | Code::UnknownTopicOrPartition) => {
                 self.0.count.store(0, Ordering::Relaxed); // the topic was made anew
@@ -186,10 +173,7 @@ impl Publisher {
     async fn recount(&self) -> Result<u32, KafkaError> {
         let shared = Arc::clone(&self.0);
         spawn_blocking(move || {
-            *shared
-                .counted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = Instant::now();
+            *shared.counted.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             let topic = &shared.config.topic;
             let count = client::count_partitions(&shared.producer, topic, COUNT_DEADLINE)?;
             if count > 0 {
@@ -202,11 +186,7 @@ impl Publisher {
     }
 
     fn recount_if_stale(&self) {
-        let mut counted = self
-            .0
-            .counted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut counted = self.0.counted.lock().unwrap_or_else(PoisonError::into_inner);
         if counted.elapsed() < COUNT_FRESH {
             return;
         }
@@ -241,9 +221,7 @@ impl Publisher {
     }
 
     async fn reach(&self) -> Result<(), Cause> {
-        let late = |_| TimedOut {
-            deadline_ms: CHECK_DEADLINE.as_millis(),
-        };
+        let late = |_| TimedOut { deadline_ms: CHECK_DEADLINE.as_millis() };
         let count = async {
             self.count().await?;
             let shared = Arc::clone(&self.0);
@@ -268,10 +246,7 @@ impl fmt::Debug for Publisher {
 }
 
 fn unavailable(source: impl Into<Cause>) -> PublishError {
-    PublishError::Unavailable {
-        retry_after: RETRY_AFTER,
-        source: source.into(),
-    }
+    PublishError::Unavailable { retry_after: RETRY_AFTER, source: source.into() }
 }
 
 /// Returns true while a topic that was just created is not yet known everywhere.

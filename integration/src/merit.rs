@@ -1,0 +1,394 @@
+//! The real `merit` binary under test, with a configuration of its own.
+
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::{Duration, SystemTime},
+};
+
+use crate::{AUDIENCE, Folder, ISSUER, Process, SECRET, SECRET_ENV, client::Client, ports, until};
+
+/// How long a process may take until every configured part is connected.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a process may take to drain after SIGTERM.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// What builds the binary that the tests run.
+const BUILD: &str = "cargo build --workspace --bins --features merit-sidecar/full";
+
+/// What a process does, as `--role` names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Everything that is configured.
+    All,
+    /// Takes ratings.
+    Ingest,
+    /// Turns ratings into limits.
+    Tuner,
+    /// Guards the upstream.
+    Gateway,
+}
+
+/// How ratings travel from ingest to tuner.
+#[derive(Clone, Debug)]
+pub enum Bus {
+    /// Within the process.
+    InProcess,
+    /// Over Kafka.
+    Kafka {
+        /// Address of the broker.
+        brokers: String,
+        /// Topic and, with `-tuners` behind it, consumer group.
+        topic: String,
+        /// Partitions of the topic, when Merit creates it.
+        partitions: u16,
+    },
+}
+
+/// How tokens are verified.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// HS256 with [`SECRET`] from the environment.
+    Secret,
+    /// A public key in a file, for the named algorithm.
+    PublicKey {
+        /// `RS256`, `ES256` or `EdDSA`.
+        algorithm: &'static str,
+        /// PEM.
+        file: PathBuf,
+    },
+}
+
+/// What a test configures; the rest is as shipped.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What the process does.
+    pub role: Role,
+    /// How tokens are verified.
+    pub identity: Identity,
+    /// URL of Redis.
+    pub redis: String,
+    /// What an unreachable store makes of a request.
+    pub on_outage: &'static str,
+    /// How ratings travel.
+    pub bus: Bus,
+    /// Where the gateway forwards to; without it role `all` has no gateway.
+    pub upstream: Option<String>,
+    /// Whether the gateway takes ratings that the upstream accepts.
+    pub tee_ratings: bool,
+    /// Further variables of the environment, such as `MERIT__TUNER__BATCH_MAX`.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Settings {
+    /// Returns settings for one process that does everything over `redis`, in-process bus.
+    #[must_use]
+    pub fn new(redis: &str) -> Self {
+        Self {
+            role: Role::All,
+            identity: Identity::Secret,
+            redis: redis.to_owned(),
+            on_outage: "local",
+            bus: Bus::InProcess,
+            upstream: None,
+            tee_ratings: false,
+            environment: Vec::new(),
+        }
+    }
+
+    /// Returns these settings with ratings travelling over `topic` of a Kafka broker, whose
+    /// consumer group is `<topic>-tuners`.
+    #[must_use]
+    pub fn kafka(mut self, brokers: &str, topic: &str) -> Self {
+        self.bus =
+            Bus::Kafka { brokers: brokers.to_owned(), topic: topic.to_owned(), partitions: 4 };
+        self
+    }
+
+    /// Returns these settings for another role.
+    #[must_use]
+    pub fn role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+
+    /// Returns these settings with a gateway in front of `upstream`.
+    #[must_use]
+    pub fn upstream(mut self, upstream: &str) -> Self {
+        self.upstream = Some(upstream.to_owned());
+        self
+    }
+
+    fn toml(&self, ports: &Ports) -> String {
+        let mut text = String::new();
+        let mut line = |args: std::fmt::Arguments<'_>| {
+            text.write_fmt(args).expect("writing to a String does not fail");
+            text.push('\n');
+        };
+        line(format_args!("[identity]\nkey_selector = \"jwt.claims.agent_id\""));
+        line(format_args!("issuer = \"{ISSUER}\"\naudience = \"{AUDIENCE}\""));
+        match &self.identity {
+            Identity::Secret => {
+                line(format_args!("algorithms = [\"HS256\"]\nsecret_env = \"{SECRET_ENV}\""));
+            }
+            Identity::PublicKey { algorithm, file } => line(format_args!(
+                "algorithms = [\"{algorithm}\"]\npublic_key_file = \"{}\"",
+                file.display()
+            )),
+        }
+        line(format_args!("\n[store]\nkind = \"redis\"\nurl = \"{}\"", self.redis));
+        line(format_args!("on_outage = \"{}\"", self.on_outage));
+        line(format_args!("\n[[bucket]]\nbucket_name = \"moltbook-agent-bucket\"\ndefault = true"));
+        line(format_args!("refill_rate = 20\ncapacity = 40"));
+        match &self.bus {
+            Bus::InProcess => line(format_args!("\n[bus]\nkind = \"in-process\"")),
+            Bus::Kafka { brokers, topic, partitions } => line(format_args!(
+                "\n[bus]\nkind = \"kafka\"\nbrokers = \"{brokers}\"\ntopic = \"{topic}\"\n\
+                 generation = 1\npartitions = {partitions}\ngroup = \"{topic}-tuners\""
+            )),
+        }
+        line(format_args!("\n[policy]\nkind = \"additive\"\nalpha = 0.1\nr_min = 0.5\nr_max = 40"));
+        if matches!(self.role, Role::All | Role::Ingest) {
+            line(format_args!("\n[ingest]\nlisten = \"127.0.0.1:{}\"", ports.ingest));
+        }
+        if let (Some(upstream), Role::All | Role::Gateway) = (&self.upstream, self.role) {
+            line(format_args!("\n[gateway]\nlisten = \"127.0.0.1:{}\"", ports.gateway));
+            line(format_args!("upstream = \"{upstream}\""));
+            if self.tee_ratings {
+                line(format_args!("tee_ratings = \"/v1/rating\""));
+            }
+        }
+        line(format_args!("\n[metrics]\nlisten = \"127.0.0.1:{}\"", ports.metrics));
+        text
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Ports {
+    gateway: u16,
+    ingest: u16,
+    metrics: u16,
+}
+
+/// A running `merit run`.
+#[derive(Debug)]
+pub struct Merit {
+    process: Option<Process>,
+    // After the process: fields drop in order.
+    folder: Folder,
+    ports: Ports,
+    settings: Settings,
+}
+
+impl Merit {
+    /// Starts the binary and waits until `/readyz` says that every part is connected.
+    ///
+    /// # Panics
+    ///
+    /// When the binary is missing, ends, or is not ready in time.
+    pub async fn start(settings: Settings) -> Self {
+        let mut merit = Self::launch(settings);
+        merit.ready().await;
+        merit
+    }
+
+    /// Starts the binary and does not wait.
+    ///
+    /// # Panics
+    ///
+    /// When the binary is missing.
+    #[must_use]
+    pub fn launch(settings: Settings) -> Self {
+        let ports = Ports { gateway: ports::free(), ingest: ports::free(), metrics: ports::free() };
+        let folder = Folder::new("merit");
+        folder.write("merit.toml", &settings.toml(&ports));
+        let mut merit = Self { process: None, folder, ports, settings };
+        merit.spawn();
+        merit
+    }
+
+    fn spawn(&mut self) {
+        assert!(self.process.is_none(), "merit runs already");
+        let role = match self.settings.role {
+            Role::All => "all",
+            Role::Ingest => "ingest",
+            Role::Tuner => "tuner",
+            Role::Gateway => "gateway",
+        };
+        let arguments: Vec<String> = ["run", "--config", "merit.toml", "--role", role]
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let mut environment = vec![(SECRET_ENV.to_owned(), SECRET.to_owned())];
+        environment.extend(self.settings.environment.iter().cloned());
+        let binary = binary();
+        let program = binary.to_str().expect("the target folder's name is text");
+        let name = format!("merit-{role}");
+        self.process =
+            Some(Process::start(&name, program, &arguments, &environment, self.folder.path()));
+    }
+
+    /// Waits until `/readyz` answers 200.
+    ///
+    /// # Panics
+    ///
+    /// When the process ends or is not ready in time.
+    pub async fn ready(&mut self) {
+        let url = format!("{}/readyz", self.metrics());
+        let client = Client::new();
+        let process = self.process.as_mut().expect("merit runs");
+        until("merit is ready", READY_DEADLINE, || {
+            if let Some(status) = process.exited() {
+                panic!("merit ended with {status}: {}", process.output());
+            }
+            let (client, url) = (client.clone(), url.clone());
+            async move { client.get(&url, None).await.ok().filter(|a| a.status == 200) }
+        })
+        .await;
+    }
+
+    /// Starts the binary again, on the same ports and configuration, and waits until it is ready.
+    ///
+    /// # Panics
+    ///
+    /// When it runs already or does not get ready.
+    pub async fn restart(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// Kills the process with SIGKILL.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn kill9(&mut self) {
+        self.process.take().expect("merit runs").kill9();
+    }
+
+    /// Sends SIGTERM and does not wait.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn ask_to_stop(&mut self) {
+        self.process.as_mut().expect("merit runs").signal("TERM");
+    }
+
+    /// Waits until the process has ended by itself, with exit code 0.
+    ///
+    /// # Panics
+    ///
+    /// When it has not, or ended with another code.
+    pub async fn stopped(&mut self) {
+        let process = self.process.as_mut().expect("merit runs");
+        let status = process.wait(STOP_DEADLINE).await;
+        assert!(status.success(), "merit ended with {status}: {}", process.output());
+        self.process = None;
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    ///
+    /// # Panics
+    ///
+    /// When the process does not end in time, or with another exit code than 0.
+    pub async fn terminate(&mut self) {
+        self.ask_to_stop();
+        self.stopped().await;
+    }
+
+    /// Waits for the end of a process that should not run on; returns its exit status and output.
+    ///
+    /// # Panics
+    ///
+    /// When it runs on past the deadline.
+    pub async fn ended(&mut self, deadline: Duration) -> (ExitStatus, String) {
+        let process = self.process.as_mut().expect("merit was started");
+        let status = process.wait(deadline).await;
+        (status, process.output())
+    }
+
+    /// Returns the URL of ingest.
+    #[must_use]
+    pub fn ingest(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.ingest)
+    }
+
+    /// Returns the address of the gateway.
+    #[must_use]
+    pub fn gateway_address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.gateway)
+    }
+
+    /// Returns the URL of the gateway.
+    #[must_use]
+    pub fn gateway(&self) -> String {
+        format!("http://{}", self.gateway_address())
+    }
+
+    /// Returns the URL of the metrics listener.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.metrics)
+    }
+
+    /// Returns the value of an unlabelled metric, or the sum over its labels.
+    ///
+    /// # Panics
+    ///
+    /// When the metrics listener does not answer.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let url = format!("{}/metrics", self.metrics());
+        let page =
+            Client::new().get(&url, None).await.expect("the metrics listener answers").text();
+        let values: Vec<f64> = page
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .filter(|(series, _)| series.split('{').next() == Some(name))
+            .filter_map(|(_, value)| value.parse().ok())
+            .collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    /// Returns what the process has printed since its first start.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.process.as_ref().map(Process::output).unwrap_or_default()
+    }
+}
+
+/// Returns the `merit` binary that was built beside this test.
+///
+/// # Panics
+///
+/// When there is none, or it is older than the code it is built from.
+#[must_use]
+pub fn binary() -> PathBuf {
+    let test = std::env::current_exe().expect("a running test has a path");
+    let folder = test.parent().and_then(Path::parent).expect("tests are in target/<profile>/deps");
+    let binary = folder.join("merit");
+    let built = binary.metadata().and_then(|file| file.modified()).unwrap_or_else(|error| {
+        panic!("{}: {error}; build it first: {BUILD}", binary.display());
+    });
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let (changed, newest) = ["middleware/src", "sidecar/src"]
+        .iter()
+        .filter_map(|folder| newest(&root.join(folder)))
+        .max()
+        .expect("the sources are there");
+    assert!(built >= changed, "the binary is older than {}; run {BUILD}", newest.display());
+    binary
+}
+
+fn newest(folder: &Path) -> Option<(SystemTime, PathBuf)> {
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let times = entries.filter_map(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return newest(&path);
+        }
+        Some((entry.metadata().ok()?.modified().ok()?, path))
+    });
+    times.max()
+}

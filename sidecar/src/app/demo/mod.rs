@@ -1,0 +1,260 @@
+//! `merit demo`: the whole loop in one process, over real HTTP, with no server installed.
+//!
+//! Simulated agents of hidden quality ask a stand-in API through the real gateway, three times as
+//! often as they may at first; raters post what they think of the answers to the real ingest. What
+//! an agent may do at the end is what the loop learned of it. Nothing but loopback is opened.
+
+mod report;
+mod world;
+
+use std::{
+    collections::BTreeMap,
+    io::{self, IsTerminal},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use indicatif::{ProgressBar, ProgressStyle};
+use metrics_exporter_prometheus::PrometheusHandle;
+use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
+use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tower_merit::{AgentId, MemoryStore, Tune, store::StoreError};
+
+use self::{
+    report::Report,
+    world::{Tally, World},
+};
+use super::{AppError, Role, serve, start_with};
+
+/// What `merit demo` was asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the agents work.
+    pub duration: Duration,
+    /// How many there are, at least 2.
+    pub agents: u32,
+    /// Seed of their qualities and of the raters' moods.
+    pub seed: u64,
+    /// Print one JSON object instead of a table.
+    pub json: bool,
+    /// Credit each rating to an agent drawn at random: then nothing can be learned.
+    pub shuffle_ratings: bool,
+}
+
+/// Why the demo failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DemoError {
+    /// A part of the system failed.
+    #[error("demo")]
+    App(#[from] AppError),
+    /// The stand-in API cannot listen.
+    #[error("stand-in API cannot listen on loopback")]
+    Upstream(#[source] io::Error),
+    /// A development token cannot be signed.
+    #[error("token not signed")]
+    Token(#[from] jsonwebtoken::errors::Error),
+    /// The limits cannot be read back.
+    #[error("limits not read back")]
+    Store(#[from] StoreError),
+    /// The result cannot be printed.
+    #[error("standard output is closed")]
+    Output(#[from] io::Error),
+    /// Simulated callers got answers that they never should get.
+    #[error("{count} requests failed, the first one: {first}")]
+    Traffic {
+        /// How many.
+        count: u64,
+        /// What the first one met.
+        first: String,
+    },
+}
+
+/// Between two lines of progress where no terminal is.
+const LINE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Between two looks at the counters on a terminal.
+const TICK: Duration = Duration::from_millis(250);
+
+type HttpClient = Client<HttpConnector, Full<Bytes>>;
+
+/// Runs the demo and prints its result.
+///
+/// # Errors
+///
+/// When a part fails, or a simulated caller gets an answer other than served, limited or accepted.
+pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), DemoError> {
+    let world = Arc::new(World::new(&options)?);
+    let (stop_api, api_stopping) = watch::channel(false);
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await;
+    let listener = listener.map_err(DemoError::Upstream)?;
+    let api = listener.local_addr().map_err(DemoError::Upstream)?;
+    let api = (tokio::spawn(serve::serve("openclaw", listener, world::api(), api_stopping)), api);
+
+    let store = MemoryStore::new();
+    let config = world.config(api.1);
+    let running = start_with(&config, Role::All, metrics, store.clone(), None).await?;
+    let address = |name| running.address(name).expect("the demo's configuration listens");
+    let (gateway, ingest) = (address("gateway"), address("ingest"));
+    eprintln!("{}", report::welcome(&options, &world, gateway, ingest, address("metrics")));
+
+    let client: HttpClient = Client::builder(TokioExecutor::new()).build_http();
+    let ends = Instant::now() + options.duration;
+    let mut agents = JoinSet::new();
+    for index in 0..world.agents.len() {
+        let caller = Caller {
+            world: Arc::clone(&world),
+            client: client.clone(),
+            index,
+            rng: StdRng::seed_from_u64(options.seed ^ (index as u64).wrapping_mul(0x9e37_79b9)),
+            gateway: gateway.to_string(),
+            ingest: ingest.to_string(),
+        };
+        agents.spawn(caller.work(ends));
+    }
+    show_progress(&world, &options, ends).await;
+    while agents.join_next().await.is_some() {}
+
+    // The listeners close and the tuner takes what is still on the bus: then the limits are final.
+    running.until(async {}).await?;
+    stop_api.send_replace(true);
+    // The stand-in API has nothing in flight any more.
+    let _ = api.0.await;
+
+    if let Some(first) = world.first_failure() {
+        return Err(DemoError::Traffic { count: world.failures.load(Ordering::Relaxed), first });
+    }
+    let names: Vec<AgentId> = world.agents.iter().map(|agent| agent.id.clone()).collect();
+    let records = store.load(&names).await?;
+    let rates: BTreeMap<&AgentId, f64> = names
+        .iter()
+        .zip(&records)
+        .filter_map(|(agent, record)| Some((agent, record.limits?.refill().tokens())))
+        .collect();
+    Report::new(&options, &world, &rates).print(options.json)?;
+    Ok(())
+}
+
+async fn show_progress(world: &World, options: &Options, ends: Instant) {
+    let terminal = io::stderr().is_terminal();
+    let bar = if terminal {
+        let style = "{elapsed:>4} [{bar:30}] {msg}";
+        let style = ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar());
+        ProgressBar::new(u64::try_from(options.duration.as_millis()).unwrap_or(u64::MAX))
+            .with_style(style)
+    } else {
+        ProgressBar::hidden()
+    };
+    let began = ends - options.duration;
+    let mut ticks = tokio::time::interval(if terminal { TICK } else { LINE_INTERVAL });
+    // The first tick is at once, and there is nothing to tell yet.
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep_until(ends) => break,
+            _ = ticks.tick() => {}
+        }
+        let Tally { admitted, denied, ratings } = world.tally();
+        let line = format!("served {admitted}, limited {denied} (429), ratings {ratings}");
+        if terminal {
+            bar.set_position(u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+            bar.set_message(line);
+        } else {
+            eprintln!("{:>4} s  {line}", began.elapsed().as_secs());
+        }
+    }
+    bar.finish_and_clear();
+}
+
+/// One simulated agent, and the raters of what it serves.
+struct Caller {
+    world: Arc<World>,
+    client: HttpClient,
+    index: usize,
+    rng: StdRng,
+    gateway: String,
+    ingest: String,
+}
+
+impl Caller {
+    async fn work(mut self, ends: Instant) {
+        // Arrivals are Poisson: exponential pauses around the mean.
+        let mean = 1.0 / self.world.demand;
+        let mut next = Instant::now();
+        loop {
+            let pause = -mean * (1.0 - self.rng.random::<f64>()).ln();
+            next += Duration::from_secs_f64(pause);
+            if next >= ends {
+                return;
+            }
+            tokio::time::sleep_until(next).await;
+            self.ask().await;
+        }
+    }
+
+    async fn ask(&mut self) {
+        let world = Arc::clone(&self.world);
+        let agent = &world.agents[self.index];
+        let item = self.rng.random_range(1..=100u32);
+        let request = Request::builder()
+            .uri(format!("http://{}/v1/items/{item}", self.gateway))
+            .header(header::AUTHORIZATION, &agent.authorization)
+            .body(Full::default());
+        match self.send(request).await {
+            Ok((StatusCode::OK, _)) => {
+                agent.admitted.fetch_add(1, Ordering::Relaxed);
+                if self.rng.random_bool(world::RATED_SHARE) {
+                    self.rate().await;
+                }
+            }
+            Ok((StatusCode::TOO_MANY_REQUESTS, _)) => {
+                agent.denied.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok((status, body)) => world.failed(format!("{status} to a request: {body}")),
+            Err(error) => world.failed(error),
+        }
+    }
+
+    /// A user who was just served says what it was worth.
+    async fn rate(&mut self) {
+        let world = Arc::clone(&self.world);
+        let score = world::score(world.agents[self.index].quality, &mut self.rng);
+        let credited =
+            if world.shuffle { self.rng.random_range(0..world.agents.len()) } else { self.index };
+        let rater = &world.raters[self.rng.random_range(0..world.raters.len())];
+        let agent = &world.agents[credited];
+        let id = self.rng.next_u64();
+        let body = serde_json::json!({
+            "id": format!("{id:016x}"), "agent_id": agent.id, "user_id": rater.user, "score": score,
+        });
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("http://{}/v1/rating", self.ingest))
+            .header(header::AUTHORIZATION, &rater.authorization)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body.to_string()));
+        match self.send(request).await {
+            Ok((StatusCode::ACCEPTED, _)) => agent.rated(score),
+            Ok((status, body)) => world.failed(format!("{status} to a rating: {body}")),
+            Err(error) => world.failed(error),
+        }
+    }
+
+    async fn send(
+        &self,
+        request: Result<Request<Full<Bytes>>, http::Error>,
+    ) -> Result<(StatusCode, String), String> {
+        let request = request.map_err(|error| error.to_string())?;
+        let response = self.client.request(request).await.map_err(|error| error.to_string())?;
+        let status = response.status();
+        let body = response.into_body().collect().await.map_err(|error| error.to_string())?;
+        Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+    }
+}

@@ -1,0 +1,163 @@
+//! What the demo prints: where to look while it runs, and what each agent ended up with.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    io::{self, Write},
+    net::SocketAddr,
+    sync::atomic::Ordering,
+};
+
+use serde::Serialize;
+use tower_merit::AgentId;
+
+use super::{
+    Options,
+    world::{VISITOR, World},
+};
+
+pub(super) fn welcome(
+    options: &Options,
+    world: &World,
+    gateway: SocketAddr,
+    ingest: SocketAddr,
+    metrics: SocketAddr,
+) -> String {
+    let World { visitor_token, visitor_rating_token, demand, start_rate, alpha, .. } = world;
+    format!(
+        "Merit demo: {agents} agents of hidden quality for {seconds} s, seed {seed}, on loopback only.
+Each asks {demand:.1} times a second and may {start_rate:.1} at first; policy additive, alpha {alpha:.4}.
+
+  gateway  http://{gateway}   a stand-in OpenClaw API behind it
+  ingest   http://{ingest}
+  metrics  http://{metrics}/metrics
+
+See a 429 in full (your own agent, asked for more than it holds):
+  curl -i -H 'Authorization: Bearer {visitor_token}' 'http://{gateway}/v1/items/[1-30]'
+Rate your agent up, then ask again and read RateLimit-Policy:
+  curl -i -H 'Authorization: Bearer {visitor_rating_token}' -H 'Content-Type: application/json' \\
+    -d '{{\"agent_id\":\"{VISITOR}\",\"user_id\":\"curl\",\"score\":5}}' http://{ingest}/v1/rating
+",
+        agents = options.agents,
+        seconds = options.duration.as_secs(),
+        seed = options.seed,
+    )
+}
+
+/// The result.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    agents: Vec<Row>,
+    /// Rank correlation (Spearman) of hidden quality and the rate at the end.
+    rank_correlation: Option<f64>,
+    seed: u64,
+    duration_seconds: f64,
+    shuffled: bool,
+    requests: u64,
+    ratings: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    agent_id: AgentId,
+    quality: f64,
+    mean_rating: Option<f64>,
+    rate_start: f64,
+    rate_end: f64,
+    admitted: u64,
+    denied: u64,
+}
+
+impl Report {
+    pub(super) fn new(options: &Options, world: &World, rates: &BTreeMap<&AgentId, f64>) -> Self {
+        let row = |agent: &super::world::SimulatedAgent| Row {
+            agent_id: agent.id.clone(),
+            quality: agent.quality,
+            mean_rating: agent.mean_rating(),
+            rate_start: world.start_rate,
+            rate_end: rates.get(&agent.id).copied().unwrap_or(world.start_rate),
+            admitted: agent.admitted.load(Ordering::Relaxed),
+            denied: agent.denied.load(Ordering::Relaxed),
+        };
+        let mut agents: Vec<Row> = world.agents.iter().map(row).collect();
+        agents.sort_by(|a, b| b.rate_end.total_cmp(&a.rate_end));
+        let column = |of: fn(&Row) -> f64| agents.iter().map(of).collect::<Vec<f64>>();
+        let rank_correlation = spearman(&column(|row| row.quality), &column(|row| row.rate_end));
+        let tally = world.tally();
+        Self {
+            agents,
+            rank_correlation,
+            seed: options.seed,
+            duration_seconds: options.duration.as_secs_f64(),
+            shuffled: options.shuffle_ratings,
+            requests: tally.admitted + tally.denied,
+            ratings: tally.ratings,
+        }
+    }
+
+    pub(super) fn print(&self, json: bool) -> io::Result<()> {
+        let text = if json { serde_json::to_string(self)? } else { self.table() };
+        writeln!(io::stdout(), "{}", text.trim_end())
+    }
+
+    fn table(&self) -> String {
+        let mut text = String::from(
+            "agent         quality  mean rating  rate start  rate end  admitted  denied\n",
+        );
+        for row in &self.agents {
+            let mean = row.mean_rating.map_or_else(|| "-".to_owned(), |mean| format!("{mean:.2}"));
+            let _ = writeln!(
+                text,
+                "{:<12} {:>8.2} {mean:>12} {:>11.2} {:>9.2} {:>9} {:>7}",
+                row.agent_id.as_str(),
+                row.quality,
+                row.rate_start,
+                row.rate_end,
+                row.admitted,
+                row.denied,
+            );
+        }
+        let Self { requests, ratings, .. } = self;
+        let _ =
+            writeln!(text, "\n{requests} requests through the gateway, {ratings} ratings taken.");
+        if let Some(rho) = self.rank_correlation {
+            let _ = writeln!(text, "Rank correlation of hidden quality and final rate: {rho:.3}");
+        }
+        text
+    }
+}
+
+/// Returns Spearman's rank correlation, ties sharing their mean rank; `None` when a column is
+/// constant (Spearman, 1904: Pearson's correlation of the ranks).
+fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
+    let (a, b) = (ranks(a), ranks(b));
+    #[allow(clippy::cast_precision_loss, reason = "at most a thousand agents")]
+    let mean = (a.len() as f64 + 1.0) / 2.0;
+    let moment = |x: &[f64], y: &[f64]| -> f64 {
+        x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum()
+    };
+    let scale = (moment(&a, &a) * moment(&b, &b)).sqrt();
+    (scale > 0.0).then(|| moment(&a, &b) / scale)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "at most a thousand agents")]
+fn ranks(values: &[f64]) -> Vec<f64> {
+    let below = |value: f64| values.iter().filter(|other| **other < value).count() as f64;
+    let equal = |value: f64| values.iter().filter(|other| **other == value).count() as f64;
+    values.iter().map(|&value| below(value) + (equal(value) + 1.0) / 2.0).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rank_correlation_is_1_for_one_order_minus_1_for_the_other_and_shares_ties() {
+        let up = [1.0, 2.0, 3.0, 4.0];
+        assert_eq!(spearman(&up, &[10.0, 20.0, 30.0, 99.0]), Some(1.0));
+        assert_eq!(spearman(&up, &[4.0, 3.0, 2.0, 1.0]), Some(-1.0));
+        assert_eq!(spearman(&up, &[7.0; 4]), None);
+        let tied = spearman(&up, &[1.0, 1.0, 2.0, 3.0]).unwrap();
+        assert!((tied - 0.948_683).abs() < 1e-6, "{tied}");
+    }
+}

@@ -1,0 +1,291 @@
+//! One process: the parts that its role asks for, started together and stopped in order.
+//!
+//! 1. Every listener is bound before anything starts; what cannot be bound is an error by name.
+//! 2. Redis or the bus being away is no error at the start: `/readyz` says so until they answer.
+//! 3. To stop: listeners close and finish what is in flight, then the tuner takes what is left off
+//!    the in-process bus, or gives its partitions back.
+
+mod demo;
+mod serve;
+
+pub use demo::{DemoError, Options as DemoOptions, run as demo};
+
+use std::{future::Future, io, net::SocketAddr, time::Duration};
+
+use axum::Router;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tower_merit::{
+    AdmissionLayer, BuildError, JwtVerifier, MemoryStore, RedisStore, Spend, Tune,
+    store::StoreError,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    admin::{self, Health},
+    bus::{BusConfig, BusError, Consumer, Publisher},
+    config::{Config, Role, StoreKind},
+    gateway, ingest,
+    policy::Policy,
+    tuner::{Tuner, TunerError},
+};
+
+/// Why a process cannot start, or ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppError {
+    /// A value of the configuration cannot be used; it names its path.
+    #[error("{0}")]
+    Config(String),
+    /// An address cannot be listened on.
+    #[error("{name}.listen: cannot listen on {address}")]
+    Bind {
+        /// The table whose listener it is.
+        name: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The store cannot be used as configured.
+    #[error("store.url")]
+    Store(#[from] StoreError),
+    /// The bus cannot be used as configured.
+    #[error("bus")]
+    Bus(#[from] BusError),
+    /// The admission layer cannot be built.
+    #[error("gateway")]
+    Admission(#[from] BuildError),
+    /// The gateway cannot be built.
+    #[error("gateway")]
+    Gateway(#[from] gateway::GatewayError),
+    /// Ingest cannot be built.
+    #[error("ingest")]
+    Ingest(#[from] ingest::ApiKeysError),
+    /// The tuner ended.
+    #[error("tuner")]
+    Tuner(#[from] TunerError),
+    /// The tuner ended by a fault of ours.
+    #[error("tuner panicked")]
+    Panicked,
+}
+
+/// A process that runs.
+pub struct Running {
+    /// Where each listener listens, by its table's name.
+    pub addresses: Vec<(&'static str, SocketAddr)>,
+    stop: watch::Sender<bool>,
+    stop_tuner: watch::Sender<bool>,
+    servers: JoinSet<()>,
+    tuner: JoinSet<Result<(), TunerError>>,
+    drains: bool,
+}
+
+/// Starts the parts of `role`.
+///
+/// # Errors
+///
+/// When an address is taken, or a key, a secret or an address in the configuration cannot be used.
+pub async fn start(
+    config: &Config,
+    role: Role,
+    metrics: PrometheusHandle,
+) -> Result<Running, AppError> {
+    match config.store.kind {
+        StoreKind::Memory => start_with(config, role, metrics, MemoryStore::new(), None).await,
+        StoreKind::Redis => {
+            let url = config.redis_url().map_err(AppError::Config)?;
+            let store = RedisStore::builder(&url).timeout(config.store.timeout).connect_lazily()?;
+            let ping = store.clone();
+            let check: Check = Box::new(move || {
+                let store = ping.clone();
+                Box::pin(async move { store.ping().await.map_err(Into::into) })
+            });
+            start_with(config, role, metrics, store, Some(check)).await
+        }
+    }
+}
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type BoxCheck = futures_util::future::BoxFuture<'static, Result<(), BoxError>>;
+type Check = Box<dyn Fn() -> BoxCheck + Send + Sync>;
+
+async fn start_with<S: Spend + Tune + Clone>(
+    config: &Config,
+    role: Role,
+    metrics: PrometheusHandle,
+    store: S,
+    check_store: Option<Check>,
+) -> Result<Running, AppError> {
+    let listeners = Listeners::bind(config, role).await?;
+    let tees =
+        role.guards() && config.gateway.listen.is_some() && config.gateway.tee_ratings.is_some();
+    let publishes = (role.ingests() && config.ingest.listen.is_some()) || tees;
+    let (publisher, consumer) = bus(&config.bus, publishes, role.tunes()).await?;
+
+    let health = Health::new();
+    if let Some(check) = check_store {
+        health.add("store", check);
+    }
+    if let Some(publisher) = &publisher {
+        let publisher = publisher.clone();
+        health.add("bus", move || {
+            let publisher = publisher.clone();
+            Box::pin(async move { publisher.check().await.map_err(Into::into) })
+        });
+    }
+
+    let (stop, stopping) = watch::channel(false);
+    let (stop_tuner, tuner_stopping) = watch::channel(false);
+    let mut servers = JoinSet::new();
+    let mut addresses = Vec::new();
+    let mut serve = |name, listener: TcpListener, router: Router| {
+        if let Ok(address) = listener.local_addr() {
+            info!(listener = name, %address, "listening");
+            addresses.push((name, address));
+        }
+        servers.spawn(serve::serve(name, listener, router, stopping.clone()));
+    };
+    let verifier = |needed: bool| -> Result<Option<JwtVerifier>, AppError> {
+        let build = || {
+            let identity = config.identity().map_err(AppError::Config)?;
+            identity.build().map_err(|error| AppError::Config(format!("identity: {error}")))
+        };
+        needed.then(build).transpose()
+    };
+    let verifier = verifier(listeners.ingest.is_some() || listeners.gateway.is_some())?;
+    let intake = match (&publisher, &verifier) {
+        (Some(publisher), Some(verifier)) => Some(ingest::Ingest::new(
+            &config.ingest,
+            publisher.clone(),
+            verifier.clone(),
+            config.ratings.subject,
+        )?),
+        _ => None,
+    };
+    if let (Some(listener), Some(verifier)) = (listeners.gateway, &verifier) {
+        let admission = AdmissionLayer::builder(store.clone())
+            .identity(verifier.clone())
+            .bucket(config.default_bucket())
+            .on_outage(config.store.on_outage)
+            .expected_nodes(config.store.expected_nodes)
+            .build()?;
+        let tee = intake.clone().filter(|_| tees);
+        serve("gateway", listener, gateway::router(&config.gateway, admission, tee)?);
+    }
+    if let (Some(listener), Some(intake)) = (listeners.ingest, intake) {
+        serve("ingest", listener, intake.router());
+    }
+    if let Some(listener) = listeners.metrics {
+        serve("metrics", listener, admin::probes(health.clone(), metrics.clone()));
+    }
+    if let Some(listener) = listeners.admin {
+        let token = config.admin.token().map_err(AppError::Config)?;
+        serve("admin", listener, admin::router(&config.admin, token, health.clone(), metrics));
+    }
+    drop((publisher, health));
+
+    let mut tuner = JoinSet::new();
+    let drains = matches!(consumer, Some(Consumer::InProcess(_)));
+    if let Some(consumer) = consumer {
+        let policy = Policy::new(&config.policy, config.default_limits());
+        let subject = config.ratings.subject;
+        let loops = Tuner::new(consumer, store, policy, subject, &config.tuner);
+        tuner.spawn(loops.run(tuner_stopping));
+    }
+    Ok(Running { addresses, stop, stop_tuner, servers, tuner, drains })
+}
+
+async fn bus(
+    config: &BusConfig,
+    publishes: bool,
+    consumes: bool,
+) -> Result<(Option<Publisher>, Option<Consumer>), BusError> {
+    Ok(match (config, publishes, consumes) {
+        (_, false, false) => (None, None),
+        (BusConfig::InProcess(_), ..) => {
+            let (publisher, consumer) = config.both().await?;
+            (Some(publisher), consumes.then_some(consumer))
+        }
+        (_, publishes, consumes) => {
+            let publisher = if publishes { Some(config.publisher().await?) } else { None };
+            let consumer = if consumes { Some(config.consumer().await?) } else { None };
+            (publisher, consumer)
+        }
+    })
+}
+
+struct Listeners {
+    ingest: Option<TcpListener>,
+    gateway: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+    admin: Option<TcpListener>,
+}
+
+impl Listeners {
+    async fn bind(config: &Config, role: Role) -> Result<Self, AppError> {
+        let bind = async |name, wanted: bool, address: Option<SocketAddr>| match address {
+            Some(address) if wanted => TcpListener::bind(address)
+                .await
+                .map(Some)
+                .map_err(|source| AppError::Bind { name, address, source }),
+            _ => Ok(None),
+        };
+        Ok(Self {
+            ingest: bind("ingest", role.ingests(), config.ingest.listen).await?,
+            gateway: bind("gateway", role.guards(), config.gateway.listen).await?,
+            metrics: bind("metrics", true, config.metrics.listen).await?,
+            admin: bind("admin", true, config.admin.listen).await?,
+        })
+    }
+}
+
+/// How long the tuner may take to write what is left once the listeners are closed.
+const TUNER_DEADLINE: Duration = Duration::from_secs(10);
+
+impl Running {
+    /// Returns the address of the listener `name`.
+    #[must_use]
+    pub fn address(&self, name: &str) -> Option<SocketAddr> {
+        self.addresses.iter().find(|(listener, _)| *listener == name).map(|(_, address)| *address)
+    }
+
+    /// Runs until `told` is ready or a part fails, then stops everything in order.
+    ///
+    /// # Errors
+    ///
+    /// When a part failed.
+    pub async fn until(mut self, told: impl Future<Output = ()>) -> Result<(), AppError> {
+        let failed = tokio::select! {
+            () = told => None,
+            Some(ended) = self.tuner.join_next() => Some(ended),
+        };
+        let failure = match failed {
+            None => Ok(()),
+            Some(Ok(Err(failure))) => Err(failure.into()),
+            Some(Ok(Ok(()))) => Ok(()),
+            Some(Err(panic)) => {
+                error!(%panic, "tuner ended");
+                Err(AppError::Panicked)
+            }
+        };
+        self.stop().await;
+        failure
+    }
+
+    async fn stop(mut self) {
+        info!("stopping: finishing what is in flight");
+        self.stop.send_replace(true);
+        while self.servers.join_next().await.is_some() {}
+        if !self.drains {
+            self.stop_tuner.send_replace(true);
+        }
+        let drained = async { while self.tuner.join_next().await.is_some() {} };
+        if tokio::time::timeout(TUNER_DEADLINE, drained).await.is_err() {
+            warn!("ratings were still on their way after the time to finish them");
+            self.stop_tuner.send_replace(true);
+        }
+        info!("stopped");
+    }
+}

@@ -1,0 +1,208 @@
+//! The agents in memory: state, fence and window of each, and one batch folded into them.
+//!
+//! Bounded: beyond [`AGENTS_MAX`] agents the one rated least recently is forgotten, and loaded again
+//! when it is rated. Everything here can be forgotten at any time; the store has it all.
+
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
+
+use super::window::{Seen, Window};
+use crate::{
+    bus::Delivery,
+    policy::{Policy, State},
+};
+use lru::LruCache;
+use serde::{Deserialize, Serialize};
+use tower_merit::{
+    AgentId,
+    bucket::Limits,
+    store::{Change, Record},
+};
+
+/// How many agents are kept in memory; a full window makes one about 10 KB.
+pub(super) const AGENTS_MAX: NonZeroUsize = NonZeroUsize::new(200_000).expect("above 0");
+
+/// One agent as the tuner knows it.
+#[derive(Clone, Debug)]
+struct Agent {
+    rev: u64,
+    state: State,
+    /// The last offset folded, by `<source>/<partition>`.
+    applied: HashMap<Arc<str>, u64>,
+    seen: Window,
+    /// An operator's limits that `state` starts from, until they are written as ours.
+    adopts: Option<Limits>,
+}
+
+/// The record's `state` field.
+#[derive(Serialize)]
+struct Kept<'a> {
+    /// The store's life that the record grew up in: one from before a rebuild does not count.
+    epoch: &'a str,
+    state: &'a State,
+}
+
+/// The same, read back: a state of another policy does not hide which ratings were applied.
+#[derive(Deserialize)]
+struct Found {
+    epoch: String,
+    state: serde_json::Value,
+}
+
+/// A rating on its way into an agent's state.
+pub(super) struct Folding<'a> {
+    pub(super) delivery: &'a Delivery,
+    /// `<source>/<partition>`.
+    pub(super) log: Arc<str>,
+    /// True when the last fold took it in, false when the agent's record held it already.
+    pub(super) fresh: bool,
+}
+
+/// What a fold made of an agent's ratings.
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(super) struct Folded {
+    /// Ratings that moved the state.
+    pub(super) counted: u64,
+    /// Ratings that the agent's record already held.
+    pub(super) skipped: u64,
+    /// Ratings that came twice under one id.
+    pub(super) repeats: u64,
+    /// Ratings under the id of another one with another content.
+    pub(super) conflicts: u64,
+    /// Sum of the rewards of those that counted.
+    pub(super) reward: f64,
+}
+
+/// The agents in memory.
+pub(super) struct Agents {
+    known: LruCache<AgentId, Agent>,
+}
+
+/// The store knows less of an agent than it did before: it has lost writes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct WentBack;
+
+impl Agents {
+    pub(super) fn new() -> Self {
+        Self { known: LruCache::new(AGENTS_MAX) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    pub(super) fn forget_all(&mut self) {
+        self.known.clear();
+    }
+
+    /// Returns those of `agents` that are not in memory.
+    pub(super) fn unknown<'a>(&self, agents: impl Iterator<Item = &'a AgentId>) -> Vec<AgentId> {
+        agents.filter(|agent| !self.known.contains(*agent)).cloned().collect()
+    }
+
+    /// Takes in what the store knows of `agent`, in place of what is in memory.
+    ///
+    /// # Errors
+    ///
+    /// [`WentBack`] when the store knew more before.
+    pub(super) fn load(
+        &mut self,
+        agent: &AgentId,
+        record: Record,
+        policy: &Policy,
+        epoch: &str,
+    ) -> Result<(), WentBack> {
+        let found = serde_json::from_str::<Found>(&record.state).ok();
+        let found = found.filter(|found| found.epoch == epoch);
+        let mut loaded = Agent {
+            rev: record.rev,
+            state: policy.begin(),
+            applied: HashMap::new(),
+            seen: Window::default(),
+            adopts: None,
+        };
+        if let Some(found) = found {
+            let pairs = record.applied.into_iter();
+            loaded.applied = pairs.map(|(log, at)| (Arc::from(log), at)).collect();
+            loaded.seen = Window::restore(&record.seen);
+            loaded.state = match (State::deserialize(found.state), record.limits) {
+                (Ok(state), _) => state,
+                // Another policy's state: start from the limits it left, without a jump.
+                (Err(_), Some(limits)) => policy.adopt(limits),
+                (Err(_), None) => loaded.state,
+            };
+        }
+        if let Some(limits) = record.limits.filter(|_| record.operator) {
+            loaded.adopts = Some(limits);
+            loaded.state = policy.adopt(limits);
+        }
+        let rev = loaded.rev;
+        match self.known.put(agent.clone(), loaded) {
+            Some(before) if before.rev > rev => Err(WentBack),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes over the limits an operator set, as what the state starts from.
+    pub(super) fn adopt(&mut self, agent: &AgentId, limits: Limits, policy: &Policy) {
+        if let Some(known) = self.known.get_mut(agent) {
+            known.state = policy.adopt(limits);
+            known.adopts = Some(limits);
+        }
+    }
+
+    /// Folds `ratings` (of one agent, in order) and returns the change to write, if there is any.
+    pub(super) fn fold(
+        &mut self,
+        agent: &AgentId,
+        ratings: &mut [Folding<'_>],
+        policy: &Policy,
+        epoch: &str,
+    ) -> (Option<Change>, Folded) {
+        let known = self.known.get_mut(agent).expect("loaded before it is folded");
+        let mut folded = Folded::default();
+        let mut moved: Vec<(String, u64)> = Vec::new();
+        for Folding { delivery, log, fresh } in ratings {
+            let offset = delivery.offset;
+            *fresh = known.applied.get(log).is_none_or(|&applied| offset > applied);
+            if !*fresh {
+                folded.skipped += 1;
+                continue;
+            }
+            match known.seen.see(&delivery.rating) {
+                Seen::New => {
+                    folded.reward += policy.fold(&mut known.state, &delivery.rating);
+                    folded.counted += 1;
+                }
+                Seen::Repeat => folded.repeats += 1,
+                Seen::Conflict => folded.conflicts += 1,
+            }
+            known.applied.insert(Arc::clone(&*log), offset);
+            match moved.iter_mut().find(|(moved, _)| moved.as_str() == &**log) {
+                Some((_, at)) => *at = offset,
+                None => moved.push((log.to_string(), offset)),
+            }
+        }
+        if moved.is_empty() {
+            return (None, folded);
+        }
+        let kept = Kept { epoch, state: &known.state };
+        let change = Change {
+            agent: agent.clone(),
+            rev: known.rev,
+            limits: policy.limits(&known.state),
+            adopts: known.adopts,
+            state: serde_json::to_string(&kept).expect("a state is plain data"),
+            applied: moved,
+            seen: known.seen.take_unwritten(),
+        };
+        (Some(change), folded)
+    }
+
+    /// Notes that a change is in force.
+    pub(super) fn written(&mut self, agent: &AgentId, rev: u64) {
+        if let Some(known) = self.known.get_mut(agent) {
+            known.rev = rev;
+            known.adopts = None;
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `[tuner]`: how ratings are batched and how much is given again after a failover.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bus::duration;
+
+/// `[tuner]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How much of the ratings is given to the store again after it failed over; default 60s.
+    /// Longer than the store's replication lag and snapshot interval, shorter than what replaying
+    /// may cost at a restart.
+    #[serde(with = "duration")]
+    pub replay_window: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { replay_window: Duration::from_secs(60) }
+    }
+}
+
+impl Config {
+    /// Appends every fault, each with its full path.
+    pub fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        let (least, most) = (Duration::from_secs(1), Duration::from_secs(24 * 3600));
+        if !(least..=most).contains(&self.replay_window) {
+            let found = duration::format(self.replay_window);
+            faults.push(format!("{path}.replay_window: must be 1s to 1d, is {found}"));
+        }
+    }
+}

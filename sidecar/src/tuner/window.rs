@@ -1,0 +1,233 @@
+//! The newest ids of one agent's ratings: a repeat counts once, for 24 hours.
+//!
+//! Kept in slots of [`SLOT`] ids, so that a write carries one or two slots instead of the whole
+//! window. A slot's text is `<number of its first id>:` and 32 hexadecimal digits per id: the id's
+//! hash (16), the content's (8), the second it was accepted in (8).
+
+use std::fmt::Write;
+
+use crate::rating::Rating;
+
+/// Ids in a slot.
+const SLOT: usize = 32;
+
+/// Slots in a window: the newest one is being filled, the others hold at least 512 ids.
+const SLOTS: usize = 17;
+
+/// How long an id is remembered, in seconds.
+const REMEMBERED_S: u32 = 24 * 3600;
+
+/// Digits per id in a slot's text.
+const ENTRY_TEXT: usize = 32;
+
+/// Whether a rating was seen before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// Never, within the window.
+    New,
+    /// Yes, the same.
+    Repeat,
+    /// Its id was, with another content: the first one counts.
+    Conflict,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    content: u32,
+    accepted_s: u32,
+}
+
+/// The window. Ids and the rest stand apart, so that looking for an id reads nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Window {
+    ids: Vec<u64>,
+    entries: Vec<Entry>,
+    /// How many ids there have ever been; id number `n` stands at `n % (SLOT * SLOTS)`.
+    count: u64,
+    /// The first id number that was not written yet.
+    unwritten: u64,
+}
+
+/// Long past: it never counts as seen.
+const UNKNOWN: Entry = Entry { content: 0, accepted_s: 0 };
+
+const CAPACITY: u64 = (SLOT * SLOTS) as u64;
+
+impl Window {
+    /// Restores a window from its slots. A slot that cannot be read counts as absent.
+    pub(super) fn restore(slots: &[(String, String)]) -> Self {
+        let mut window = Self::default();
+        let mut parsed: Vec<(u64, &str)> = slots
+            .iter()
+            .filter_map(|(_, text)| {
+                let (first, ids) = text.split_once(':')?;
+                Some((first.parse().ok()?, ids))
+            })
+            .collect();
+        parsed.sort_unstable();
+        for (first, ids) in parsed {
+            if window.count == 0 && first > 0 {
+                window.ids.resize(SLOT * SLOTS, 0);
+                window.entries.resize(SLOT * SLOTS, UNKNOWN);
+                window.count = first;
+            }
+            // A slot begins on its own boundary: ids between two slots are unknown, not shifted.
+            for _ in window.count..first.min(window.count + CAPACITY) {
+                window.put(0, UNKNOWN);
+            }
+            window.count = window.count.max(first);
+            for entry in ids.as_bytes().chunks_exact(ENTRY_TEXT) {
+                let hex = |range: std::ops::Range<usize>| {
+                    u64::from_str_radix(std::str::from_utf8(&entry[range]).ok()?, 16).ok()
+                };
+                let (Some(id), Some(content), Some(second)) =
+                    (hex(0..16), hex(16..24), hex(24..32))
+                else {
+                    continue;
+                };
+                window.put(id, Entry { content: low(content), accepted_s: low(second) });
+            }
+        }
+        window.unwritten = window.count;
+        window
+    }
+
+    fn put(&mut self, id: u64, entry: Entry) {
+        let place = usize::try_from(self.count % CAPACITY).expect("below 544");
+        if place < self.ids.len() {
+            self.ids[place] = id;
+            self.entries[place] = entry;
+        } else {
+            self.ids.push(id);
+            self.entries.push(entry);
+        }
+        self.count += 1;
+    }
+
+    /// Tells whether `rating` was seen, and remembers it.
+    pub(super) fn see(&mut self, rating: &Rating) -> Seen {
+        let id = rating.once_key();
+        let content = low(rating.fingerprint());
+        let accepted_s = u32::try_from(rating.accepted_at_us() / 1_000_000).unwrap_or(u32::MAX);
+        for (place, _) in self.ids.iter().enumerate().filter(|&(_, known)| *known == id) {
+            let known = self.entries[place];
+            if accepted_s.saturating_sub(known.accepted_s) < REMEMBERED_S {
+                return if known.content == content { Seen::Repeat } else { Seen::Conflict };
+            }
+        }
+        self.put(id, Entry { content, accepted_s });
+        Seen::New
+    }
+
+    /// Returns the slots that changed since they were last taken, as `(slot, text)`.
+    pub(super) fn take_unwritten(&mut self) -> Vec<(String, String)> {
+        if self.unwritten == self.count {
+            return Vec::new();
+        }
+        // At most one window's worth: older slots were overwritten meanwhile.
+        let slot = SLOT as u64;
+        let oldest = ((self.count - 1) / slot).saturating_sub(SLOTS as u64 - 1);
+        let first = (self.unwritten / slot).max(oldest);
+        let slots = (first * slot..self.count).step_by(SLOT).map(|number| {
+            let name = (number / slot) % SLOTS as u64;
+            (name.to_string(), self.slot_text(number, (number + slot).min(self.count)))
+        });
+        let slots = slots.collect();
+        self.unwritten = self.count;
+        slots
+    }
+
+    fn slot_text(&self, from: u64, to: u64) -> String {
+        let mut text = format!("{from}:");
+        for number in from..to {
+            let place = usize::try_from(number % CAPACITY).expect("below 544");
+            let Entry { content, accepted_s } = self.entries[place];
+            let _ = write!(text, "{:016x}{content:08x}{accepted_s:08x}", self.ids[place]);
+        }
+        text
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the low half is what is kept")]
+fn low(number: u64) -> u32 {
+    number as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::rating::{Poster, RatingRequest};
+
+    fn rating(id: u32, score: u32, second: u64) -> Rating {
+        let body = format!(r#"{{"agent_id":"a","user_id":"u","score":{score},"id":"i{id}"}}"#);
+        let request = RatingRequest::from_json(body.as_bytes()).unwrap();
+        request.into_rating(Poster::new("p").unwrap(), second * 1_000_000).unwrap()
+    }
+
+    const NOW: u64 = 1_800_000_000;
+
+    #[test]
+    fn a_repeat_is_seen_and_another_content_under_the_same_id_is_a_conflict() {
+        let mut window = Window::default();
+        assert_eq!(window.see(&rating(1, 5, NOW)), Seen::New);
+        assert_eq!(window.see(&rating(1, 5, NOW + 9)), Seen::Repeat);
+        assert_eq!(window.see(&rating(1, 4, NOW + 9)), Seen::Conflict);
+        assert_eq!(window.see(&rating(2, 5, NOW)), Seen::New);
+    }
+
+    #[test]
+    fn an_id_is_forgotten_after_a_day() {
+        let mut window = Window::default();
+        window.see(&rating(1, 5, NOW));
+        assert_eq!(window.see(&rating(1, 5, NOW + 86_399)), Seen::Repeat);
+        assert_eq!(window.see(&rating(1, 5, NOW + 86_400)), Seen::New);
+    }
+
+    #[test]
+    fn the_newest_512_ids_are_remembered_and_memory_is_bounded() {
+        let mut window = Window::default();
+        for id in 0..2_000 {
+            assert_eq!(window.see(&rating(id, 5, NOW)), Seen::New);
+        }
+        for id in 2_000 - 512..2_000 {
+            assert_eq!(window.see(&rating(id, 5, NOW)), Seen::Repeat, "{id}");
+        }
+        assert!(window.ids.len() <= SLOT * SLOTS);
+    }
+
+    #[test]
+    fn what_was_written_slot_by_slot_restores_the_window() {
+        let mut window = Window::default();
+        let mut store = BTreeMap::new();
+        for id in 0..1_500 {
+            window.see(&rating(id, 5, NOW));
+            if id % 7 == 0 {
+                let slots = window.take_unwritten();
+                assert!(slots.len() <= 2, "a write of {} slots for seven ids", slots.len());
+                store.extend(slots);
+            }
+        }
+        store.extend(window.take_unwritten());
+        assert!(window.take_unwritten().is_empty());
+        let slots: Vec<_> = store.into_iter().collect();
+        let mut restored = Window::restore(&slots);
+        for id in 1_500 - 512..1_500 {
+            assert_eq!(restored.see(&rating(id, 5, NOW)), Seen::Repeat, "{id}");
+        }
+        assert_eq!(restored.see(&rating(1_500, 5, NOW)), Seen::New);
+        assert_eq!(restored.take_unwritten().len(), 1);
+    }
+
+    #[test]
+    fn a_whole_window_of_new_ids_is_written_at_once() {
+        let mut window = Window::default();
+        for id in 0..1_000 {
+            window.see(&rating(id, 5, NOW));
+        }
+        let slots = window.take_unwritten();
+        let mut restored = Window::restore(&slots);
+        assert!((1_000 - 512..1_000).all(|id| restored.see(&rating(id, 5, NOW)) == Seen::Repeat));
+    }
+}
