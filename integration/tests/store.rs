@@ -1,62 +1,130 @@
-//! Scratch.
-#![allow(clippy::unwrap_used)]
-use tower_merit::{RedisStore, store::contract};
-struct H(RedisStore, redis::aio::MultiplexedConnection);
-impl contract::Harness for H {
-    type Store = RedisStore;
-    fn store(&self) -> &RedisStore {
-        &self.0
-    }
-    async fn advance(&self, agent: &tower_merit::AgentId, d: std::time::Duration) {
-        let mut c = self.1.clone();
-        let key = format!("tb:{agent}");
-        let level: String =
-            redis::cmd("HGET").arg(&key).arg("level").query_async(&mut c).await.unwrap();
-        let mut f: Vec<String> = level.split(' ').map(str::to_owned).collect();
-        f[1] = (f[1].parse::<u128>().unwrap() - d.as_millis()).to_string();
-        redis::cmd("HSET")
-            .arg(&key)
-            .arg("level")
-            .arg(f.join(" "))
-            .exec_async(&mut c)
-            .await
-            .unwrap();
-    }
-    async fn operator_sets(&self, agent: &tower_merit::AgentId, l: tower_merit::bucket::Limits) {
-        let mut c = self.1.clone();
-        redis::cmd("HSET")
-            .arg(format!("tb:{agent}"))
-            .arg("capacity")
-            .arg(l.capacity().get())
-            .arg("refill_rate")
-            .arg(l.refill().to_string())
-            .exec_async(&mut c)
-            .await
-            .unwrap();
-    }
-    async fn ban(&self, agent: &tower_merit::AgentId, until: u64) {
-        let mut c = self.1.clone();
-        redis::cmd("HSET")
-            .arg(format!("tb:{agent}"))
-            .arg("banned_until")
-            .arg(until)
-            .exec_async(&mut c)
-            .await
-            .unwrap();
+//! The Redis store against a real Redis: the contract of every store, and the scripts held to the
+//! arithmetic.
+
+use std::time::Duration;
+
+use merit_integration::{Persistence, Redis};
+use tower_merit::{
+    AgentId, RedisStore,
+    bucket::Limits,
+    store::{Spend, Tune, contract},
+};
+
+/// Time passes for an agent by moving its level's last settlement into the past.
+struct OverRedis {
+    store: RedisStore,
+    link: redis::aio::MultiplexedConnection,
+}
+
+impl OverRedis {
+    async fn set(&self, agent: &AgentId, fields: &[(&str, String)]) {
+        let mut command = redis::cmd("HSET");
+        command.arg(format!("tb:{agent}"));
+        for (name, value) in fields {
+            command.arg(name).arg(value);
+        }
+        command.exec_async(&mut self.link.clone()).await.unwrap();
     }
 }
+
+impl contract::Harness for OverRedis {
+    type Store = RedisStore;
+
+    fn store(&self) -> &RedisStore {
+        &self.store
+    }
+
+    async fn advance(&self, agent: &AgentId, duration: Duration) {
+        let mut command = redis::cmd("HGET");
+        command.arg(format!("tb:{agent}")).arg("level");
+        let level: String = command.query_async(&mut self.link.clone()).await.unwrap();
+        let mut fields: Vec<String> = level.split(' ').map(str::to_owned).collect();
+        let at_ms: u128 = fields[1].parse().unwrap();
+        fields[1] = (at_ms - duration.as_millis()).to_string();
+        self.set(agent, &[("level", fields.join(" "))]).await;
+    }
+
+    async fn operator_sets(&self, agent: &AgentId, limits: Limits) {
+        let (capacity, rate) = (limits.capacity().to_string(), limits.refill().to_string());
+        self.set(agent, &[("capacity", capacity), ("refill_rate", rate)]).await;
+    }
+
+    async fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
+        self.set(agent, &[("banned_until", until_unix_ms.to_string())]).await;
+    }
+}
+
+async fn store(redis: &Redis) -> RedisStore {
+    // Generous: these tests are about answers, not about their speed.
+    RedisStore::builder(&redis.url()).timeout(Duration::from_secs(5)).connect().await.unwrap()
+}
+
 #[tokio::test]
-async fn contract_holds() {
-    let url = "redis://127.0.0.1:6390";
-    let c = redis::Client::open(url).unwrap().get_multiplexed_async_connection().await.unwrap();
-    redis::cmd("FLUSHALL").exec_async(&mut c.clone()).await.unwrap();
-    redis::cmd("SCRIPT").arg("FLUSH").exec_async(&mut c.clone()).await.unwrap();
-    let store = RedisStore::builder(url)
-        .timeout(std::time::Duration::from_secs(2))
-        .connect()
-        .await
-        .unwrap();
-    contract::run(&H(store.clone(), c)).await;
-    contract::lua_agrees_with_rust(url, 20_000).await;
-    contract::redis_follows_the_model(&store, url, 5_000).await;
+async fn the_redis_store_keeps_the_contract() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    contract::run(&OverRedis { store, link: redis.connect().await }).await;
+}
+
+#[tokio::test]
+async fn the_scripts_compute_what_the_arithmetic_computes() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    contract::lua_agrees_with_rust(&redis.url(), 20_000).await;
+    contract::redis_follows_the_model(&store(&redis).await, &redis.url(), 5_000).await;
+}
+
+#[tokio::test]
+async fn a_server_that_forgot_the_scripts_is_sent_them_again() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    let agent: AgentId = "a1".parse().unwrap();
+    for _ in 0..2 {
+        let _: String = redis.ask(&["SCRIPT", "FLUSH"]).await;
+        contract::spend_one(&store, &agent).await;
+        contract::write_next(&store, &agent).await;
+    }
+}
+
+#[tokio::test]
+async fn limits_outlive_an_expired_bucket_and_waiting_washes_nobody_clean() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    let agent: AgentId = "a1".parse().unwrap();
+    contract::write_next(&store, &agent).await;
+    let before = redis.limits("a1").await;
+    assert!(before.is_some());
+    let _: i64 = redis.ask(&["DEL", "tb:a1"]).await;
+    contract::spend_one(&store, &agent).await;
+    assert_eq!(redis.limits("a1").await, before, "the record did not restore the limits");
+    let day_ms = 24 * 3600 * 1000;
+    let ttl: i64 = redis.ask(&["PTTL", "tb:a1"]).await;
+    assert!((day_ms - 60_000..=day_ms).contains(&ttl), "{ttl}");
+    let ttl: i64 = redis.ask(&["PTTL", "merit:{tb:a1}"]).await;
+    assert!(ttl > 89 * day_ms, "{ttl}");
+}
+
+#[tokio::test]
+async fn a_store_that_was_replaced_is_noticed_before_anything_is_written_to_it() {
+    let mut redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    let agent: AgentId = "a1".parse().unwrap();
+    let first = store.life().await.unwrap();
+    contract::write_next(&store, &agent).await;
+    redis.kill9();
+    redis.restart().await;
+    // A decision reconnects by itself; a write must not.
+    contract::spend_one(&store, &agent).await;
+    let failure = store.load(std::slice::from_ref(&agent)).await.unwrap_err();
+    assert!(failure.is_transient(), "{failure}");
+    store.load(std::slice::from_ref(&agent)).await.unwrap_err();
+    let second = store.life().await.unwrap();
+    assert_ne!(first.run_id, second.run_id);
+    assert_eq!(store.load(&[agent]).await.unwrap()[0].rev, 0, "the write was never saved");
+}
+
+/// The trait bounds that generic code relies on.
+#[test]
+fn the_store_can_be_shared_and_sent() {
+    fn shared<S: Spend + Tune + Clone + Send + Sync>() {}
+    shared::<RedisStore>();
 }

@@ -424,3 +424,25 @@ async fn set_level(connection: &mut ::redis::aio::MultiplexedConnection, key: &s
     command.arg(key).arg("level").arg(text);
     command.query_async::<()>(connection).await.unwrap();
 }
+
+/// Takes one token of `agent`, trying again while the store reconnects.
+pub async fn spend_one<S: Spend>(store: &S, agent: &AgentId) {
+    let takes: Arc<[Take]> =
+        [Take { bucket: bucket("default", slow(1000)), cost: Tokens::ONE }].into();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let charge = Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
+        match store.spend(charge).await {
+            Ok(verdict) => return assert_eq!(verdict.decision, Decision::Admitted),
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Writes the next limits of `agent`, whatever its record's revision.
+pub async fn write_next<T: Tune>(store: &T, agent: &AgentId) {
+    let record = store.load(std::slice::from_ref(agent)).await.unwrap().remove(0);
+    let written = write_one(store, change(agent, record.rev, slow(100 + record.rev))).await;
+    assert!(matches!(written, Written::Done { .. }), "{written:?}");
+}

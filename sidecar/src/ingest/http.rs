@@ -37,7 +37,9 @@ impl Ingest {
         Router::new()
             .route("/v1/rating", post(one))
             .route("/v1/ratings", post(many))
-            .fallback(async || refuse(StatusCode::NOT_FOUND, "ratings go to /v1/rating or /v1/ratings"))
+            .fallback(async || {
+                refuse(StatusCode::NOT_FOUND, "ratings go to /v1/rating or /v1/ratings")
+            })
             .method_not_allowed_fallback(async || {
                 refuse(StatusCode::METHOD_NOT_ALLOWED, "ratings are sent with POST")
             })

@@ -1,0 +1,193 @@
+//! The `[gateway]` table.
+
+use std::{net::SocketAddr, time::Duration};
+
+use http::{Uri, uri::Authority};
+
+/// The range of the deadlines.
+const TIMEOUT_MIN: Duration = Duration::from_millis(10);
+const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// The most upgraded connections that configuration may ask for.
+const TUNNELS_MAX: usize = 1_000_000;
+
+/// How requests reach the protected service.
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where to listen; off unless named.
+    pub listen: Option<SocketAddr>,
+    /// The protected service, `http://host:port` with an optional path that is put before every
+    /// request's; required once `listen` is set.
+    pub upstream: String,
+    /// The path on which a rating that the upstream accepts (2xx) is taken by Merit too; off unless
+    /// named.
+    pub tee_ratings: Option<String>,
+    /// How long to wait for a connection to the upstream; 2 s is one lost SYN and its repeat.
+    #[serde(with = "crate::bus::duration")]
+    pub connect_timeout: Duration,
+    /// How long the upstream may stay silent after the last byte of the request was passed on;
+    /// 60 s is what slow model calls need. A response that has begun may take as long as it likes.
+    #[serde(with = "crate::bus::duration")]
+    pub response_timeout: Duration,
+    /// How long an unused connection is kept; 4 s is below the 5 s after which common servers close
+    /// theirs, so that no request meets a closing one.
+    #[serde(with = "crate::bus::duration")]
+    pub idle_timeout: Duration,
+    /// How long the answer to a rating waits for Merit to take it too; 100 ms is far above what the
+    /// bus needs. When it takes longer the answer goes out and the rating is taken behind it.
+    #[serde(with = "crate::bus::duration")]
+    pub tee_timeout: Duration,
+    /// Whether `Host` stays the client's; true, so that the upstream builds the links clients know.
+    pub preserve_host: bool,
+    /// Whether `X-Forwarded-*` of the client are believed; false, because anybody can send them.
+    pub trust_forwarded: bool,
+    /// Most upgraded connections (WebSocket) at a time, further ones get 503; 10000 is within the
+    /// usual limit of open files.
+    pub max_tunnels: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            upstream: String::new(),
+            tee_ratings: None,
+            connect_timeout: Duration::from_secs(2),
+            response_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_secs(4),
+            tee_timeout: Duration::from_millis(100),
+            preserve_host: true,
+            trust_forwarded: false,
+            max_tunnels: 10_000,
+        }
+    }
+}
+
+/// Why a gateway cannot be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GatewayError {
+    /// The upstream's address cannot be used.
+    #[error("upstream {upstream:?} {problem}")]
+    Upstream {
+        /// The address; it never holds credentials, because those are refused unseen.
+        upstream: String,
+        /// What is wrong and what to write.
+        problem: &'static str,
+    },
+    /// Path and receiver of teed ratings come together.
+    #[error("tee_ratings needs both the path and somebody who takes the ratings")]
+    Tee,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+pub(super) struct Upstream {
+    pub(super) authority: Authority,
+    /// What is put before every path; empty or beginning with a slash, without one at the end.
+    pub(super) prefix: String,
+}
+
+impl Config {
+    /// Adds every fault of the table at `path` (normally `gateway`) to `faults`.
+    pub fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        if (self.listen.is_some() || !self.upstream.is_empty())
+            && let Err(GatewayError::Upstream { upstream, problem }) = self.upstream()
+        {
+            faults.push(format!("{path}.upstream: {upstream:?} {problem}"));
+        }
+        if let Some(tee) = &self.tee_ratings
+            && (!tee.starts_with('/') || tee.contains(['?', '#', '*']))
+        {
+            faults.push(format!("{path}.tee_ratings: must be a path like /v1/rating, is {tee:?}"));
+        }
+        let deadlines = [
+            ("connect_timeout", self.connect_timeout),
+            ("response_timeout", self.response_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("tee_timeout", self.tee_timeout),
+        ];
+        for (name, value) in deadlines {
+            if !(TIMEOUT_MIN..=TIMEOUT_MAX).contains(&value) {
+                faults.push(format!(
+                    "{path}.{name}: must be {TIMEOUT_MIN:?}..={TIMEOUT_MAX:?}, is {value:?}"
+                ));
+            }
+        }
+        if !(1..=TUNNELS_MAX).contains(&self.max_tunnels) {
+            faults.push(format!(
+                "{path}.max_tunnels: must be 1..={TUNNELS_MAX}, is {}",
+                self.max_tunnels
+            ));
+        }
+    }
+
+    pub(super) fn upstream(&self) -> Result<Upstream, GatewayError> {
+        let fault = |problem| GatewayError::Upstream { upstream: self.upstream.clone(), problem };
+        if self.upstream.is_empty() {
+            return Err(fault("is missing; write upstream = \"http://127.0.0.1:3000\""));
+        }
+        if self.upstream.contains('@') {
+            let upstream = "…@…".to_owned();
+            let problem = "holds credentials; send them as a header from the client instead";
+            return Err(GatewayError::Upstream { upstream, problem });
+        }
+        let uri: Uri =
+            self.upstream.parse().map_err(|_| fault("is no URL; write http://host:port"))?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => {
+                return Err(fault(
+                    "is https, which this version does not speak to upstreams; put the service's \
+                     plain listener here, or a TLS proxy beside the gateway",
+                ));
+            }
+            _ => return Err(fault("has no scheme http; write http://host:port")),
+        }
+        if uri.query().is_some() || self.upstream.contains('#') {
+            return Err(fault("has a query or a fragment; write scheme, host, port and path only"));
+        }
+        let authority = uri.authority().cloned().ok_or_else(|| fault("has no host"))?;
+        Ok(Upstream { authority, prefix: uri.path().trim_end_matches('/').to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(json: &str) -> Vec<String> {
+        let config: Config = serde_json::from_str(json).unwrap();
+        let mut faults = Vec::new();
+        config.validate("gateway", &mut faults);
+        faults
+    }
+
+    #[test]
+    fn a_gateway_that_is_off_and_one_with_an_upstream_are_valid() {
+        assert_eq!(faults("{}"), [""; 0]);
+        let on = r#"{"listen":"127.0.0.1:8080","upstream":"http://localhost:3000/api/","tee_ratings":"/v1/rating"}"#;
+        assert_eq!(faults(on), [""; 0]);
+    }
+
+    #[test]
+    fn every_fault_is_named_with_its_path() {
+        for (upstream, said) in [
+            ("", "is missing"),
+            ("localhost:3000", "has no scheme"),
+            ("/x", "has no scheme"),
+            ("https://api.example.com", "is https"),
+            ("http://u:secret@host", "holds credentials"),
+            ("http://host/?a=1", "query"),
+            ("http://a b", "is no URL"),
+        ] {
+            let json = format!(r#"{{"listen":"127.0.0.1:1","upstream":"{upstream}"}}"#);
+            let found = faults(&json);
+            assert!(found[0].starts_with("gateway.upstream: "), "{found:?}");
+            assert!(found[0].contains(said), "{upstream}: {found:?}");
+            assert!(!found[0].contains("secret"));
+        }
+        let rest = faults(r#"{"tee_ratings":"v1","connect_timeout":"0ms","max_tunnels":0}"#);
+        assert_eq!(rest.len(), 3, "{rest:?}");
+    }
+}

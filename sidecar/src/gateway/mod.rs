@@ -1,0 +1,57 @@
+//! A reverse proxy that wears the admission layer: what a service needs to be protected unchanged.
+//!
+//! 1. Admission answers first: a refused request never reaches the upstream, nor is its body read.
+//! 2. Bodies stream both ways; nothing of them is kept, save one rating (at most
+//!    [`TEE_BODY_MAX`] bytes) on the path of `tee_ratings`.
+//! 3. Hop-by-hop fields end here (RFC 9110 section 7.6.1); `RateLimit` fields of the upstream stay,
+//!    ours come after them.
+//! 4. The upstream learns the agent from `x-merit-agent`; what a client sends under that name is
+//!    dropped. `Host` stays the client's unless `preserve_host = false`: links and virtual hosts
+//!    then work as without a gateway.
+//! 5. `X-Forwarded-*` and `Forwarded` of the client are dropped and written anew, unless
+//!    `trust_forwarded = true` says that a proxy of our own stands in front.
+//! 6. HTTP/1.1 `Upgrade` passes, except to HTTP/2: an `h2c` connection would carry requests that
+//!    admission never sees.
+//! 7. The upstream is away: 502. It is silent: 504. It breaks off in the middle of a body: so do we.
+
+mod config;
+
+mod fields;
+
+mod proxy;
+
+mod tee;
+
+mod upgrade;
+
+pub use config::{Config, GatewayError};
+pub use fields::AGENT_FIELD;
+pub use tee::{TEE_BODY_MAX, TEE_IN_FLIGHT_MAX, Tee};
+
+use axum::{Router, extract::State};
+use tower_merit::{AdmissionLayer, Identify, Spend};
+
+/// Returns the routes of the gateway listener: everything goes to the upstream through `admission`.
+///
+/// Serve it with upgrades enabled and `ConnectInfo<SocketAddr>` in the extensions, as
+/// `axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())` does.
+///
+/// # Errors
+///
+/// When the upstream's address cannot be used, or a path for `tee_ratings` is configured and no
+/// `tee` is given or the other way round.
+pub fn router<S: Spend, I: Identify>(
+    config: &Config,
+    admission: AdmissionLayer<S, I>,
+    tee: Option<Tee>,
+) -> Result<Router, GatewayError> {
+    if config.tee_ratings.is_some() != tee.is_some() {
+        return Err(GatewayError::Tee);
+    }
+    let proxy = proxy::Proxy::new(config, tee)?;
+    let pass = async |State(proxy): State<proxy::Proxy>, request| proxy.pass(request).await;
+    Ok(Router::new().fallback(pass).with_state(proxy).layer(admission))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+//! One request's way to the upstream and back.
+
+use std::{
+    error::Error,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::ConnectInfo,
+    response::{IntoResponse, Response},
+};
+use http::{
+    HeaderValue, Method, Request, StatusCode, Uri, Version, header,
+    request::Parts,
+    uri::{PathAndQuery, Scheme},
+};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper_util::{
+    client::legacy::{self, Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use metrics::counter;
+use tokio::{sync::Semaphore, time::Instant};
+use tower_merit::{AgentId, Problem};
+use tracing::debug;
+
+use super::{
+    config::{Config, GatewayError, Upstream},
+    fields::{self, Origin},
+    tee::Tee,
+    upgrade,
+};
+
+/// When to come back after there were too many upgraded connections, in seconds.
+const TUNNELS_RETRY_SECONDS: u64 = 5;
+
+/// Passes requests on. Clones share one pool of connections.
+#[derive(Clone)]
+pub(super) struct Proxy {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Client<HttpConnector, Body>,
+    upstream: Upstream,
+    replace_host: Option<HeaderValue>,
+    trust_forwarded: bool,
+    response_timeout: Duration,
+    tunnels: Arc<Semaphore>,
+    tee: Option<(String, Tee, Duration)>,
+}
+
+impl Proxy {
+    pub(super) fn new(config: &Config, tee: Option<Tee>) -> Result<Self, GatewayError> {
+        let upstream = config.upstream()?;
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(config.connect_timeout));
+        connector.set_nodelay(true);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(config.idle_timeout)
+            .pool_timer(TokioTimer::new())
+            .build(connector);
+        let replace_host = (!config.preserve_host).then(|| {
+            HeaderValue::from_str(upstream.authority.as_str()).expect("an authority is ASCII")
+        });
+        let path = config.tee_ratings.clone();
+        let shared = Shared {
+            client,
+            upstream,
+            replace_host,
+            trust_forwarded: config.trust_forwarded,
+            response_timeout: config.response_timeout,
+            tunnels: Arc::new(Semaphore::new(config.max_tunnels)),
+            tee: path.zip(tee).map(|(path, tee)| (path, tee, config.tee_timeout)),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Returns the upstream's answer to `request`, or why there is none.
+    pub(super) async fn pass(&self, request: Request<Body>) -> Response {
+        match self.exchange(request).await {
+            Ok(response) => response,
+            Err(failure) => {
+                counter!("merit_gateway_failures_total", "reason" => failure.reason()).increment(1);
+                debug!(
+                    error = failure.cause(),
+                    reason = failure.reason(),
+                    "no answer of the upstream"
+                );
+                failure.into_response()
+            }
+        }
+    }
+
+    async fn exchange(&self, mut request: Request<Body>) -> Result<Response, Failure> {
+        let shared = &*self.shared;
+        if request.method() == Method::CONNECT {
+            return Err(Failure::Connect);
+        }
+        let wish = upgrade::wish(&mut request);
+        let place = match &wish {
+            Some(_) => Some(upgrade::place(&shared.tunnels).ok_or(Failure::Tunnels)?),
+            None => None,
+        };
+        let (head, body) = request.into_parts();
+        let (body, copied) = match &shared.tee {
+            Some((path, tee, wait)) if head.method == Method::POST && head.uri.path() == path => {
+                let (body, copied) = tee.split(&head, body);
+                (body, Some((copied, *wait)))
+            }
+            _ => (body, None),
+        };
+        let progress = Arc::new(Progress::new());
+        let body = Body::new(Watched { body, progress: Arc::clone(&progress) });
+        let mut outgoing = Request::new(body);
+        *outgoing.uri_mut() = shared.target(&head.uri)?;
+        shared.fill(&mut outgoing, head);
+        if let Some(wish) = &wish {
+            wish.forward(outgoing.headers_mut());
+        }
+
+        let answer = shared.client.request(outgoing);
+        let mut response = tokio::select! {
+            answer = answer => answer.map_err(|error| Failure::of(error, &progress))?,
+            () = progress.silent_for(shared.response_timeout) => return Err(Failure::Silent),
+        };
+        let protocol = response.headers().get(header::UPGRADE).cloned();
+        fields::remove_hop_by_hop(response.headers_mut());
+        *response.version_mut() = Version::HTTP_11;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let (Some(wish), Some(place)) = (wish, place) else {
+                return Err(Failure::Unasked);
+            };
+            wish.grant(&mut response, protocol, place);
+        }
+        if let Some((copied, wait)) = copied {
+            copied.answered(response.status(), wait).await;
+        }
+        Ok(response.map(Body::new))
+    }
+}
+
+impl Shared {
+    fn target(&self, asked: &Uri) -> Result<Uri, Failure> {
+        let path = asked.path_and_query().map_or("/", PathAndQuery::as_str);
+        let path = match (path, self.upstream.prefix.as_str()) {
+            (path, "") => path.to_owned(),
+            ("*", prefix) => prefix.to_owned(),
+            (path, prefix) => format!("{prefix}{path}"),
+        };
+        Uri::builder()
+            .scheme(Scheme::HTTP)
+            .authority(self.upstream.authority.clone())
+            .path_and_query(path)
+            .build()
+            .map_err(|_| Failure::Target)
+    }
+
+    fn fill(&self, outgoing: &mut Request<Body>, head: Parts) {
+        // In absolute form the target's host counts, not `Host` (RFC 9112 section 3.2.2).
+        let asked = head.uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+        let origin = Origin {
+            version: head.version,
+            host: asked.or_else(|| head.headers.get(header::HOST).cloned()),
+            peer: head.extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0),
+            agent: head.extensions.get::<AgentId>(),
+            trust_forwarded: self.trust_forwarded,
+            replace_host: self.replace_host.clone(),
+        };
+        let mut headers = head.headers;
+        fields::to_upstream(&mut headers, &origin);
+        *outgoing.method_mut() = head.method;
+        *outgoing.headers_mut() = headers;
+    }
+}
+
+/// Why there is no answer of the upstream.
+#[derive(Debug)]
+enum Failure {
+    /// The upstream could not be reached, or broke off.
+    Away(legacy::Error),
+    /// No connection in time.
+    ConnectTimeout(legacy::Error),
+    /// Connected, and no answer in time.
+    Silent,
+    /// The client's own body broke off.
+    Client(legacy::Error),
+    /// The upstream upgraded, and nobody had asked.
+    Unasked,
+    /// Too many upgraded connections.
+    Tunnels,
+    /// The target does not fit behind the upstream's address.
+    Target,
+    /// The gateway is no forward proxy.
+    Connect,
+}
+
+impl Failure {
+    fn of(error: legacy::Error, progress: &Progress) -> Self {
+        let timed_out = || {
+            let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
+            while let Some(error) = cause {
+                let io = error.downcast_ref::<io::Error>();
+                if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+                    return true;
+                }
+                cause = error.source();
+            }
+            false
+        };
+        if progress.broken.load(Ordering::Relaxed) {
+            Self::Client(error)
+        } else if error.is_connect() && timed_out() {
+            Self::ConnectTimeout(error)
+        } else {
+            Self::Away(error)
+        }
+    }
+
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Away(_) => "away",
+            Self::ConnectTimeout(_) => "connect_timeout",
+            Self::Silent => "silent",
+            Self::Client(_) => "client",
+            Self::Unasked => "unasked_upgrade",
+            Self::Tunnels => "tunnels",
+            Self::Target | Self::Connect => "target",
+        }
+    }
+
+    fn cause(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Away(error) | Self::ConnectTimeout(error) | Self::Client(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    fn into_response(self) -> Response {
+        let (status, detail) = match self {
+            Self::Away(_) => (StatusCode::BAD_GATEWAY, "the upstream cannot be reached"),
+            Self::ConnectTimeout(_) => {
+                (StatusCode::GATEWAY_TIMEOUT, "the upstream did not take a connection in time")
+            }
+            Self::Silent => (StatusCode::GATEWAY_TIMEOUT, "the upstream did not answer in time"),
+            Self::Client(_) => (StatusCode::BAD_REQUEST, "the request's body broke off"),
+            Self::Unasked => (StatusCode::BAD_GATEWAY, "the upstream switched protocols unasked"),
+            Self::Tunnels => {
+                (StatusCode::SERVICE_UNAVAILABLE, "too many upgraded connections are open")
+            }
+            Self::Target => (StatusCode::BAD_REQUEST, "the target is too long or malformed"),
+            Self::Connect => (StatusCode::NOT_IMPLEMENTED, "CONNECT is for forward proxies"),
+        };
+        let mut response = Problem::new(status, detail).into_response().map(Body::from);
+        if matches!(self, Self::Tunnels) {
+            response.headers_mut().insert(header::RETRY_AFTER, TUNNELS_RETRY_SECONDS.into());
+        }
+        response.into_response()
+    }
+}
+
+/// When the request's body last moved.
+struct Progress {
+    started: Instant,
+    moved_ms: AtomicU64,
+    broken: AtomicBool,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let (moved_ms, broken) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { started: Instant::now(), moved_ms, broken }
+    }
+
+    fn moved(&self) {
+        let elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(elapsed_ms, Ordering::Relaxed);
+    }
+
+    /// Returns when nothing has moved for `limit`.
+    async fn silent_for(&self, limit: Duration) {
+        loop {
+            let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+            let until = self.started + moved + limit;
+            if Instant::now() >= until {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+/// The request's body, watched: an upload that goes on is no silence of the upstream.
+struct Watched {
+    body: Body,
+    progress: Arc<Progress>,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
+        self.progress.moved();
+        if matches!(frame, Some(Err(_))) {
+            self.progress.broken.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
