@@ -41,9 +41,9 @@ fn requests() -> Vec<Request<()>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
     let request = |index| {
-        let claims = serde_json::json!({ "agent_id": format!("agent-{index}"), "exp": now + 36_000 });
-        let token =
-            jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
+        let claims =
+            serde_json::json!({ "agent_id": format!("agent-{index}"), "exp": now + 36_000 });
+        let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
         Request::builder()
             .header(header::AUTHORIZATION, format!("Bearer {token}"))
             .header("x-agent", format!("agent-{index}"))
