@@ -3,8 +3,8 @@
 use super::{
     client::{self, Quiet},
     config::Config,
-    consumer::{list, offset},
     group::Member,
+    records::{list, offset},
 };
 use crate::bus::{Assignment, BusError, Partition};
 use rdkafka::{

@@ -20,3 +20,5 @@ mod group;
 mod lookup;
 #[cfg(feature = "kafka")]
 pub mod publisher;
+#[cfg(feature = "kafka")]
+mod records;
