@@ -14,7 +14,7 @@ use std::{
 };
 
 use figment::{
-    Figment,
+    Figment, Provider,
     providers::{Env, Format, Serialized, Toml},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -29,6 +29,7 @@ use crate::{
     bus::{BusConfig, duration},
     gateway, ingest, policy,
     rating::SubjectMode,
+    telemetry::LogFormat,
     tuner,
 };
 
@@ -185,17 +186,6 @@ pub struct Log {
     pub filter: String,
 }
 
-/// How log lines look.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people.
-    #[default]
-    Pretty,
-    /// One JSON object a line.
-    Json,
-}
-
 impl Default for Log {
     fn default() -> Self {
         Self { format: LogFormat::Pretty, filter: "info".to_owned() }
@@ -310,7 +300,7 @@ impl Config {
     fn read(figment: &Figment, folder: &Path, faults: &mut Vec<String>) -> Self {
         match figment.data() {
             Err(error) => {
-                faults.extend(error.into_iter().map(|error| format!("file: {}", error.kind)))
+                faults.extend(error.into_iter().map(|error| format!("file: {}", error.kind)));
             }
             Ok(data) => {
                 let named: BTreeSet<&String> =
@@ -410,7 +400,8 @@ impl Config {
             }
             1 => {}
             count => {
-                faults.push(format!("bucket: exactly one must have `default = true`, {count} have"))
+                faults
+                    .push(format!("bucket: exactly one must have `default = true`, {count} have"));
             }
         }
         if self.bucket.len() > 1 {

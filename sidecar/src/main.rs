@@ -79,11 +79,8 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn run(options: &Run) -> Result<(), Failure> {
     let config = Config::load(&options.config, options.role).map_err(usage)?;
-    telemetry::init_logs(
-        &config.log.filter,
-        config.log.format == merit_sidecar::config::LogFormat::Json,
-    )
-    .map_err(|error| Usage(error.into()))?;
+    telemetry::init_logs(config.log.format, &config.log.filter)
+        .map_err(|error| Usage(error.into()))?;
     install_tls()?;
     runtime()?.block_on(async {
         let metrics = telemetry::install_metrics().map_err(anyhow::Error::from)?;
@@ -111,7 +108,8 @@ fn run(options: &Run) -> Result<(), Failure> {
 }
 
 fn demo(options: Demo) -> Result<(), Failure> {
-    telemetry::init_logs("warn", false).map_err(|error| Usage(error.into()))?;
+    telemetry::init_logs(telemetry::LogFormat::default(), "warn")
+        .map_err(|error| Usage(error.into()))?;
     install_tls()?;
     runtime()?.block_on(async {
         let metrics = telemetry::install_metrics().map_err(anyhow::Error::from)?;

@@ -1,1 +1,90 @@
-//! To be written.
+//! What an operator and an orchestrator ask of this process: is it alive, is it ready, what counts it?
+//!
+//! 1. `/healthz` is 200 while the process serves at all.
+//! 2. `/readyz` is 200 when every configured part answers, and 503 with the faults otherwise, or
+//!    while the process drains.
+//! 3. `/metrics` is Prometheus text.
+//! 4. The metrics listener has these three; the admin listener also checks `Host`, so that no web
+//!    page reaches it by rebinding a name, and requires a token where others can reach it.
+
+mod config;
+
+mod guard;
+
+mod health;
+
+pub use config::{Config, MetricsConfig};
+pub use guard::{ADMIN_TOKEN_MIN, AdminError, AdminToken};
+pub use health::{CHECK_DEADLINE, Health, Part, REPORT_FRESH, Report};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::State,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{StatusCode, header};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_merit::Problem;
+
+/// The Prometheus text format.
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The routes of the admin listener, one a line.
+const INDEX: &str = "\
+merit
+
+/healthz   the process serves
+/readyz    every configured part answers
+/metrics   Prometheus text
+";
+
+/// Returns the routes of the metrics listener.
+pub fn probes(health: Health, metrics: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(async |State(health): State<Health>| ready(&health).await))
+        .with_state(health)
+        .route(
+            "/metrics",
+            get(async move || ([(header::CONTENT_TYPE, METRICS_TYPE)], metrics.render())),
+        )
+        .fallback(async || refuse(StatusCode::NOT_FOUND, "no such route"))
+        .method_not_allowed_fallback(async || {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "this route is read with GET")
+        })
+}
+
+/// Returns the routes of the admin listener; `token` is what [`Config::token`] returns.
+///
+/// # Errors
+///
+/// When the listener can be reached from other machines and there is no token.
+pub fn router(
+    config: &Config,
+    token: Option<AdminToken>,
+    health: Health,
+    metrics: PrometheusHandle,
+) -> Result<Router, AdminError> {
+    let guard = guard::Guard::new(config, token)?;
+    let routes = probes(health, metrics).route("/", get(async || INDEX));
+    Ok(routes.layer(middleware::from_fn_with_state(guard, guard::check)))
+}
+
+async fn ready(health: &Health) -> Response {
+    let report = health.report().await;
+    let status = match report.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, [(header::CACHE_CONTROL, "no-store")], Json(&*report)).into_response()
+}
+
+fn refuse(status: StatusCode, detail: &str) -> Response {
+    Problem::new(status, detail).into_response().map(Body::from)
+}
+
+#[cfg(test)]
+mod tests;

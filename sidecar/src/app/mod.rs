@@ -14,7 +14,8 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AdmissionLayer, BuildError, JwtVerifier, MemoryStore, RedisStore, Spend, Tune,
     store::StoreError,
@@ -63,6 +64,9 @@ pub enum AppError {
     /// Ingest cannot be built.
     #[error("ingest")]
     Ingest(#[from] ingest::ApiKeysError),
+    /// The admin listener cannot be guarded.
+    #[error("admin")]
+    Admin(#[from] admin::AdminError),
     /// The tuner ended.
     #[error("tuner")]
     Tuner(#[from] TunerError),
@@ -75,11 +79,12 @@ pub enum AppError {
 pub struct Running {
     /// Where each listener listens, by its table's name.
     pub addresses: Vec<(&'static str, SocketAddr)>,
-    stop: watch::Sender<bool>,
-    stop_tuner: watch::Sender<bool>,
+    stop: CancellationToken,
+    stop_tuner: CancellationToken,
     servers: JoinSet<()>,
     tuner: JoinSet<Result<(), TunerError>>,
     drains: bool,
+    health: Option<Health>,
 }
 
 /// Starts the parts of `role`.
@@ -93,30 +98,28 @@ pub async fn start(
     metrics: PrometheusHandle,
 ) -> Result<Running, AppError> {
     match config.store.kind {
-        StoreKind::Memory => start_with(config, role, metrics, MemoryStore::new(), None).await,
+        StoreKind::Memory => {
+            start_with(config, role, metrics, MemoryStore::new(), Health::new()).await
+        }
         StoreKind::Redis => {
             let url = config.redis_url().map_err(AppError::Config)?;
             let store = RedisStore::builder(&url).timeout(config.store.timeout).connect_lazily()?;
             let ping = store.clone();
-            let check: Check = Box::new(move || {
+            let health = Health::new().part("store", move || {
                 let store = ping.clone();
-                Box::pin(async move { store.ping().await.map_err(Into::into) })
+                async move { store.ping().await }
             });
-            start_with(config, role, metrics, store, Some(check)).await
+            start_with(config, role, metrics, store, health).await
         }
     }
 }
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type BoxCheck = futures_util::future::BoxFuture<'static, Result<(), BoxError>>;
-type Check = Box<dyn Fn() -> BoxCheck + Send + Sync>;
 
 async fn start_with<S: Spend + Tune + Clone>(
     config: &Config,
     role: Role,
     metrics: PrometheusHandle,
     store: S,
-    check_store: Option<Check>,
+    mut health: Health,
 ) -> Result<Running, AppError> {
     let listeners = Listeners::bind(config, role).await?;
     let tees =
@@ -124,20 +127,14 @@ async fn start_with<S: Spend + Tune + Clone>(
     let publishes = (role.ingests() && config.ingest.listen.is_some()) || tees;
     let (publisher, consumer) = bus(&config.bus, publishes, role.tunes()).await?;
 
-    let health = Health::new();
-    if let Some(check) = check_store {
-        health.add("store", check);
-    }
-    if let Some(publisher) = &publisher {
-        let publisher = publisher.clone();
-        health.add("bus", move || {
+    if let Some(publisher) = publisher.clone() {
+        health = health.part("bus", move || {
             let publisher = publisher.clone();
-            Box::pin(async move { publisher.check().await.map_err(Into::into) })
+            async move { publisher.check().await }
         });
     }
 
-    let (stop, stopping) = watch::channel(false);
-    let (stop_tuner, tuner_stopping) = watch::channel(false);
+    let (stop, stop_tuner) = (CancellationToken::new(), CancellationToken::new());
     let mut servers = JoinSet::new();
     let mut addresses = Vec::new();
     let mut serve = |name, listener: TcpListener, router: Router| {
@@ -145,7 +142,7 @@ async fn start_with<S: Spend + Tune + Clone>(
             info!(listener = name, %address, "listening");
             addresses.push((name, address));
         }
-        servers.spawn(serve::serve(name, listener, router, stopping.clone()));
+        servers.spawn(serve::serve(name, listener, router, stop.clone()));
     };
     let verifier = |needed: bool| -> Result<Option<JwtVerifier>, AppError> {
         let build = || {
@@ -157,11 +154,12 @@ async fn start_with<S: Spend + Tune + Clone>(
     let verifier = verifier(listeners.ingest.is_some() || listeners.gateway.is_some())?;
     let intake = match (&publisher, &verifier) {
         (Some(publisher), Some(verifier)) => Some(ingest::Ingest::new(
-            &config.ingest,
+            config.ingest.clone(),
             publisher.clone(),
             verifier.clone(),
+            config.ingest.api_keys()?,
             config.ratings.subject,
-        )?),
+        )),
         _ => None,
     };
     if let (Some(listener), Some(verifier)) = (listeners.gateway, &verifier) {
@@ -171,7 +169,15 @@ async fn start_with<S: Spend + Tune + Clone>(
             .on_outage(config.store.on_outage)
             .expected_nodes(config.store.expected_nodes)
             .build()?;
-        let tee = intake.clone().filter(|_| tees);
+        let tee =
+            intake.clone().filter(|_| tees).map(|intake| {
+                gateway::Tee::new(move |request| {
+                    let intake = intake.clone();
+                    async move {
+                        intake.take(&request).await.map(drop).map_err(|refusal| refusal.reason())
+                    }
+                })
+            });
         serve("gateway", listener, gateway::router(&config.gateway, admission, tee)?);
     }
     if let (Some(listener), Some(intake)) = (listeners.ingest, intake) {
@@ -181,10 +187,10 @@ async fn start_with<S: Spend + Tune + Clone>(
         serve("metrics", listener, admin::probes(health.clone(), metrics.clone()));
     }
     if let Some(listener) = listeners.admin {
-        let token = config.admin.token().map_err(AppError::Config)?;
-        serve("admin", listener, admin::router(&config.admin, token, health.clone(), metrics));
+        let token = config.admin.token()?;
+        serve("admin", listener, admin::router(&config.admin, token, health.clone(), metrics)?);
     }
-    drop((publisher, health));
+    drop(publisher);
 
     let mut tuner = JoinSet::new();
     let drains = matches!(consumer, Some(Consumer::InProcess(_)));
@@ -192,9 +198,9 @@ async fn start_with<S: Spend + Tune + Clone>(
         let policy = Policy::new(&config.policy, config.default_limits());
         let subject = config.ratings.subject;
         let loops = Tuner::new(consumer, store, policy, subject, &config.tuner);
-        tuner.spawn(loops.run(tuner_stopping));
+        tuner.spawn(loops.run(stop_tuner.clone()));
     }
-    Ok(Running { addresses, stop, stop_tuner, servers, tuner, drains })
+    Ok(Running { addresses, stop, stop_tuner, servers, tuner, drains, health: Some(health) })
 }
 
 async fn bus(
@@ -276,15 +282,19 @@ impl Running {
 
     async fn stop(mut self) {
         info!("stopping: finishing what is in flight");
-        self.stop.send_replace(true);
+        // Dropped at once: its checks hold the bus open.
+        if let Some(health) = self.health.take() {
+            health.drain();
+        }
+        self.stop.cancel();
         while self.servers.join_next().await.is_some() {}
         if !self.drains {
-            self.stop_tuner.send_replace(true);
+            self.stop_tuner.cancel();
         }
         let drained = async { while self.tuner.join_next().await.is_some() {} };
         if tokio::time::timeout(TUNER_DEADLINE, drained).await.is_err() {
             warn!("ratings were still on their way after the time to finish them");
-            self.stop_tuner.send_replace(true);
+            self.stop_tuner.cancel();
         }
         info!("stopped");
     }

@@ -9,10 +9,8 @@ use hyper_util::{
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::watch,
-};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 use tower::{ServiceExt, service_fn};
 use tracing::{debug, warn};
 
@@ -28,13 +26,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long requests in flight may take to finish once it is time to stop.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Serves `router` until `stop` turns true, then finishes what is in flight within
+/// Serves `router` until `stop` is cancelled, then finishes what is in flight within
 /// [`DRAIN_DEADLINE`].
 pub(super) async fn serve(
     name: &'static str,
     listener: TcpListener,
     router: Router,
-    mut stop: watch::Receiver<bool>,
+    stop: CancellationToken,
 ) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
@@ -43,7 +41,7 @@ pub(super) async fn serve(
     loop {
         let (stream, peer) = tokio::select! {
             biased;
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = stop.cancelled() => break,
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {

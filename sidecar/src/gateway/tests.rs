@@ -158,11 +158,13 @@ async fn bodies_stream_both_ways_before_either_has_ended() {
 #[tokio::test]
 async fn a_large_body_passes_whole() {
     let gateway = gateway(to(mirroring().await), 9, None).await;
-    let pieces = stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![7; 90_000]))));
+    let pieces =
+        stream::iter((0..20).map(|_| Ok::<_, std::io::Error>(Bytes::from(vec![7; 90_000]))));
     let request = Request::post("/").body(Body::from_stream(pieces)).unwrap();
     assert_eq!(json_of(send(gateway, request).await).await["bytes"], 1_800_000);
-    let get_with_body =
-        Request::get("/").body(Body::from_stream(stream::iter([Ok::<_, std::io::Error>("abc")]))).unwrap();
+    let get_with_body = Request::get("/")
+        .body(Body::from_stream(stream::iter([Ok::<_, std::io::Error>("abc")])))
+        .unwrap();
     assert_eq!(json_of(send(gateway, get_with_body).await).await["bytes"], 3);
 }
 
@@ -205,15 +207,20 @@ async fn a_head_answer_keeps_its_length_and_trailers_arrive() {
     let trailing = || async {
         let mut trailers = HeaderMap::new();
         trailers.insert("x-sum", "42".parse().unwrap());
-        let frames = [Ok::<_, std::io::Error>(Frame::data(Bytes::from("data"))), Ok(Frame::trailers(trailers))];
+        let frames = [
+            Ok::<_, std::io::Error>(Frame::data(Bytes::from("data"))),
+            Ok(Frame::trailers(trailers)),
+        ];
         Response::builder()
             .header("trailer", "x-sum")
             .body(Body::new(StreamBody::new(stream::iter(frames))))
             .unwrap()
     };
     let sized = || async { "12345" };
-    let upstream =
-        serve(Router::new().route("/trailers", any(trailing)).route("/sized", axum::routing::get(sized))).await;
+    let upstream = serve(
+        Router::new().route("/trailers", any(trailing)).route("/sized", axum::routing::get(sized)),
+    )
+    .await;
     let gateway = gateway(to(upstream), 9, None).await;
     let head = Request::head("/sized").body(Body::empty()).unwrap();
     assert_eq!(send(gateway, head).await.headers()["content-length"], "5");
@@ -254,10 +261,8 @@ async fn an_upstream_that_is_away_is_502_and_a_silent_one_504() {
     assert_eq!(response.headers()["content-type"], "application/problem+json");
 
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let config = Config {
-        response_timeout: Duration::from_millis(50),
-        ..to(silent.local_addr().unwrap())
-    };
+    let config =
+        Config { response_timeout: Duration::from_millis(50), ..to(silent.local_addr().unwrap()) };
     let response = send(gateway(config, 9, None).await, get("/")).await;
     assert_eq!(response.status(), 504);
     assert_eq!(json_of(response).await["detail"], "the upstream did not answer in time");
@@ -390,7 +395,10 @@ async fn a_rating_that_the_upstream_accepts_is_handed_on_with_its_head() {
     assert_eq!(response.status(), 201);
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "thank you");
     let pieces = stream::iter(["{\"sc", "ore\":4}"].map(Ok::<_, std::io::Error>));
-    assert_eq!(send(edge.gateway, rating("/v1/rating", Body::from_stream(pieces))).await.status(), 201);
+    assert_eq!(
+        send(edge.gateway, rating("/v1/rating", Body::from_stream(pieces))).await.status(),
+        201
+    );
     let taken = edge.taken.lock().unwrap();
     assert_eq!(taken[0].body(), "{\"score\":5}");
     assert_eq!(taken[0].headers()["idempotency-key"], "e1");

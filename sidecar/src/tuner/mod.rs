@@ -26,7 +26,8 @@ use std::{
 };
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId,
     store::{Change, Life, StoreError, Tune, Written},
@@ -123,27 +124,26 @@ impl<T: Tune> Tuner<T> {
         }
     }
 
-    /// Runs until `stop` turns true, or the bus ends; then what was read is written and the
+    /// Runs until `stop` is cancelled, or the bus ends; then what was read is written and the
     /// partitions are given back.
     ///
     /// # Errors
     ///
     /// When the bus fails for good. A store or a bus that is merely away is waited for.
-    pub async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), TunerError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), TunerError> {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
-        let mut stopping = stop.clone();
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 // In this order, so that a busy bus delays neither the end nor the housekeeping.
                 biased;
-                _ = stopping.wait_for(|stop| *stop) => break,
-                _ = housekeeping.tick() => self.keep_house(&mut stop).await?,
+                () = stop.cancelled() => break,
+                _ = housekeeping.tick() => self.keep_house(&stop).await?,
                 event = self.consumer.next() => match event? {
-                    Event::Assigned(assignments) => self.assigned(&assignments, &mut stop).await?,
+                    Event::Assigned(assignments) => self.assigned(&assignments, &stop).await?,
                     Event::Revoked(partitions) => self.revoked(&partitions).await,
                     Event::Batch { deliveries, positions } => {
-                        self.batch(&deliveries, &positions, &mut stop).await?;
+                        self.batch(&deliveries, &positions, &stop).await?;
                     }
                     Event::Closed => break,
                 },
@@ -158,7 +158,7 @@ impl<T: Tune> Tuner<T> {
     async fn assigned(
         &mut self,
         assignments: &[Assignment],
-        stop: &mut watch::Receiver<bool>,
+        stop: &CancellationToken,
     ) -> Result<(), TunerError> {
         let source = self.consumer.source().to_owned();
         for Assignment { partition, .. } in assignments {
@@ -220,7 +220,7 @@ impl<T: Tune> Tuner<T> {
         &mut self,
         deliveries: &[Delivery],
         positions: &[(Partition, u64)],
-        stop: &mut watch::Receiver<bool>,
+        stop: &CancellationToken,
     ) -> Result<(), TunerError> {
         let mut pending: BTreeMap<AgentId, Vec<Folding<'_>>> = BTreeMap::new();
         for delivery in deliveries {
@@ -257,7 +257,7 @@ impl<T: Tune> Tuner<T> {
     async fn apply(
         &mut self,
         pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
-        stop: &mut watch::Receiver<bool>,
+        stop: &CancellationToken,
     ) -> Result<(), Interrupt> {
         if self.life.is_none() {
             self.same_life(stop).await?;
@@ -374,7 +374,7 @@ impl<T: Tune> Tuner<T> {
     ///
     /// [`Interrupt::NewLife`] when it is not the one that memory belongs to. It is the known one
     /// from then on.
-    async fn same_life(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), Interrupt> {
+    async fn same_life(&mut self, stop: &CancellationToken) -> Result<(), Interrupt> {
         let mut pause = RETRY_MIN;
         loop {
             match self.ask_life().await {
@@ -412,7 +412,7 @@ impl<T: Tune> Tuner<T> {
     }
 
     /// Forgets everything and goes back to the stored progress.
-    async fn begin_again(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), TunerError> {
+    async fn begin_again(&mut self, stop: &CancellationToken) -> Result<(), TunerError> {
         match self.read_progress(stop).await {
             Some((progress, _)) => self.go_back(&progress),
             None => Ok(()),
@@ -435,7 +435,7 @@ impl<T: Tune> Tuner<T> {
     /// belongs to; `None` when it is time to stop.
     async fn read_progress(
         &mut self,
-        stop: &mut watch::Receiver<bool>,
+        stop: &CancellationToken,
     ) -> Option<(HashMap<String, u64>, bool)> {
         let (mut pause, mut same) = (RETRY_MIN, true);
         loop {
@@ -457,7 +457,7 @@ impl<T: Tune> Tuner<T> {
         }
     }
 
-    async fn keep_house(&mut self, stop: &mut watch::Receiver<bool>) -> Result<(), TunerError> {
+    async fn keep_house(&mut self, stop: &CancellationToken) -> Result<(), TunerError> {
         let lag = self.consumer.lag();
         #[allow(clippy::cast_precision_loss, reason = "a gauge")]
         self.metrics.lag.set(lag.iter().map(|(_, lag)| lag).sum::<u64>() as f64);
@@ -506,8 +506,8 @@ impl<T: Tune> Tuner<T> {
 }
 
 /// Returns true when it is time to stop instead.
-async fn wait_or_stop(pause: Duration, stop: &mut watch::Receiver<bool>) -> bool {
-    tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok()
+async fn wait_or_stop(pause: Duration, stop: &CancellationToken) -> bool {
+    tokio::time::timeout(pause, stop.cancelled()).await.is_ok()
 }
 
 /// Names a life of the store: no two are alike, and nothing else is asked of it.

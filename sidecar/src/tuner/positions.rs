@@ -44,10 +44,6 @@ impl Positions {
         self.partitions.remove(&partition);
     }
 
-    pub(super) fn owns(&self, partition: Partition) -> bool {
-        self.partitions.contains_key(&partition)
-    }
-
     pub(super) fn partitions(&self) -> Vec<Partition> {
         self.partitions.keys().copied().collect()
     }

@@ -24,14 +24,16 @@ use hyper_util::{
 use indicatif::{ProgressBar, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
-use tokio::{sync::watch, task::JoinSet, time::Instant};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
 use tower_merit::{AgentId, MemoryStore, Tune, store::StoreError};
 
 use self::{
     report::Report,
     world::{Tally, World},
 };
-use super::{AppError, Role, serve, start_with};
+use super::{AppError, serve, start_with};
+use crate::{admin::Health, config::Role};
 
 /// What `merit demo` was asked for.
 #[derive(Clone, Debug)]
@@ -92,15 +94,16 @@ type HttpClient = Client<HttpConnector, Full<Bytes>>;
 /// When a part fails, or a simulated caller gets an answer other than served, limited or accepted.
 pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), DemoError> {
     let world = Arc::new(World::new(&options)?);
-    let (stop_api, api_stopping) = watch::channel(false);
+    let stop_api = CancellationToken::new();
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await;
     let listener = listener.map_err(DemoError::Upstream)?;
     let api = listener.local_addr().map_err(DemoError::Upstream)?;
-    let api = (tokio::spawn(serve::serve("openclaw", listener, world::api(), api_stopping)), api);
+    let api =
+        (tokio::spawn(serve::serve("openclaw", listener, world::api(), stop_api.clone())), api);
 
     let store = MemoryStore::new();
     let config = world.config(api.1);
-    let running = start_with(&config, Role::All, metrics, store.clone(), None).await?;
+    let running = start_with(&config, Role::All, metrics, store.clone(), Health::new()).await?;
     let address = |name| running.address(name).expect("the demo's configuration listens");
     let (gateway, ingest) = (address("gateway"), address("ingest"));
     eprintln!("{}", report::welcome(&options, &world, gateway, ingest, address("metrics")));
@@ -124,7 +127,7 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
 
     // The listeners close and the tuner takes what is still on the bus: then the limits are final.
     running.until(async {}).await?;
-    stop_api.send_replace(true);
+    stop_api.cancel();
     // The stand-in API has nothing in flight any more.
     let _ = api.0.await;
 

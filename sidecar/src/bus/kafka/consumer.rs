@@ -100,10 +100,7 @@ impl Consumer {
             .set("auto.offset.reset", "earliest")
             .set("session.timeout.ms", session_ms.to_string())
             .set("heartbeat.interval.ms", (session_ms / 3).max(1).to_string())
-            .set(
-                "max.poll.interval.ms",
-                config.max_poll_interval.as_millis().to_string(),
-            )
+            .set("max.poll.interval.ms", config.max_poll_interval.as_millis().to_string())
             .set("fetch.wait.max.ms", FETCH_WAIT_MS)
             .set("queued.max.messages.kbytes", AHEAD_MAX_KIB)
             .set("statistics.interval.ms", "1000");
@@ -132,9 +129,7 @@ impl Consumer {
     }
 
     fn client(&self) -> &Arc<StreamConsumer<Member>> {
-        self.client
-            .as_ref()
-            .expect("taken only when the consumer is dropped")
+        self.client.as_ref().expect("taken only when the consumer is dropped")
     }
 
     /// Waits for the next event; see [`crate::bus::Consumer::next`].
@@ -162,19 +157,11 @@ impl Consumer {
 
     async fn subscribe(&mut self) -> Result<(), BusError> {
         if let Some(creating) = &mut self.creating {
-            creating.await.map_err(|source| BusError::Fatal {
-                source: source.into(),
-            })?;
+            creating.await.map_err(|source| BusError::Fatal { source: source.into() })?;
             self.creating = None;
             let subscribed = self.client().subscribe(&[&self.topic]);
-            subscribed.map_err(|source| BusError::Fatal {
-                source: source.into(),
-            })?;
-            info!(
-                topic = self.topic,
-                source = self.source,
-                "kafka consumer joins its group"
-            );
+            subscribed.map_err(|source| BusError::Fatal { source: source.into() })?;
+            info!(topic = self.topic, source = self.source, "kafka consumer joins its group");
         }
         Ok(())
     }
@@ -186,9 +173,7 @@ impl Consumer {
             Some(Unanswered::Revoke(partitions)) => self.give_up(&partitions),
             Some(Unanswered::Assign(starts)) => self.begin(&starts),
         };
-        answered.map_err(|source| BusError::Fatal {
-            source: source.into(),
-        })
+        answered.map_err(|source| BusError::Fatal { source: source.into() })
     }
 
     /// Commits once more before giving up: the broker refuses commits while a rebalance is being
@@ -215,8 +200,7 @@ impl Consumer {
             let partition = start.assignment.partition;
             (partition, offset(self.ours[&partition]))
         };
-        self.client()
-            .incremental_assign(&self.list(starts.iter().map(at)))?;
+        self.client().incremental_assign(&self.list(starts.iter().map(at)))?;
         let paused = starts.iter().map(|start| start.assignment.partition);
         let paused: Vec<_> = paused.filter(|p| self.paused.contains(p)).collect();
         self.client().pause(&self.whole(&paused))
@@ -227,18 +211,14 @@ impl Consumer {
             if self.seeking.is_none() && !self.wanted.is_empty() {
                 let wanted = std::mem::take(&mut self.wanted);
                 let (client, topic) = (Arc::clone(self.client()), self.topic.clone());
-                self.seeking = Some(spawn_blocking(move || {
-                    lookup::seek(&client, &topic, &wanted)
-                }));
+                self.seeking = Some(spawn_blocking(move || lookup::seek(&client, &topic, &wanted)));
             }
             let Some(seeking) = &mut self.seeking else {
                 return Ok(());
             };
             let outcome = seeking.await;
             self.seeking = None;
-            outcome.map_err(|source| BusError::Fatal {
-                source: source.into(),
-            })??;
+            outcome.map_err(|source| BusError::Fatal { source: source.into() })??;
         }
     }
 
@@ -259,15 +239,11 @@ impl Consumer {
                 }
             }
         }
-        let looking_up = self
-            .looking_up
-            .as_mut()
-            .expect("begun above or by a call before");
+        let looking_up = self.looking_up.as_mut().expect("begun above or by a call before");
         let starts = looking_up.await.expect("looking up does not panic");
         self.looking_up = None;
         let assigned: Vec<Assignment> = starts.iter().map(|start| start.assignment).collect();
-        self.ends
-            .extend(assigned.iter().map(|a| (a.partition, a.log_end)));
+        self.ends.extend(assigned.iter().map(|a| (a.partition, a.log_end)));
         self.unanswered = Some(Unanswered::Assign(starts));
         Some(Event::Assigned(assigned))
     }
@@ -310,10 +286,9 @@ impl Consumer {
     }
 
     fn take(&mut self, record: &BorrowedMessage<'_>) {
-        let (Ok(number), Ok(offset)) = (
-            u32::try_from(record.partition()),
-            u64::try_from(record.offset()),
-        ) else {
+        let (Ok(number), Ok(offset)) =
+            (u32::try_from(record.partition()), u64::try_from(record.offset()))
+        else {
             return; // librdkafka's events have no place on a log
         };
         let partition = Partition(number);
@@ -326,11 +301,7 @@ impl Consumer {
             return debug!(%partition, offset, "tombstone is no rating and no poison");
         };
         match from_bus_json(value, timestamp_ms(record)) {
-            Ok(rating) => self.gathered.deliveries.push(Delivery {
-                partition,
-                offset,
-                rating,
-            }),
+            Ok(rating) => self.gathered.deliveries.push(Delivery { partition, offset, rating }),
             Err(error) => self.dead.push(Letter {
                 partition: record.partition(),
                 offset: record.offset(),
@@ -346,9 +317,7 @@ impl Consumer {
     /// Takes note of an error that librdkafka recovers from; returns the others.
     fn note(&self, error: KafkaError) -> Result<(), BusError> {
         if let KafkaError::MessageConsumptionFatal(_) = error {
-            return Err(BusError::Fatal {
-                source: error.into(),
-            });
+            return Err(BusError::Fatal { source: error.into() });
         }
         client::log_outage(&self.quiet, &error, "consuming");
         Ok(())
@@ -367,23 +336,15 @@ impl Consumer {
     /// When the commit could not be sent.
     pub fn commit(&mut self, positions: &[(Partition, u64)]) -> Result<(), BusError> {
         let leaving = |p: &Partition| matches!(&self.unanswered, Some(Unanswered::Revoke(l)) if l.contains(p));
-        let ours = positions
-            .iter()
-            .filter(|(p, _)| self.ours.contains_key(p) || leaving(p));
+        let ours = positions.iter().filter(|(p, _)| self.ours.contains_key(p) || leaving(p));
         let ours: Vec<_> = ours.copied().collect();
         if ours.is_empty() {
             return Ok(());
         }
         self.committed.extend(ours.iter().copied());
-        let list = self.list(
-            ours.into_iter()
-                .map(|(partition, next)| (partition, offset(next))),
-        );
+        let list = self.list(ours.into_iter().map(|(partition, next)| (partition, offset(next))));
         let sent = self.client().commit(&list, CommitMode::Async);
-        sent.map_err(|source| BusError::Client {
-            action: "commit",
-            source: source.into(),
-        })
+        sent.map_err(|source| BusError::Client { action: "commit", source: source.into() })
     }
 
     /// Continues `partition` from `offset`; see [`crate::bus::Consumer::seek`].
@@ -399,11 +360,7 @@ impl Consumer {
             Some(position) => *position = offset,
             None if coming => {}
             None => {
-                return Err(BusError::Seek {
-                    partition,
-                    offset,
-                    source: Box::new(NotOurs),
-                });
+                return Err(BusError::Seek { partition, offset, source: Box::new(NotOurs) });
             }
         }
         self.gathered.forget(partition);
@@ -418,16 +375,10 @@ impl Consumer {
     /// When librdkafka refuses.
     pub fn pause(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
         self.paused.extend(partitions);
-        let begun: Vec<_> = partitions
-            .iter()
-            .copied()
-            .filter(|p| self.ours.contains_key(p))
-            .collect();
+        let begun: Vec<_> =
+            partitions.iter().copied().filter(|p| self.ours.contains_key(p)).collect();
         let paused = self.client().pause(&self.whole(&begun));
-        paused.map_err(|source| BusError::Client {
-            action: "pause",
-            source: source.into(),
-        })
+        paused.map_err(|source| BusError::Client { action: "pause", source: source.into() })
     }
 
     /// Hands out `partitions` again; see [`crate::bus::Consumer::resume`].
@@ -436,18 +387,11 @@ impl Consumer {
     ///
     /// When librdkafka refuses.
     pub fn resume(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
-        self.paused
-            .retain(|partition| !partitions.contains(partition));
-        let begun: Vec<_> = partitions
-            .iter()
-            .copied()
-            .filter(|p| self.ours.contains_key(p))
-            .collect();
+        self.paused.retain(|partition| !partitions.contains(partition));
+        let begun: Vec<_> =
+            partitions.iter().copied().filter(|p| self.ours.contains_key(p)).collect();
         let resumed = self.client().resume(&self.whole(&begun));
-        resumed.map_err(|source| BusError::Client {
-            action: "resume",
-            source: source.into(),
-        })
+        resumed.map_err(|source| BusError::Client { action: "resume", source: source.into() })
     }
 
     /// Returns how many records of each partition were not gathered yet, at most a second old.
@@ -455,12 +399,7 @@ impl Consumer {
     pub fn lag(&self) -> Vec<(Partition, u64)> {
         let behind = |(&partition, &position): (&Partition, &u64)| {
             let at_start = self.ends.get(&partition).copied().unwrap_or(0);
-            let end = self
-                .client()
-                .context()
-                .log_end(partition)
-                .unwrap_or(0)
-                .max(at_start);
+            let end = self.client().context().log_end(partition).unwrap_or(0).max(at_start);
             (partition, end.saturating_sub(position))
         };
         self.ours.iter().map(behind).collect()
@@ -470,10 +409,7 @@ impl Consumer {
     pub async fn close(mut self) {
         let Some(gone) = self.leave() else { return };
         if tokio::time::timeout(CLOSE_DEADLINE, gone).await.is_err() {
-            warn!(
-                topic = self.topic,
-                "group not left in time; its session will time out"
-            );
+            warn!(topic = self.topic, "group not left in time; its session will time out");
         }
     }
 
@@ -491,10 +427,7 @@ impl Consumer {
         // librdkafka does not close while it waits for an answer.
         let looking_up = self.looking_up.take().is_some();
         let answers = looking_up.then(|| Step::Assign(Vec::new()));
-        for step in answers
-            .into_iter()
-            .chain(std::iter::from_fn(|| client.context().take_step()))
-        {
+        for step in answers.into_iter().chain(std::iter::from_fn(|| client.context().take_step())) {
             let answered = match step {
                 Step::Assign(_) => client.incremental_assign(&TopicPartitionList::new()),
                 Step::Revoke(partitions) => client.incremental_unassign(&list(
@@ -519,11 +452,7 @@ impl Consumer {
     }
 
     fn whole(&self, partitions: &[Partition]) -> TopicPartitionList {
-        self.list(
-            partitions
-                .iter()
-                .map(|&partition| (partition, Offset::Invalid)),
-        )
+        self.list(partitions.iter().map(|&partition| (partition, Offset::Invalid)))
     }
 }
 
@@ -535,9 +464,6 @@ impl Drop for Consumer {
 
 impl fmt::Debug for Consumer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consumer")
-            .field("topic", &self.topic)
-            .field("ours", &self.ours)
-            .finish()
+        f.debug_struct("Consumer").field("topic", &self.topic).field("ours", &self.ours).finish()
     }
 }

@@ -20,20 +20,13 @@ impl Gathered {
         if self.positions.is_empty() {
             return None;
         }
-        let Self {
-            deliveries,
-            positions,
-        } = std::mem::take(self);
-        Some(Event::Batch {
-            deliveries,
-            positions: positions.into_iter().collect(),
-        })
+        let Self { deliveries, positions } = std::mem::take(self);
+        Some(Event::Batch { deliveries, positions: positions.into_iter().collect() })
     }
 
     pub(super) fn forget(&mut self, partition: Partition) {
         self.positions.remove(&partition);
-        self.deliveries
-            .retain(|delivery| delivery.partition != partition);
+        self.deliveries.retain(|delivery| delivery.partition != partition);
     }
 }
 
@@ -44,8 +37,7 @@ pub(super) fn list(
     let mut list = TopicPartitionList::new();
     for (partition, offset) in places {
         let number = i32::try_from(partition.0).expect("partition numbers come from Kafka's i32");
-        list.add_partition_offset(topic, number, offset)
-            .expect("offsets are valid");
+        list.add_partition_offset(topic, number, offset).expect("offsets are valid");
     }
     list
 }
@@ -61,9 +53,7 @@ pub(super) fn timestamp_ms(record: &BorrowedMessage<'_>) -> u64 {
         Timestamp::NotAvailable => None,
     }
     .unwrap_or_else(|| {
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     })
 }
