@@ -23,6 +23,8 @@ use tokio::task::JoinSet;
 
 const POSTERS: usize = 4;
 const AGENTS_PER_POSTER: usize = 50;
+/// How many of them begin at the highest rate: there a sum depends on the order of its parts.
+const AT_THE_EDGE: usize = 10;
 /// Ratings per second and poster while a flow lasts.
 const PACE: u32 = 500;
 /// How long the tuner may take to work off what is left on the topic.
@@ -51,6 +53,7 @@ impl Flow {
             let agents: Vec<String> =
                 (0..AGENTS_PER_POSTER).map(|n| format!("agent-{number}-{n}")).collect();
             posters.spawn(async move {
+                poster.lift(&agents[..AT_THE_EDGE]).await;
                 let mut pace = tokio::time::interval(
                     Duration::from_secs(1) * u32::try_from(BATCH).expect("a small number") / PACE,
                 );
