@@ -21,6 +21,10 @@
 //!
 //! In the order in which a request meets them:
 
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod agent;
 
 pub mod problem;
