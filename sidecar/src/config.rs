@@ -128,11 +128,23 @@ pub enum StoreKind {
 
 /// How decisions reach the store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum StoreMode {
     /// One call per decision.
     #[default]
     Exact,
+}
+
+impl TryFrom<String> for StoreMode {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            "exact" => Ok(Self::Exact),
+            "leased" => Err("mode `leased` is not in this version yet: use `exact`".to_owned()),
+            other => Err(format!("mode must be `exact`, is `{other}`")),
+        }
+    }
 }
 
 impl Default for Store {
@@ -650,10 +662,9 @@ fn table<T: DeserializeOwned + Default>(
         Ok(table) => table,
         Err(errors) => {
             faults.extend(errors.into_iter().map(|error| {
-                let mut path = error.path.join(".");
-                if !path.starts_with(name) {
-                    path = [name, &path].join(".").trim_end_matches('.').to_owned();
-                }
+                // The table's own name comes last, if it comes at all.
+                let inner = error.path.strip_suffix(&[name.to_owned()]).unwrap_or(&error.path);
+                let path = [&[name.to_owned()], inner].concat().join(".");
                 format!("{path}: {}", error.kind)
             }));
             T::default()

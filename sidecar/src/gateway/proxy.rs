@@ -127,6 +127,12 @@ impl Proxy {
         if let Some(wish) = &wish {
             wish.forward(outgoing.headers_mut());
         }
+        // hyper leaves out the body of a GET whose length is unknown, unless told that there is one.
+        let length_unknown = !outgoing.headers().contains_key(header::CONTENT_LENGTH);
+        if length_unknown && !outgoing.body().is_end_stream() {
+            let chunked = HeaderValue::from_static("chunked");
+            outgoing.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
+        }
 
         let answer = shared.client.request(outgoing);
         let mut response = tokio::select! {

@@ -163,6 +163,7 @@ async fn a_large_body_passes_whole() {
     let request = Request::post("/").body(Body::from_stream(pieces)).unwrap();
     assert_eq!(json_of(send(gateway, request).await).await["bytes"], 1_800_000);
     let get_with_body = Request::get("/")
+        .header("transfer-encoding", "chunked")
         .body(Body::from_stream(stream::iter([Ok::<_, std::io::Error>("abc")])))
         .unwrap();
     assert_eq!(json_of(send(gateway, get_with_body).await).await["bytes"], 3);

@@ -97,6 +97,7 @@ mod tests {
             policy.fold(&mut rate, 4.5);
             rate >= 38.0
         });
-        assert_eq!(ratings, Some(220));
+        // One more for the binary 0.15 that falls short of it.
+        assert_eq!(ratings, Some(221));
     }
 }

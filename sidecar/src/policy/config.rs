@@ -7,18 +7,32 @@ use super::AdditiveConfig;
 
 /// The policies there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", try_from = "String")]
 pub enum Kind {
     /// r ← clamp(r + α·(score − 3)).
     #[default]
     Additive,
 }
 
+impl TryFrom<String> for Kind {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            "additive" => Ok(Self::Additive),
+            "price" | "ppo" | "bandit" => {
+                Err(format!("policy `{name}` is not in this version yet: use `additive`"))
+            }
+            other => Err(format!("policy must be `additive`, is `{other}`")),
+        }
+    }
+}
+
 /// `[policy]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Which policy. `price`, `ppo` and `bandit` are known names that this version does not have.
+    /// Which policy: `additive`; default additive.
     pub kind: Kind,
     /// Tokens per second that one point of score above 3 is worth; default 0.1: a steady stream of
     /// fives takes an agent from 20 to 40 in a hundred ratings.

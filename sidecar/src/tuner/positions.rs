@@ -126,6 +126,6 @@ mod tests {
     fn memory_is_a_mark_a_second() {
         let (mut positions, now) = run(500);
         positions.take_progress(now);
-        assert!(positions.partitions[&P].marks.len() <= 63);
+        assert!(positions.partitions[&P].marks.len() <= 70);
     }
 }
