@@ -1,6 +1,8 @@
 //! The Redis store against a real Redis: the contract of every store, and the scripts held to the
 //! arithmetic.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::time::Duration;
 
 use merit_integration::{Persistence, Redis};
