@@ -1,7 +1,7 @@
 //! The Redis store against a real Redis: the contract of every store, and the scripts held to the
 //! arithmetic.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::time::Duration;
 

@@ -125,7 +125,8 @@ async fn start_with<S: Spend + Tune + Clone>(
     let tees =
         role.guards() && config.gateway.listen.is_some() && config.gateway.tee_ratings.is_some();
     let publishes = (role.ingests() && config.ingest.listen.is_some()) || tees;
-    let (publisher, consumer) = bus(&config.bus, publishes, role.tunes()).await?;
+    // A tuner by itself publishes nothing; it asks the bus through this end whether it is there.
+    let (publisher, consumer) = bus(&config.bus, publishes || role.tunes(), role.tunes()).await?;
 
     if let Some(publisher) = publisher.clone() {
         health = health.part("bus", move || {
@@ -153,7 +154,7 @@ async fn start_with<S: Spend + Tune + Clone>(
     };
     let verifier = verifier(listeners.ingest.is_some() || listeners.gateway.is_some())?;
     let intake = match (&publisher, &verifier) {
-        (Some(publisher), Some(verifier)) => Some(ingest::Ingest::new(
+        (Some(publisher), Some(verifier)) if publishes => Some(ingest::Ingest::new(
             config.ingest.clone(),
             publisher.clone(),
             verifier.clone(),
