@@ -1,12 +1,18 @@
 //! A folder that lives as long as its owner.
 
 use std::{
+    ffi::OsStr,
     fs,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-/// A new, empty folder, removed when dropped.
+/// A new, empty folder, removed when dropped or when the process is gone.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
@@ -20,8 +26,12 @@ impl Folder {
     pub fn new(name: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path =
-            std::env::temp_dir().join(format!("merit-it-{}-{number}-{name}", std::process::id()));
+        let prefix = format!("merit-it-{}-", std::process::id());
+        let base = std::env::temp_dir().join(prefix).into_os_string();
+        sweep_at_the_end(&base);
+        let mut path = base;
+        path.push(format!("{number}-{name}"));
+        let path = PathBuf::from(path);
         fs::create_dir_all(&path).expect("the temporary folder is writable");
         Self(path)
     }
@@ -42,6 +52,24 @@ impl Folder {
         fs::write(&path, text).expect("the test's own folder is writable");
         path
     }
+}
+
+/// Starts, once, a shell that removes all folders of this process when it is gone: what tests
+/// share is never dropped, and a killed test drops nothing.
+fn sweep_at_the_end(base: &OsStr) {
+    static SWEEPER: OnceLock<Child> = OnceLock::new();
+    SWEEPER.get_or_init(|| {
+        Command::new("sh")
+            .args(["-c", "cat >/dev/null; rm -rf \"$1\"*", "sweeper"])
+            .arg(base)
+            // It ends with us: the system closes our end of the pipe.
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .expect("sh is there")
+    });
 }
 
 impl Drop for Folder {

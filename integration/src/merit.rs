@@ -14,7 +14,7 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a process may take to drain after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// What builds the binary that the tests run.
-const BUILD: &str = "cargo build --workspace --bins --features merit-sidecar/full";
+const BUILD: &str = "cargo build --workspace --bins --tests --features merit-sidecar/full";
 
 /// What a process does, as `--role` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! The Kafka bus against a real broker: Kafka 4, started here on a free port and stopped again.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use futures_util::FutureExt;
 use merit_sidecar::{
     bus::{

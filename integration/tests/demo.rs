@@ -103,7 +103,8 @@ async fn quality_earns_rate_and_only_through_ratings() {
     println!("rank correlation of quality and final rate: {earned:.3}");
     assert!(honest.len() >= 20, "{} agents", honest.len());
     assert!(earned >= 0.8, "{earned}: {honest:#?}");
-    assert!(honest.values().all(|agent| agent.rate_start == 20.0), "{honest:#?}");
+    let first = honest.values().next().expect("there are agents").rate_start;
+    assert!(honest.values().all(|agent| agent.rate_start == first), "all start alike: {honest:#?}");
     assert!(honest.values().all(|agent| agent.admitted > 0.0), "{honest:#?}");
     assert!(honest.values().any(|agent| agent.denied > 0.0), "nobody was ever refused");
 
