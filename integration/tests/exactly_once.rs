@@ -113,7 +113,10 @@ async fn progress(redis: &Redis) {
 
 async fn parts(topic: &str, redis: &Redis) -> (Settings, Merit, Merit) {
     let kafka = Kafka::shared().await;
-    let settings = Settings::new(&redis.url()).kafka(&kafka.brokers(), topic);
+    start(Settings::new(&redis.url()).kafka(&kafka.brokers(), topic)).await
+}
+
+async fn start(settings: Settings) -> (Settings, Merit, Merit) {
     let (ingest, tuner) = tokio::join!(
         Merit::start(settings.clone().role(Role::Ingest)),
         Merit::start(settings.clone().role(Role::Tuner)),
@@ -142,7 +145,12 @@ async fn limits_equal_the_fold_of_all_ratings_though_the_tuner_is_killed_again_a
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_equal_the_fold_of_all_ratings_though_partitions_move_between_two_tuners() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
-    let (settings, ingest, tuner) = parts("moved.ratings", &redis).await;
+    let kafka = Kafka::shared().await;
+    let mut settings = Settings::new(&redis.url()).kafka(&kafka.brokers(), "moved.ratings");
+    // With the window of 60 s as shipped, this test would end before any progress is stored, and
+    // every tuner would begin at the start of the topic.
+    settings.environment.push(("MERIT__TUNER__REPLAY_WINDOW".into(), "1s".into()));
+    let (settings, ingest, tuner) = start(settings).await;
     let flow = Flow::start(&ingest.ingest(), 20_000);
     progress(&redis).await;
 
