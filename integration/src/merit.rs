@@ -366,7 +366,9 @@ impl Merit {
 #[must_use]
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    let folder = test.parent().and_then(Path::parent).expect("tests are in target/<profile>/deps");
+    // Tests are in target/<profile>/deps, tools one level up, beside it.
+    let folder = test.parent().expect("a file is in a folder");
+    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
     let binary = folder.join("merit");
     let built = binary.metadata().and_then(|file| file.modified()).unwrap_or_else(|error| {
         panic!("{}: {error}; build it first: {BUILD}", binary.display());
