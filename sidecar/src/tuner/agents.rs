@@ -151,12 +151,16 @@ impl Agents {
     }
 
     /// Folds `ratings` (of one agent, in order) and returns the change to write, if there is any.
+    ///
+    /// `durable` says whether the ratings can come again after a restart: only then is it worth
+    /// writing how far each log was applied.
     pub(super) fn fold(
         &mut self,
         agent: &AgentId,
         ratings: &mut [Folding<'_>],
         policy: &Policy,
         epoch: &str,
+        durable: bool,
     ) -> (Option<Change>, Folded) {
         let known = self.known.get_mut(agent).expect("loaded before it is folded");
         let mut folded = Folded::default();
@@ -192,7 +196,7 @@ impl Agents {
             limits: policy.limits(&known.state),
             adopts: known.adopts,
             state: serde_json::to_string(&kept).expect("a state is plain data"),
-            applied: moved,
+            applied: if durable { moved } else { Vec::new() },
             seen: known.seen.take_unwritten(),
         };
         (Some(change), folded)
@@ -204,5 +208,140 @@ impl Agents {
             known.rev = rev;
             known.adopts = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bus::Partition,
+        policy::Config,
+        rating::{Poster, RatingRequest},
+    };
+
+    const EPOCH: &str = "e1";
+
+    fn policy() -> Policy {
+        Policy::new(&Config::default(), Limits::per_second(20.0, 40).unwrap())
+    }
+
+    fn agent() -> AgentId {
+        AgentId::new("a").unwrap()
+    }
+
+    fn delivery(offset: u64, id: &str, score: u32) -> Delivery {
+        let body = format!(r#"{{"agent_id":"a","user_id":"u","score":{score},"id":"{id}"}}"#);
+        let request = RatingRequest::from_json(body.as_bytes()).unwrap();
+        let rating = request.into_rating(Poster::new("p").unwrap(), 1_800_000_000_000_000).unwrap();
+        Delivery { partition: Partition(0), offset, rating }
+    }
+
+    fn fold(agents: &mut Agents, deliveries: &[Delivery]) -> (Option<Change>, Folded) {
+        let log: Arc<str> = "s/0".into();
+        let folding = |delivery| Folding { delivery, log: Arc::clone(&log), fresh: false };
+        let mut ratings: Vec<Folding<'_>> = deliveries.iter().map(folding).collect();
+        agents.fold(&agent(), &mut ratings, &policy(), EPOCH, true)
+    }
+
+    /// Returns what the store would hold after `change`.
+    fn stored(change: &Change, rev: u64) -> Record {
+        let mut record = Record::default();
+        record.rev = rev;
+        record.limits = Some(change.limits);
+        record.state.clone_from(&change.state);
+        record.applied.clone_from(&change.applied);
+        record.seen.clone_from(&change.seen);
+        record
+    }
+
+    #[test]
+    fn a_rating_at_or_below_the_applied_offset_is_skipped_however_the_batches_fall() {
+        let all: Vec<Delivery> =
+            (0..10).map(|at| delivery(at, &format!("i{at}"), 1 + (at as u32) % 5)).collect();
+        let mut once = Agents::new();
+        once.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
+        let (whole, _) = fold(&mut once, &all);
+
+        let mut crashed = Agents::new();
+        crashed.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
+        let (first, _) = fold(&mut crashed, &all[..4]);
+        let mut restarted = Agents::new();
+        restarted.load(&agent(), stored(&first.unwrap(), 1), &policy(), EPOCH).unwrap();
+        let (rest, folded) = fold(&mut restarted, &all);
+        assert_eq!((folded.skipped, folded.counted), (4, 6));
+        assert_eq!(rest.unwrap().state, whole.unwrap().state);
+        assert_eq!(fold(&mut restarted, &all).0.map(|change| change.rev), None);
+    }
+
+    #[test]
+    fn a_repeated_id_counts_once_across_a_restart_and_another_body_under_it_not_at_all() {
+        let mut agents = Agents::new();
+        agents.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
+        let (change, _) = fold(&mut agents, &[delivery(0, "same", 5)]);
+        let change = change.unwrap();
+        assert_eq!(change.limits.refill().to_string(), "20.2");
+
+        let mut restarted = Agents::new();
+        restarted.load(&agent(), stored(&change, 1), &policy(), EPOCH).unwrap();
+        let repeats = [delivery(1, "same", 5), delivery(2, "same", 1)];
+        let (change, folded) = fold(&mut restarted, &repeats);
+        assert_eq!((folded.counted, folded.repeats, folded.conflicts), (0, 1, 1));
+        let change = change.unwrap();
+        assert_eq!(change.limits.refill().to_string(), "20.2");
+        assert_eq!(
+            change.applied,
+            [("s/0".to_owned(), 2)],
+            "a repeat must be applied all the same"
+        );
+    }
+
+    #[test]
+    fn an_operators_limits_are_the_new_start_and_their_ratio_the_new_burst() {
+        let mut agents = Agents::new();
+        let mut record = Record::default();
+        record.limits = Some(Limits::per_second(1.0, 6).unwrap());
+        record.operator = true;
+        agents.load(&agent(), record, &policy(), EPOCH).unwrap();
+        let (change, _) = fold(&mut agents, &[delivery(0, "i", 5)]);
+        let change = change.unwrap();
+        assert_eq!(change.adopts, Some(Limits::per_second(1.0, 6).unwrap()));
+        assert_eq!(change.limits, Limits::per_second(1.2, 7).unwrap());
+    }
+
+    #[test]
+    fn a_state_of_another_policy_starts_from_the_limits_it_left_and_keeps_what_was_applied() {
+        let mut agents = Agents::new();
+        let mut record = Record::default();
+        record.rev = 7;
+        record.limits = Some(Limits::per_second(8.0, 16).unwrap());
+        record.state = format!(r#"{{"epoch":"{EPOCH}","state":{{"policy":"oracle","depth":3}}}}"#);
+        record.applied = vec![("s/0".to_owned(), 4)];
+        agents.load(&agent(), record, &policy(), EPOCH).unwrap();
+        let (change, folded) = fold(&mut agents, &[delivery(4, "i4", 5), delivery(5, "i5", 5)]);
+        assert_eq!(folded.skipped, 1);
+        assert_eq!(change.unwrap().limits.refill().to_string(), "8.2");
+    }
+
+    #[test]
+    fn a_record_from_before_a_rebuild_counts_for_nothing_but_its_revision() {
+        let mut agents = Agents::new();
+        agents.load(&agent(), Record::default(), &policy(), "e0").unwrap();
+        let (change, _) = fold(&mut agents, &[delivery(9, "i9", 5)]);
+        // The fold wrote epoch e1; this store is of another one.
+        let mut rebuilt = Agents::new();
+        rebuilt.load(&agent(), stored(&change.unwrap(), 3), &policy(), "e2").unwrap();
+        let (change, folded) = fold(&mut rebuilt, &[delivery(0, "i0", 5)]);
+        assert_eq!((folded.counted, folded.skipped), (1, 0));
+        assert_eq!(change.unwrap().rev, 3);
+    }
+
+    #[test]
+    fn a_store_that_knows_less_than_it_did_is_noticed() {
+        let mut agents = Agents::new();
+        let mut record = Record::default();
+        record.rev = 5;
+        agents.load(&agent(), record, &policy(), EPOCH).unwrap();
+        assert_eq!(agents.load(&agent(), Record::default(), &policy(), EPOCH), Err(WentBack));
     }
 }

@@ -300,7 +300,8 @@ impl<T: Tune> Tuner<T> {
         let mut idle: Vec<AgentId> = Vec::new();
         for (agent, ratings) in &mut *pending {
             let began = Instant::now();
-            let (change, folded) = self.agents.fold(agent, ratings, &self.policy, &epoch);
+            let (change, folded) =
+                self.agents.fold(agent, ratings, &self.policy, &epoch, self.consumer.durable());
             self.metrics.update_latency.record(began.elapsed());
             match change {
                 Some(change) => {
