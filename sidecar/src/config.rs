@@ -16,6 +16,7 @@ use std::{
 use figment::{
     Figment, Provider,
     providers::{Env, Format, Serialized, Toml},
+    value::Value,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tower_merit::{
@@ -649,25 +650,27 @@ fn cause(error: &ConfigError) -> String {
     std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
 }
 
-/// Reads one table; what cannot be read becomes a fault and the default stands in for it.
+/// Reads one table. Each key that cannot be read becomes a fault and is left out, so that the next
+/// faulty one is found as well; what cannot be read at all is replaced by the default.
 fn table<T: DeserializeOwned + Default>(
     figment: &Figment,
     name: &str,
     faults: &mut Vec<String>,
 ) -> T {
-    if !figment.contains(name) {
-        return T::default();
-    }
-    match figment.extract_inner(name) {
-        Ok(table) => table,
-        Err(errors) => {
-            faults.extend(errors.into_iter().map(|error| {
-                // The table's own name comes last, if it comes at all.
-                let inner = error.path.strip_suffix(&[name.to_owned()]).unwrap_or(&error.path);
-                let path = [&[name.to_owned()], inner].concat().join(".");
-                format!("{path}: {}", error.kind)
-            }));
-            T::default()
+    let Ok(mut found) = figment.find_value(name) else { return T::default() };
+    loop {
+        let error = match found.deserialize::<T>() {
+            Ok(table) => return table,
+            Err(error) => error,
+        };
+        let path = [&[name.to_owned()], &error.path[..]].concat().join(".");
+        faults.push(format!("{path}: {}", error.kind));
+        let left_out = match (&mut found, error.path.first()) {
+            (Value::Dict(_, keys), Some(key)) => keys.remove(key),
+            _ => None,
+        };
+        if left_out.is_none() {
+            return T::default();
         }
     }
 }

@@ -1,0 +1,176 @@
+//! `merit` as a shell meets it: exit codes, every fault at once, secrets that are not shown.
+
+#![allow(clippy::unwrap_used, reason = "a test may stop where it stands")]
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+const SECRET: &str = "a secret of at least thirty-two bytes";
+
+fn merit(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_merit"));
+    command.args(arguments).env_clear().env("MERIT_JWT_SECRET", SECRET);
+    command.envs(environment.iter().copied());
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A file in the folder that cargo keeps for this test.
+fn file(name: &str, content: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, content).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn deployed(name: &str) -> String {
+    format!("{}/../deploy/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn the_deployed_configurations_are_valid_and_shown_without_secrets() {
+    for name in ["merit.toml", "merit.kafka.toml"] {
+        if name.contains("kafka") && !cfg!(feature = "kafka") {
+            continue;
+        }
+        let output = merit(&["check-config", "--config", &deployed(name), "--json"], &[]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output.stderr));
+        let shown = text(&output.stdout);
+        assert_eq!(shown.lines().count(), 1);
+        assert!(!shown.contains(SECRET));
+    }
+}
+
+#[test]
+fn every_fault_is_told_at_once_with_its_full_path() {
+    let config = file(
+        "faulty.toml",
+        r#"
+        [identity]
+        algorithms = ["none"]
+        [store]
+        kind = "redis"
+        timeout = "soon"
+        mode = "leased"
+        [[bucket]]
+        bucket_name = "a b"
+        refill_rate = -1
+        capacity = 40
+        [bus]
+        kind = "nats"
+        [policy]
+        kind = "ppo"
+        [tuner]
+        replay_window = "0s"
+        [ingest]
+        listen = "127.0.0.1:0"
+        max_batch = 0
+        [gateway]
+        listen = "127.0.0.1:0"
+        upstream = "ftp://x"
+        [admin]
+        listen = "0.0.0.0:9900"
+        [nonsense]
+        "#,
+    );
+    let output = merit(&["check-config", "--config", &config], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = text(&output.stderr);
+    for path in [
+        "identity.algorithms: ",
+        "identity.issuer: ",
+        "identity.audience: ",
+        "store.timeout: ",
+        "bucket[0].bucket_name: ",
+        "bucket[0]: ",
+        "bus.kind: bus `nats` is not in this version",
+        "policy.kind: policy `ppo` is not in this version",
+        "tuner.replay_window: ",
+        "ingest.max_batch: ",
+        "gateway.upstream: ",
+        "admin.token_env: ",
+        "nonsense: unknown table",
+    ] {
+        assert!(told.contains(&format!("\n  {path}")), "{path} is missing from:\n{told}");
+    }
+}
+
+#[test]
+fn a_bucket_file_is_a_configuration_and_gives_the_selector() {
+    let bucket = r#"{"bucket_name":"moltbook-agent-bucket","refill_rate":20,"capacity":40,"key_selector":"jwt.claims.act.agent"}"#;
+    let config = file("bucket.json", bucket);
+    let output = merit(&["check-config", "--config", &config, "--json"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown["bucket"][0]["capacity"], 40);
+    assert_eq!(shown["bucket"][0]["default"], true);
+
+    file("other-bucket.json", &bucket.replace("act.agent", "sub").replace("moltbook", "other"));
+    let config = file("two-buckets.toml", "bucket_files = [\"*bucket.json\"]\n");
+    let output = merit(&["check-config", "--config", &config], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("all buckets share one selector"));
+}
+
+#[test]
+fn the_environment_overrides_the_file_and_a_password_in_an_address_is_hidden() {
+    let environment =
+        [("MERIT__STORE__URL", "redis://user:hunter2@db:6379"), ("MERIT__POLICY__ALPHA", "0.25")];
+    let arguments = ["check-config", "--config", &deployed("merit.toml"), "--json"];
+    let output = merit(&arguments, &environment);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown["policy"]["alpha"], 0.25);
+    assert_eq!(shown["store"]["url"], "redis://***@db:6379");
+}
+
+#[test]
+fn a_token_is_printed_alone_and_a_bad_agent_is_wrong_usage() {
+    let config = deployed("merit.toml");
+    let output = merit(&["token", "--config", &config, "--agent", "a1", "--sub", "u1"], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    assert_eq!(printed.trim().split('.').count(), 3, "{printed}");
+    let output = merit(&["token", "--config", &config, "--agent", "a b"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("--agent"));
+}
+
+#[test]
+fn a_missing_file_a_missing_secret_and_an_unknown_role_are_wrong_usage() {
+    let output = merit(&["run", "--config", "/no/such/file.toml"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("/no/such/file.toml"));
+
+    let short = [("MERIT_JWT_SECRET", "short")];
+    let output = merit(&["run", "--config", &deployed("merit.toml")], &short);
+    assert_eq!(output.status.code(), Some(2));
+    let told = text(&output.stderr);
+    assert!(told.contains("at least 32 bytes") && !told.contains("\"short\""), "{told}");
+
+    let output = merit(&["run", "--config", &deployed("merit.toml"), "--role", "cook"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let output = merit(&["run", "--config", &deployed("merit.toml"), "--role", "feed"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("`feed` is not in this version"));
+}
+
+#[test]
+fn an_address_that_is_taken_is_named_and_nothing_starts() {
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let environment = [
+        ("MERIT__METRICS__LISTEN", address.as_str()),
+        ("MERIT__GATEWAY__LISTEN", "127.0.0.1:0"),
+        ("MERIT__INGEST__LISTEN", "127.0.0.1:0"),
+        ("MERIT__ADMIN__LISTEN", "127.0.0.1:0"),
+    ];
+    let output = merit(&["run", "--config", &deployed("merit.toml")], &environment);
+    assert_eq!(output.status.code(), Some(1));
+    let told = text(&output.stderr);
+    assert!(told.contains("metrics.listen") && told.contains(&address), "{told}");
+}
