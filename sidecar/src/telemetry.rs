@@ -209,6 +209,43 @@ fn describe() {
         Unit::Seconds,
         "Time from a rating's acceptance until its limits are in force"
     );
+    describe_counter!(
+        "merit_ratings_folded_total",
+        Unit::Count,
+        "Ratings that reached the tuner, by outcome"
+    );
+    describe_counter!("merit_limit_writes_total", Unit::Count, "Writes of agents' limits");
+    describe_counter!(
+        "merit_limit_writes_stale_total",
+        Unit::Count,
+        "Writes that somebody else's forestalled"
+    );
+    describe_counter!(
+        "merit_tuner_store_failures_total",
+        Unit::Count,
+        "Calls of the tuner that the store did not answer"
+    );
+    describe_counter!(
+        "merit_tuner_rewinds_total",
+        Unit::Count,
+        "Times the tuner went back on the bus because the store lost writes"
+    );
+    describe_gauge!(
+        "merit_bus_lag_ratings",
+        Unit::Count,
+        "Ratings on the bus that the tuner has not read yet"
+    );
+    describe_gauge!(
+        "merit_tuner_agents",
+        Unit::Count,
+        "Agents whose state the tuner holds in memory"
+    );
+    describe_gauge!(
+        "merit_tuner_stopped_partitions",
+        Unit::Count,
+        "Partitions that stopped until an operator acts"
+    );
+
     describe_histogram!("merit_refill_rate", "Refill rates written, in tokens per second");
     describe_histogram!("merit_reward", "What ratings were worth to the policy");
 
