@@ -67,7 +67,7 @@ async fn everything_published_before_the_bus_closed_moves_its_agent() {
         // A hundred ratings each: 2, 3 and 4 in turn, so that all but one of them cancel out.
         let mut rate = 20.0_f64;
         for turn in 0..100 {
-            rate += 0.1 * (f64::from((2 + (agent + 10 * turn) % 3) as u32) - 3.0);
+            rate += 0.1 * (f64::from(2 + (agent + 10 * turn) % 3) - 3.0);
         }
         let found = limits(&store, &format!("a{agent}")).await.unwrap();
         assert_eq!(found, Limits::per_second(rate, found.capacity().get()).unwrap());

@@ -230,7 +230,7 @@ mod tests {
         AgentId::new("a").unwrap()
     }
 
-    fn delivery(offset: u64, id: &str, score: u32) -> Delivery {
+    fn delivery(offset: u64, id: &str, score: u64) -> Delivery {
         let body = format!(r#"{{"agent_id":"a","user_id":"u","score":{score},"id":"{id}"}}"#);
         let request = RatingRequest::from_json(body.as_bytes()).unwrap();
         let rating = request.into_rating(Poster::new("p").unwrap(), 1_800_000_000_000_000).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn a_rating_at_or_below_the_applied_offset_is_skipped_however_the_batches_fall() {
         let all: Vec<Delivery> =
-            (0..10).map(|at| delivery(at, &format!("i{at}"), 1 + (at as u32) % 5)).collect();
+            (0..10).map(|at| delivery(at, &format!("i{at}"), 1 + at % 5)).collect();
         let mut once = Agents::new();
         once.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
         let (whole, _) = fold(&mut once, &all);
