@@ -39,7 +39,8 @@ pub struct Config {
     pub tee_timeout: Duration,
     /// Whether `Host` stays the client's; true, so that the upstream builds the links clients know.
     pub preserve_host: bool,
-    /// Whether `X-Forwarded-*` of the client are believed; false, because anybody can send them.
+    /// Whether `X-Forwarded-*`, `Forwarded` and `X-Real-IP` of the client are believed; false,
+    /// because anybody can send them.
     pub trust_forwarded: bool,
     /// Most upgraded connections (WebSocket) at a time, further ones get 503; 10000 is within the
     /// usual limit of open files.
