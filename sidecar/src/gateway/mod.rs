@@ -27,7 +27,7 @@ mod upgrade;
 
 pub use config::{Config, GatewayError};
 pub use fields::AGENT_FIELD;
-pub use tee::{TEE_BODY_MAX, TEE_IN_FLIGHT_MAX, Tee};
+pub use tee::{HandingOn, TEE_BODY_MAX, TEE_IN_FLIGHT_MAX, Tee};
 
 use axum::{Router, extract::State};
 use tower_merit::{AdmissionLayer, Identify, Spend};

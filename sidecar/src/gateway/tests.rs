@@ -482,6 +482,51 @@ async fn the_answer_does_not_wait_longer_for_the_rating_than_configured() {
     taken.await.unwrap();
 }
 
+/// A gateway that answers a rating long before `receiver` has taken it.
+async fn hasty_gateway(tee: Tee) -> SocketAddr {
+    let upstream = serve(Router::new().fallback(post(rating_api))).await;
+    let config = Config {
+        tee_ratings: Some("/v1/rating".to_owned()),
+        tee_timeout: Duration::from_millis(10),
+        ..to(upstream)
+    };
+    gateway(config, 9, Some(tee)).await
+}
+
+#[tokio::test]
+async fn who_stops_waits_for_a_rating_that_outlives_its_answer() {
+    let (taking, taken) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (gate, count) = (Arc::clone(&taking), Arc::clone(&taken));
+    let tee = Tee::new(move |_| {
+        let (gate, count) = (Arc::clone(&gate), Arc::clone(&count));
+        async move {
+            gate.acquire().await.unwrap().forget();
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    });
+    let handing_on = tee.handing_on();
+    let gateway = hasty_gateway(tee).await;
+    assert_eq!(send(gateway, rating("/v1/rating", "{}")).await.status(), 201);
+    let mut finishing = std::pin::pin!(async { handing_on.finish(Duration::from_secs(60)).await });
+    assert!(futures_util::poll!(&mut finishing).is_pending(), "the rating is on its way");
+    taking.add_permits(1);
+    assert_eq!((finishing.await, taken.load(Ordering::SeqCst)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_rating_that_is_given_up_at_the_end_is_counted() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let tee = Tee::new(|_| std::future::pending());
+    let handing_on = tee.handing_on();
+    let gateway = hasty_gateway(tee).await;
+    assert_eq!(send(gateway, rating("/v1/rating", "{}")).await.status(), 201);
+    assert_eq!(handing_on.finish(Duration::from_millis(10)).await, 1);
+    let text = recorder.handle().render();
+    assert!(text.contains("merit_tee_total{outcome=\"stopped\"} 1"), "{text}");
+}
+
 #[tokio::test]
 async fn a_path_without_receiver_or_a_receiver_without_path_is_an_error() {
     let admission = || {
