@@ -259,6 +259,9 @@ const HANDING_ON_DEADLINE: Duration = Duration::from_secs(5);
 /// How long the tuner may take to write what is left once the listeners are closed.
 const TUNER_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long the tuner may take to end in order once that time is over.
+const TUNER_LAST: Duration = Duration::from_secs(2);
+
 impl Running {
     /// Returns the address of the listener `name`.
     #[must_use]
@@ -310,6 +313,10 @@ impl Running {
         if tokio::time::timeout(TUNER_DEADLINE, drained).await.is_err() {
             warn!("ratings were still on their way after the time to finish them");
             self.stop_tuner.cancel();
+            let last = async { while self.tuner.join_next().await.is_some() {} };
+            if tokio::time::timeout(TUNER_LAST, last).await.is_err() {
+                warn!("tuner did not end when told to");
+            }
         }
         info!("stopped");
     }

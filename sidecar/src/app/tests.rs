@@ -86,3 +86,19 @@ async fn the_tuner_is_stopped_after_the_last_rating_was_handed_on() {
     stopping.await;
     assert_eq!(*happened.lock().unwrap(), ["handed on", "tuner stopped"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_tuner_that_is_cancelled_late_still_ends_in_order() {
+    let mut running = running(true);
+    let (stop_tuner, ended) = (running.stop_tuner.clone(), Arc::new(AtomicBool::new(false)));
+    let in_order = Arc::clone(&ended);
+    running.tuner.spawn(async move {
+        // The bus never ends here, as when somebody keeps a publisher.
+        stop_tuner.cancelled().await;
+        tokio::time::sleep(TUNER_LAST / 2).await;
+        in_order.store(true, Ordering::SeqCst);
+        Ok(())
+    });
+    running.stop().await;
+    assert!(ended.load(Ordering::SeqCst));
+}
