@@ -334,3 +334,18 @@ async fn a_gateway_asked_to_stop_finishes_what_it_began_and_takes_nothing_new() 
     assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "done"));
     stack.merit.stopped().await;
 }
+
+#[tokio::test]
+async fn an_answer_that_does_not_end_delays_the_stop_by_the_time_to_drain_alone() {
+    let mut stack = Stack::start().await;
+    let get = request(Method::GET, &stack.url("/trickle"), Some(&keys::agent("a")), &[], "");
+    let mut answer = soon("the head", Client::new().send(get)).await.unwrap();
+    let first = soon("the first words", answer.body_mut().frame()).await.unwrap().unwrap();
+    assert_eq!(first.into_data().unwrap(), "one\n");
+    let asked = std::time::Instant::now();
+    stack.merit.ask_to_stop();
+    stack.merit.stopped().await;
+    // 10 s to drain; the tuner ends at once, because nobody holds the bus.
+    assert!(asked.elapsed() < Duration::from_secs(15), "stopped after {:?}", asked.elapsed());
+    assert!(answer.into_body().collect().await.is_err(), "a cut answer passed for a whole one");
+}

@@ -2,8 +2,9 @@
 //!
 //! 1. Every listener is bound before anything starts; what cannot be bound is an error by name.
 //! 2. Redis or the bus being away is no error at the start: `/readyz` says so until they answer.
-//! 3. To stop: listeners close and finish what is in flight, then the tuner takes what is left off
-//!    the in-process bus, or gives its partitions back.
+//! 3. To stop: listeners close and finish what is in flight, then ratings that the gateway is still
+//!    handing on reach the bus, then the tuner takes what is left off the in-process bus, or gives
+//!    its partitions back. Each step has a deadline; together they are below 30 s.
 
 mod demo;
 mod serve;
@@ -82,6 +83,7 @@ pub struct Running {
     stop: CancellationToken,
     stop_tuner: CancellationToken,
     servers: JoinSet<()>,
+    handing_on: Option<gateway::HandingOn>,
     tuner: JoinSet<Result<(), TunerError>>,
     drains: bool,
     health: Option<Health>,
@@ -163,6 +165,7 @@ async fn start_with<S: Spend + Tune + Clone>(
         )),
         _ => None,
     };
+    let mut handing_on = None;
     if let (Some(listener), Some(verifier)) = (listeners.gateway, &verifier) {
         let admission = AdmissionLayer::builder(store.clone())
             .identity(verifier.clone())
@@ -179,6 +182,7 @@ async fn start_with<S: Spend + Tune + Clone>(
                     }
                 })
             });
+        handing_on = tee.as_ref().map(gateway::Tee::handing_on);
         serve("gateway", listener, gateway::router(&config.gateway, admission, tee)?);
     }
     if let (Some(listener), Some(intake)) = (listeners.ingest, intake) {
@@ -201,7 +205,8 @@ async fn start_with<S: Spend + Tune + Clone>(
         let loops = Tuner::new(consumer, store, policy, subject, &config.tuner);
         tuner.spawn(loops.run(stop_tuner.clone()));
     }
-    Ok(Running { addresses, stop, stop_tuner, servers, tuner, drains, health: Some(health) })
+    let health = Some(health);
+    Ok(Running { addresses, stop, stop_tuner, servers, handing_on, tuner, drains, health })
 }
 
 async fn bus(
@@ -248,8 +253,14 @@ impl Listeners {
     }
 }
 
+/// How long ratings whose answer is out may take to reach the bus once the listeners are closed.
+const HANDING_ON_DEADLINE: Duration = Duration::from_secs(5);
+
 /// How long the tuner may take to write what is left once the listeners are closed.
 const TUNER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long the tuner may take to end in order once that time is over.
+const TUNER_LAST: Duration = Duration::from_secs(2);
 
 impl Running {
     /// Returns the address of the listener `name`.
@@ -289,6 +300,12 @@ impl Running {
         }
         self.stop.cancel();
         while self.servers.join_next().await.is_some() {}
+        if let Some(handing_on) = self.handing_on.take() {
+            let given_up = handing_on.finish(HANDING_ON_DEADLINE).await;
+            if given_up > 0 {
+                warn!(given_up, "ratings that the upstream accepted did not reach the bus in time");
+            }
+        }
         if !self.drains {
             self.stop_tuner.cancel();
         }
@@ -296,7 +313,14 @@ impl Running {
         if tokio::time::timeout(TUNER_DEADLINE, drained).await.is_err() {
             warn!("ratings were still on their way after the time to finish them");
             self.stop_tuner.cancel();
+            let last = async { while self.tuner.join_next().await.is_some() {} };
+            if tokio::time::timeout(TUNER_LAST, last).await.is_err() {
+                warn!("tuner did not end when told to");
+            }
         }
         info!("stopped");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,21 +1,48 @@
 //! A listener: accepts, serves HTTP/1.1 and HTTP/2 with upgrades, and drains when told to stop.
+//!
+//! 1. A connection is closed unless its first request arrives within [`HEADER_TIMEOUT`], whatever
+//!    it has sent until then: hyper has no deadline of its own before it knows the version.
+//! 2. At most [`CONNECTIONS_MAX`] connections are open; with that many nothing is accepted, further
+//!    clients wait in the backlog of the operating system until one ends. Upgraded connections do
+//!    not count here, the gateway bounds them.
+//! 3. Once told to stop nothing is accepted; what is in flight after [`DRAIN_DEADLINE`] is broken
+//!    off, so that nothing of the router is alive when [`serve`] returns.
 
-use std::{convert::Infallible, net::SocketAddr, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use hyper::{Request, body::Incoming};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{ServiceExt, service_fn};
 use tracing::{debug, warn};
 
 /// The longest a client may take over the head of a request: a slow one does not hold a connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The most open connections of one listener; with the gateway's upgraded ones and those to the
+/// upstream it is within the usual limit of open files of a service.
+const CONNECTIONS_MAX: usize = 10_000;
+
+/// It is logged at most this often that all connections are taken.
+const FULL_LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// How often an HTTP/2 connection that carries nothing is asked for a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -26,23 +53,51 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long requests in flight may take to finish once it is time to stop.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// What a listener allows.
+#[derive(Clone, Copy)]
+struct Bounds {
+    header_timeout: Duration,
+    connections: usize,
+    drain: Duration,
+}
+
+/// What listeners allow.
+const BOUNDS: Bounds =
+    Bounds { header_timeout: HEADER_TIMEOUT, connections: CONNECTIONS_MAX, drain: DRAIN_DEADLINE };
+
 /// Serves `router` until `stop` is cancelled, then finishes what is in flight within
-/// [`DRAIN_DEADLINE`].
+/// [`DRAIN_DEADLINE`], and breaks off the rest.
 pub(super) async fn serve(
     name: &'static str,
     listener: TcpListener,
     router: Router,
     stop: CancellationToken,
 ) {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    serve_within(BOUNDS, name, listener, router, stop).await;
+}
+
+async fn serve_within(
+    bounds: Bounds,
+    name: &'static str,
+    listener: TcpListener,
+    router: Router,
+    stop: CancellationToken,
+) {
+    let tasks = Tasks::default();
+    let mut builder = auto::Builder::new(tasks.clone());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.header_timeout);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE);
     let draining = GracefulShutdown::new();
+    let mut places = Places::new(bounds.connections);
     loop {
-        let (stream, peer) = tokio::select! {
+        let accepted = async {
+            let place = places.next(name).await;
+            listener.accept().await.map(|accepted| (place, accepted))
+        };
+        let (place, (stream, peer)) = tokio::select! {
             biased;
             () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
+            accepted = accepted => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     warn!(listener = name, %error, "connection not accepted");
@@ -51,27 +106,93 @@ pub(super) async fn serve(
                 }
             },
         };
-        let service = TowerToHyperService::new(connection(router.clone(), &stream, peer));
+        let asked = Arc::new(AtomicBool::new(false));
+        let service = connection(router.clone(), &stream, peer, Arc::clone(&asked));
+        let service = TowerToHyperService::new(service);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let serving = draining.watch(serving.into_owned());
-        tokio::spawn(async move {
-            if let Err(error) = serving.await {
-                debug!(listener = name, %peer, error, "connection ended");
+        let silent = async move {
+            tokio::time::sleep(bounds.header_timeout).await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tasks.spawn(async move {
+            let _place = place;
+            tokio::select! {
+                served = serving => if let Err(error) = served {
+                    debug!(listener = name, %peer, error, "connection ended");
+                },
+                () = silent => debug!(listener = name, %peer, "no request in time"),
             }
         });
     }
     drop(listener);
     drop(router);
-    if tokio::time::timeout(DRAIN_DEADLINE, draining.shutdown()).await.is_err() {
+    let finished = async {
+        draining.shutdown().await;
+        tasks.finished().await;
+    };
+    if tokio::time::timeout(bounds.drain, finished).await.is_err() {
         warn!(listener = name, "requests were still in flight after the time to finish them");
+        tasks.break_off.cancel();
+        tasks.finished().await;
     }
 }
 
-/// One connection's service: the router, told who the peer is.
+/// The tasks of a listener's connections, and of the requests that HTTP/2 carries side by side.
+#[derive(Clone, Default)]
+struct Tasks {
+    tracker: TaskTracker,
+    break_off: CancellationToken,
+}
+
+impl Tasks {
+    fn spawn<F: Future<Output: Send> + Send + 'static>(&self, task: F) {
+        self.tracker.spawn(self.break_off.clone().run_until_cancelled_owned(task));
+    }
+
+    /// Returns when none is left.
+    async fn finished(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.spawn(task);
+    }
+}
+
+/// The places for a listener's connections.
+struct Places {
+    free: Arc<Semaphore>,
+    logged: Option<Instant>,
+}
+
+impl Places {
+    fn new(places: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(places)), logged: None }
+    }
+
+    /// Waits for a place.
+    async fn next(&mut self, listener: &'static str) -> OwnedSemaphorePermit {
+        let full = self.free.available_permits() == 0;
+        if full && self.logged.is_none_or(|logged| logged.elapsed() >= FULL_LOG_EVERY) {
+            self.logged = Some(Instant::now());
+            warn!(listener, "all connections are taken: further clients wait until one ends");
+        }
+        Arc::clone(&self.free).acquire_owned().await.expect("the semaphore is never closed")
+    }
+}
+
+/// One connection's service: the router, told who the peer is. A request makes `asked` true.
 fn connection(
     router: Router,
     stream: &TcpStream,
     peer: SocketAddr,
+    asked: Arc<AtomicBool>,
 ) -> impl tower::Service<
     Request<Incoming>,
     Response = axum::response::Response,
@@ -84,7 +205,114 @@ fn connection(
         debug!(%peer, %error, "small answers may be late");
     }
     service_fn(move |mut request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
         router.clone().oneshot(request.map(Body::new))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        sync::mpsc,
+        task::JoinHandle,
+        time::timeout,
+    };
+
+    use super::*;
+
+    /// How long anything may take that should take milliseconds.
+    const DEADLINE: Duration = Duration::from_secs(20);
+    const LONG: Bounds = Bounds { header_timeout: DEADLINE, connections: 9, drain: DEADLINE };
+    const SHORT: Duration = Duration::from_millis(100);
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    struct Listening {
+        address: SocketAddr,
+        stop: CancellationToken,
+        served: JoinHandle<()>,
+    }
+
+    async fn listening(bounds: Bounds, router: Router) -> Listening {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let served = tokio::spawn(serve_within(bounds, "test", listener, router, stop.clone()));
+        Listening { address, stop, served }
+    }
+
+    async fn say(address: SocketAddr, words: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(words).await.unwrap();
+        stream
+    }
+
+    fn hello() -> Router {
+        Router::new().route("/", get(async || "hello"))
+    }
+
+    #[tokio::test]
+    async fn a_connection_without_a_request_is_closed_whatever_it_sends() {
+        let bounds = Bounds { header_timeout: SHORT, ..LONG };
+        let listening = listening(bounds, hello()).await;
+        for words in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n"] {
+            let mut stream = say(listening.address, words).await;
+            let mut rest = Vec::new();
+            let closed = timeout(DEADLINE, stream.read_to_end(&mut rest)).await;
+            assert!(closed.is_ok(), "open after {words:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_may_take_longer_than_its_head() {
+        let slow = async || {
+            tokio::time::sleep(SHORT * 3).await;
+            "hello"
+        };
+        let bounds = Bounds { header_timeout: SHORT, ..LONG };
+        let listening = listening(bounds, Router::new().route("/", get(slow))).await;
+        let mut stream = say(listening.address, GET).await;
+        let mut head = [0; 15];
+        timeout(DEADLINE, stream.read_exact(&mut head)).await.unwrap().unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+    }
+
+    #[tokio::test]
+    async fn beyond_the_most_connections_a_client_waits_until_one_ends() {
+        let listening = listening(Bounds { connections: 1, ..LONG }, hello()).await;
+        let mut first = say(listening.address, GET).await;
+        let mut head = [0; 15];
+        timeout(DEADLINE, first.read_exact(&mut head)).await.unwrap().unwrap();
+        let mut second = say(listening.address, GET).await;
+        assert!(timeout(SHORT, second.read_u8()).await.is_err(), "more than one connection");
+        drop(first);
+        timeout(DEADLINE, second.read_exact(&mut head)).await.unwrap().unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_end_is_broken_off_and_the_router_is_gone() {
+        let (alive, mut gone) = mpsc::channel::<()>(1);
+        let endless = move || {
+            let alive = alive.clone();
+            async move {
+                Body::from_stream(futures_util::stream::unfold((alive, true), async |state| {
+                    let (alive, first) = state;
+                    if !first {
+                        std::future::pending::<()>().await;
+                    }
+                    Some((Ok::<_, Infallible>("words"), (alive, false)))
+                }))
+            }
+        };
+        let router = Router::new().route("/", get(endless));
+        let listening = listening(Bounds { drain: SHORT, ..LONG }, router).await;
+        let mut stream = say(listening.address, GET).await;
+        let mut head = [0; 15];
+        timeout(DEADLINE, stream.read_exact(&mut head)).await.unwrap().unwrap();
+        listening.stop.cancel();
+        timeout(DEADLINE, listening.served).await.unwrap().unwrap();
+        assert_eq!(gone.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+    }
 }

@@ -39,11 +39,15 @@ pub struct Config {
     pub tee_timeout: Duration,
     /// Whether `Host` stays the client's; true, so that the upstream builds the links clients know.
     pub preserve_host: bool,
-    /// Whether `X-Forwarded-*` of the client are believed; false, because anybody can send them.
+    /// Whether `X-Forwarded-*`, `Forwarded` and `X-Real-IP` of the client are believed; false,
+    /// because anybody can send them.
     pub trust_forwarded: bool,
     /// Most upgraded connections (WebSocket) at a time, further ones get 503; 10000 is within the
     /// usual limit of open files.
     pub max_tunnels: usize,
+    /// Most upgraded connections of one agent at a time, further ones get 429; 100 is plenty for
+    /// one agent, and a hundredth of all.
+    pub max_tunnels_per_agent: usize,
 }
 
 impl Default for Config {
@@ -59,6 +63,7 @@ impl Default for Config {
             preserve_host: true,
             trust_forwarded: false,
             max_tunnels: 10_000,
+            max_tunnels_per_agent: 100,
         }
     }
 }
@@ -114,11 +119,14 @@ impl Config {
                 ));
             }
         }
-        if !(1..=TUNNELS_MAX).contains(&self.max_tunnels) {
-            faults.push(format!(
-                "{path}.max_tunnels: must be 1..={TUNNELS_MAX}, is {}",
-                self.max_tunnels
-            ));
+        let tunnels = [
+            ("max_tunnels", self.max_tunnels),
+            ("max_tunnels_per_agent", self.max_tunnels_per_agent),
+        ];
+        for (name, value) in tunnels {
+            if !(1..=TUNNELS_MAX).contains(&value) {
+                faults.push(format!("{path}.{name}: must be 1..={TUNNELS_MAX}, is {value}"));
+            }
         }
     }
 
@@ -187,7 +195,10 @@ mod tests {
             assert!(found[0].contains(said), "{upstream}: {found:?}");
             assert!(!found[0].contains("secret"));
         }
-        let rest = faults(r#"{"tee_ratings":"v1","connect_timeout":"0ms","max_tunnels":0}"#);
-        assert_eq!(rest.len(), 3, "{rest:?}");
+        let rest = faults(
+            r#"{"tee_ratings":"v1","connect_timeout":"0ms","max_tunnels":0,"max_tunnels_per_agent":0}"#,
+        );
+        assert_eq!(rest.len(), 4, "{rest:?}");
+        assert_eq!(rest[3], "gateway.max_tunnels_per_agent: must be 1..=1000000, is 0");
     }
 }

@@ -16,6 +16,9 @@ pub const AGENT_FIELD: HeaderName = HeaderName::from_static("x-merit-agent");
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// How all fields begin in which a proxy tells of the client.
+const X_FORWARDED_PREFIX: &str = "x-forwarded-";
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -76,7 +79,8 @@ pub(super) fn to_upstream(headers: &mut HeaderMap, origin: &Origin<'_>) {
     // The body is asked for when the upstream is connected, and the server then says 100 by itself.
     headers.remove(EXPECT);
     join_cookies(headers);
-    remove_agent(headers);
+    // What a client calls itself.
+    remove_where(headers, |name| name == AGENT_FIELD.as_str());
     if let Some(agent) = origin.agent {
         let value = HeaderValue::from_str(agent.as_str()).expect("an agent id is visible ASCII");
         headers.insert(AGENT_FIELD, value);
@@ -95,23 +99,27 @@ pub(super) fn to_upstream(headers: &mut HeaderMap, origin: &Origin<'_>) {
     append(headers, VIA, HeaderValue::from_static(via));
 }
 
-/// Drops what a client calls itself, also in the spelling that CGI and WSGI servers take for it.
-fn remove_agent(headers: &mut HeaderMap) {
-    headers.remove(AGENT_FIELD);
-    let spelled = |name: &&HeaderName| {
-        name.as_str().contains('_') && name.as_str().replace('_', "-") == AGENT_FIELD.as_str()
+/// Removes every field whose name, spelled with hyphens, is one that `ends_here` knows.
+///
+/// CGI and WSGI servers read `_` and `-` in a name as the same.
+fn remove_where(headers: &mut HeaderMap, ends_here: impl Fn(&str) -> bool) {
+    let spelled = |name: &&HeaderName| match name.as_str() {
+        plain if !plain.contains('_') => ends_here(plain),
+        mixed => ends_here(&mixed.replace('_', "-")),
     };
-    let others: Vec<HeaderName> = headers.keys().filter(spelled).cloned().collect();
-    for name in others {
+    let names: Vec<HeaderName> = headers.keys().filter(spelled).cloned().collect();
+    for name in names {
         headers.remove(name);
     }
 }
 
 fn forwarded(headers: &mut HeaderMap, origin: &Origin<'_>) {
     if !origin.trust_forwarded {
-        for name in [FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO] {
-            headers.remove(name);
-        }
+        remove_where(headers, |name| {
+            name.starts_with(X_FORWARDED_PREFIX)
+                || name == FORWARDED.as_str()
+                || name == X_REAL_IP.as_str()
+        });
     }
     if let Some(peer) = origin.peer {
         let address = peer.ip().to_canonical().to_string();
@@ -230,6 +238,34 @@ mod tests {
         let chain: Vec<_> = trusted.get_all("x-forwarded-for").iter().collect();
         assert_eq!(chain, ["203.0.113.9", "192.0.2.7"]);
         assert_eq!(trusted["x-forwarded-proto"], "https");
+    }
+
+    #[test]
+    fn no_spelling_of_a_forwarded_field_passes_unless_it_is_trusted() {
+        let forged = [
+            ("x-forwarded-user", "root"),
+            ("x-forwarded-port", "443"),
+            ("x-forwarded-client-cert", "Hash=1"),
+            ("x-real-ip", "203.0.113.9"),
+            ("x_real_ip", "203.0.113.9"),
+            ("x_forwarded_for", "203.0.113.9"),
+            ("x-forwarded_user", "root"),
+        ];
+        let kept = [("x-forwarder", "a"), ("x-real-ip-count", "1"), ("not_forwarded", "1")];
+        let mut fields = headers(&[&forged[..], &kept[..]].concat());
+        to_upstream(&mut fields, &origin(None));
+        for (name, _) in forged {
+            assert!(!fields.contains_key(name), "{name} passed");
+        }
+        for (name, _) in kept {
+            assert!(fields.contains_key(name), "{name} is gone");
+        }
+        assert_eq!(fields["x-forwarded-for"], "192.0.2.7");
+        let mut trusted = headers(&forged);
+        to_upstream(&mut trusted, &Origin { trust_forwarded: true, ..origin(None) });
+        for (name, value) in forged {
+            assert_eq!(trusted[name], value);
+        }
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! 4. The upstream learns the agent from `x-merit-agent`; what a client sends under that name is
 //!    dropped. `Host` stays the client's unless `preserve_host = false`: links and virtual hosts
 //!    then work as without a gateway.
-//! 5. `X-Forwarded-*` and `Forwarded` of the client are dropped and written anew, unless
+//! 5. All `X-Forwarded-*`, `Forwarded` and `X-Real-IP` of the client are dropped, however they mix
+//!    `_` and `-`, and `X-Forwarded-For`, `-Proto` and `-Host` written anew, unless
 //!    `trust_forwarded = true` says that a proxy of our own stands in front.
 //! 6. HTTP/1.1 `Upgrade` passes, except to HTTP/2: an `h2c` connection would carry requests that
 //!    admission never sees.
@@ -26,7 +27,7 @@ mod upgrade;
 
 pub use config::{Config, GatewayError};
 pub use fields::AGENT_FIELD;
-pub use tee::{TEE_BODY_MAX, TEE_IN_FLIGHT_MAX, Tee};
+pub use tee::{HandingOn, TEE_BODY_MAX, TEE_IN_FLIGHT_MAX, Tee};
 
 use axum::{Router, extract::State};
 use tower_merit::{AdmissionLayer, Identify, Spend};

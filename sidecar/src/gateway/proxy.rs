@@ -29,7 +29,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use metrics::counter;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use tower_merit::{AgentId, Problem};
 use tracing::debug;
 
@@ -37,7 +37,7 @@ use super::{
     config::{Config, GatewayError, Upstream},
     fields::{self, Origin},
     tee::Tee,
-    upgrade,
+    upgrade::{self, Full, Places},
 };
 
 /// When to come back after there were too many upgraded connections, in seconds.
@@ -55,7 +55,7 @@ struct Shared {
     replace_host: Option<HeaderValue>,
     trust_forwarded: bool,
     response_timeout: Duration,
-    tunnels: Arc<Semaphore>,
+    tunnels: Places,
     tee: Option<(String, Tee, Duration)>,
 }
 
@@ -79,7 +79,7 @@ impl Proxy {
             replace_host,
             trust_forwarded: config.trust_forwarded,
             response_timeout: config.response_timeout,
-            tunnels: Arc::new(Semaphore::new(config.max_tunnels)),
+            tunnels: Places::new(config.max_tunnels, config.max_tunnels_per_agent),
             tee: path.zip(tee).map(|(path, tee)| (path, tee, config.tee_timeout)),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -108,7 +108,10 @@ impl Proxy {
         }
         let wish = upgrade::wish(&mut request);
         let place = match &wish {
-            Some(_) => Some(upgrade::place(&shared.tunnels).ok_or(Failure::Tunnels)?),
+            Some(_) => {
+                let agent = request.extensions().get::<AgentId>();
+                Some(shared.tunnels.take(agent).map_err(Failure::Tunnels)?)
+            }
             None => None,
         };
         let (head, body) = request.into_parts();
@@ -203,7 +206,7 @@ enum Failure {
     /// The upstream upgraded, and nobody had asked.
     Unasked,
     /// Too many upgraded connections.
-    Tunnels,
+    Tunnels(Full),
     /// The target does not fit behind the upstream's address.
     Target,
     /// The gateway is no forward proxy.
@@ -239,7 +242,8 @@ impl Failure {
             Self::Silent => "silent",
             Self::Client(_) => "client",
             Self::Unasked => "unasked_upgrade",
-            Self::Tunnels => "tunnels",
+            Self::Tunnels(Full::All) => "tunnels",
+            Self::Tunnels(Full::Agent) => "agent_tunnels",
             Self::Target | Self::Connect => "target",
         }
     }
@@ -260,14 +264,18 @@ impl Failure {
             Self::Silent => (StatusCode::GATEWAY_TIMEOUT, "the upstream did not answer in time"),
             Self::Client(_) => (StatusCode::BAD_REQUEST, "the request's body broke off"),
             Self::Unasked => (StatusCode::BAD_GATEWAY, "the upstream switched protocols unasked"),
-            Self::Tunnels => {
+            Self::Tunnels(Full::All) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "too many upgraded connections are open")
             }
+            Self::Tunnels(Full::Agent) => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "this agent has too many upgraded connections open; close one first",
+            ),
             Self::Target => (StatusCode::BAD_REQUEST, "the target is too long or malformed"),
             Self::Connect => (StatusCode::NOT_IMPLEMENTED, "CONNECT is for forward proxies"),
         };
         let mut response = Problem::new(status, detail).into_response().map(Body::from);
-        if matches!(self, Self::Tunnels) {
+        if matches!(self, Self::Tunnels(_)) {
             response.headers_mut().insert(header::RETRY_AFTER, TUNNELS_RETRY_SECONDS.into());
         }
         response.into_response()

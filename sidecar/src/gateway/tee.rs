@@ -3,6 +3,8 @@
 //! The body is copied while it streams to the upstream; when the upstream has said 2xx the copy is
 //! handed on with the request's head, so that the receiver applies its own rules of who may rate.
 //! Whatever comes of that, the upstream's answer passes unchanged; what came of it is counted.
+//! A rating may still be on its way when its answer is out: who stops the process waits for it with
+//! [`HandingOn::finish`] before the bus or its reader ends.
 
 use std::{
     pin::Pin,
@@ -21,6 +23,7 @@ use http::{Method, Request, StatusCode, request::Parts};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use metrics::counter;
 use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
 /// The longest rating that is copied, in bytes; longer bodies pass and are counted.
@@ -44,8 +47,35 @@ pub struct Tee {
 struct Shared {
     receiver: Box<Receiver>,
     in_flight: Arc<Semaphore>,
+    handing_on: HandingOn,
     started: Instant,
     log_from_ms: AtomicU64,
+}
+
+/// The ratings that are on their way to the receiver of one [`Tee`], at most [`TEE_IN_FLIGHT_MAX`].
+///
+/// It does not hold the receiver, so that who waits for the ratings does not keep the bus open.
+#[derive(Clone, Debug, Default)]
+pub struct HandingOn {
+    tasks: TaskTracker,
+    give_up: CancellationToken,
+}
+
+impl HandingOn {
+    /// Waits until no rating is on its way, at most `wait`; then gives up what is left, and counts
+    /// it as `stopped`. Returns how many were given up.
+    ///
+    /// Call it when no further request reaches the gateway.
+    pub async fn finish(&self, wait: Duration) -> usize {
+        self.tasks.close();
+        if tokio::time::timeout(wait, self.tasks.wait()).await.is_ok() {
+            return 0;
+        }
+        let left = self.tasks.len();
+        self.give_up.cancel();
+        self.tasks.wait().await;
+        left
+    }
 }
 
 impl std::fmt::Debug for Tee {
@@ -65,10 +95,17 @@ impl Tee {
         let shared = Shared {
             receiver: Box::new(move |request| Box::pin(receiver(request))),
             in_flight: Arc::new(Semaphore::new(TEE_IN_FLIGHT_MAX)),
+            handing_on: HandingOn::default(),
             started: Instant::now(),
             log_from_ms: AtomicU64::new(0),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// Returns what waits for the ratings that are on their way.
+    #[must_use]
+    pub fn handing_on(&self) -> HandingOn {
+        self.shared.handing_on.clone()
     }
 
     /// Returns the body to pass on in place of `body`, and what becomes the rating.
@@ -130,11 +167,14 @@ impl Copied {
             return tee.not_taken("busy");
         };
         // A task, so that the rating is taken even when the client leaves or the wait ends.
-        let handed_on = tokio::spawn(async move {
+        let HandingOn { tasks, give_up } = tee.handing_on();
+        let handed_on = tasks.spawn(async move {
             let _permit = permit;
-            match (tee.shared.receiver)(request.map(|()| body)).await {
-                Ok(()) => tee.count("accepted"),
-                Err(outcome) => tee.not_taken(outcome),
+            let taking = (tee.shared.receiver)(request.map(|()| body));
+            match give_up.run_until_cancelled(taking).await {
+                Some(Ok(())) => tee.count("accepted"),
+                Some(Err(outcome)) => tee.not_taken(outcome),
+                None => tee.not_taken("stopped"),
             }
         });
         let _ = tokio::time::timeout(wait, handed_on).await;

@@ -33,7 +33,11 @@ use super::*;
 const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
 
 fn token() -> String {
-    let claims = json!({"agent_id": "a1", "exp": 4_000_000_000_u64});
+    token_of("a1")
+}
+
+fn token_of(agent: &str) -> String {
+    let claims = json!({"agent_id": agent, "exp": 4_000_000_000_u64});
     encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET)).unwrap()
 }
 
@@ -309,11 +313,15 @@ async fn upgrading(mut request: Request<Body>) -> Response<Body> {
 
 /// Sends a handshake by hand; returns the connection and the answer's head.
 async fn handshake(gateway: SocketAddr, protocol: &str) -> (TcpStream, String) {
+    handshake_of("a1", gateway, protocol).await
+}
+
+async fn handshake_of(agent: &str, gateway: SocketAddr, protocol: &str) -> (TcpStream, String) {
     let mut connection = TcpStream::connect(gateway).await.unwrap();
     let request = format!(
         "GET /ws HTTP/1.1\r\nhost: x\r\nconnection: keep-alive, Upgrade\r\nupgrade: {protocol}\r\n\
          authorization: Bearer {}\r\n\r\n",
-        token()
+        token_of(agent)
     );
     connection.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();
@@ -358,6 +366,21 @@ async fn beyond_the_places_for_upgrades_the_answer_is_503() {
     let (_, second) = handshake(gateway, "websocket").await;
     assert!(second.starts_with("HTTP/1.1 503 "), "{second}");
     assert!(second.contains("retry-after: "), "{second}");
+}
+
+#[tokio::test]
+async fn beyond_one_agents_places_for_upgrades_it_gets_429_and_others_get_theirs() {
+    let upstream = serve(Router::new().fallback(upgrading)).await;
+    let config = Config { max_tunnels: 3, max_tunnels_per_agent: 1, ..to(upstream) };
+    let gateway = gateway(config, 9, None).await;
+    let (_open, head) = handshake(gateway, "websocket").await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    let (_, second) = handshake(gateway, "websocket").await;
+    assert!(second.starts_with("HTTP/1.1 429 "), "{second}");
+    assert!(second.contains("retry-after: "), "{second}");
+    assert!(second.contains("content-type: application/problem+json"), "{second}");
+    let (_, other) = handshake_of("a2", gateway, "websocket").await;
+    assert!(other.starts_with("HTTP/1.1 101 "), "{other}");
 }
 
 /// An API that accepts bodies that begin with `{`.
@@ -457,6 +480,51 @@ async fn the_answer_does_not_wait_longer_for_the_rating_than_configured() {
     assert_eq!(send(gateway, rating("/v1/rating", "{}")).await.status(), 201);
     finish.send(()).unwrap();
     taken.await.unwrap();
+}
+
+/// A gateway that answers a rating long before `receiver` has taken it.
+async fn hasty_gateway(tee: Tee) -> SocketAddr {
+    let upstream = serve(Router::new().fallback(post(rating_api))).await;
+    let config = Config {
+        tee_ratings: Some("/v1/rating".to_owned()),
+        tee_timeout: Duration::from_millis(10),
+        ..to(upstream)
+    };
+    gateway(config, 9, Some(tee)).await
+}
+
+#[tokio::test]
+async fn who_stops_waits_for_a_rating_that_outlives_its_answer() {
+    let (taking, taken) = (Arc::new(tokio::sync::Semaphore::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (gate, count) = (Arc::clone(&taking), Arc::clone(&taken));
+    let tee = Tee::new(move |_| {
+        let (gate, count) = (Arc::clone(&gate), Arc::clone(&count));
+        async move {
+            gate.acquire().await.unwrap().forget();
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        }
+    });
+    let handing_on = tee.handing_on();
+    let gateway = hasty_gateway(tee).await;
+    assert_eq!(send(gateway, rating("/v1/rating", "{}")).await.status(), 201);
+    let mut finishing = std::pin::pin!(async { handing_on.finish(Duration::from_secs(60)).await });
+    assert!(futures_util::poll!(&mut finishing).is_pending(), "the rating is on its way");
+    taking.add_permits(1);
+    assert_eq!((finishing.await, taken.load(Ordering::SeqCst)), (0, 1));
+}
+
+#[tokio::test]
+async fn a_rating_that_is_given_up_at_the_end_is_counted() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _installed = metrics::set_default_local_recorder(&recorder);
+    let tee = Tee::new(|_| std::future::pending());
+    let handing_on = tee.handing_on();
+    let gateway = hasty_gateway(tee).await;
+    assert_eq!(send(gateway, rating("/v1/rating", "{}")).await.status(), 201);
+    assert_eq!(handing_on.finish(Duration::from_millis(10)).await, 1);
+    let text = recorder.handle().render();
+    assert!(text.contains("merit_tee_total{outcome=\"stopped\"} 1"), "{text}");
 }
 
 #[tokio::test]

@@ -1,6 +1,12 @@
 //! HTTP/1.1 upgrades, WebSocket above all: after a 101 the bytes pass untouched both ways.
+//!
+//! Places for upgraded connections are bounded twice: in all, and for each agent, so that one agent
+//! cannot take them from all others.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, Version,
@@ -12,6 +18,7 @@ use tokio::{
     io::copy_bidirectional,
     sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tower_merit::AgentId;
 use tracing::debug;
 
 use super::fields::connection_names;
@@ -57,13 +64,13 @@ impl Wish {
         self,
         response: &mut Response<B>,
         protocol: Option<HeaderValue>,
-        permit: OwnedSemaphorePermit,
+        place: Place,
     ) {
         ask(response.headers_mut(), protocol.unwrap_or(self.protocol));
         let upstream = hyper::upgrade::on(response);
         let client = self.client;
         tokio::spawn(async move {
-            let _permit = permit;
+            let _place = place;
             let (client, upstream) = match tokio::try_join!(client, upstream) {
                 Ok(both) => both,
                 Err(error) => return debug!(%error, "upgrade did not come about"),
@@ -77,7 +84,89 @@ impl Wish {
     }
 }
 
-/// Returns a place among the upgraded connections.
-pub(super) fn place(tunnels: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(tunnels).try_acquire_owned().ok()
+/// The places for upgraded connections.
+pub(super) struct Places {
+    all: Arc<Semaphore>,
+    per_agent: usize,
+    taken: Arc<Taken>,
+}
+
+/// How many places each agent has that has any: at most as many entries as there are places.
+type Taken = Mutex<HashMap<AgentId, usize>>;
+
+fn lock(taken: &Taken) -> MutexGuard<'_, HashMap<AgentId, usize>> {
+    taken.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why there is no place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// All places are taken.
+    All,
+    /// The agent has as many as one agent may have.
+    Agent,
+}
+
+/// One upgraded connection's place, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    _permit: OwnedSemaphorePermit,
+    agent: Option<(AgentId, Arc<Taken>)>,
+}
+
+impl Places {
+    /// Returns `all` places, of which one agent may have `per_agent`.
+    pub(super) fn new(all: usize, per_agent: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), per_agent, taken: Arc::default() }
+    }
+
+    /// Takes a place for `agent`.
+    pub(super) fn take(&self, agent: Option<&AgentId>) -> Result<Place, Full> {
+        let permit = Arc::clone(&self.all).try_acquire_owned().map_err(|_| Full::All)?;
+        let Some(agent) = agent else { return Ok(Place { _permit: permit, agent: None }) };
+        let mut taken = lock(&self.taken);
+        let has = taken.get(agent).copied().unwrap_or(0);
+        if has >= self.per_agent {
+            return Err(Full::Agent);
+        }
+        taken.insert(agent.clone(), has + 1);
+        drop(taken);
+        Ok(Place { _permit: permit, agent: Some((agent.clone(), Arc::clone(&self.taken))) })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some((agent, taken)) = self.agent.take() else { return };
+        let mut taken = lock(&taken);
+        match taken.get_mut(&agent) {
+            Some(has @ 2..) => *has -= 1,
+            left => {
+                debug_assert_eq!(left.copied(), Some(1), "who gives a place back has one");
+                taken.remove(&agent);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_leaves_places_to_others_and_is_forgotten_with_its_last() {
+        let places = Places::new(4, 2);
+        let (a, b) = (AgentId::new("a").unwrap(), AgentId::new("b").unwrap());
+        let first = places.take(Some(&a)).unwrap();
+        let second = places.take(Some(&a)).unwrap();
+        assert_eq!(places.take(Some(&a)).unwrap_err(), Full::Agent);
+        let other = places.take(Some(&b)).unwrap();
+        let nobody = places.take(None).unwrap();
+        assert_eq!(places.take(Some(&b)).unwrap_err(), Full::All);
+        drop(first);
+        let third = places.take(Some(&a)).unwrap();
+        drop((second, third, other, nobody));
+        assert!(lock(&places.taken).is_empty());
+        assert_eq!(places.all.available_permits(), 4);
+    }
 }
