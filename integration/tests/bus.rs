@@ -295,7 +295,7 @@ async fn poison_goes_to_the_dead_letters_and_what_follows_still_comes() {
 /// Puts a record on the topic that is as large as the broker takes: up to 1,048,588 bytes.
 async fn produce_large(kafka: &Kafka, topic: &str, partition: Partition, key: &str, value: &[u8]) {
     let large: FutureProducer =
-        kafka.client().set("message.max.bytes", "1048000").create().unwrap();
+        kafka.client().set("message.max.bytes", "2000000").create().unwrap();
     let number = i32::try_from(partition.0).unwrap();
     let record = FutureRecord::to(topic).partition(number).key(key).payload(value);
     large.send(record, PATIENCE).await.unwrap();
@@ -314,8 +314,8 @@ async fn a_poison_record_is_put_aside_whole_where_the_broker_takes_it_and_cut_wh
     // Below librdkafka's default of 1,000,000 bytes alone, above it with headers …
     produce_large(&kafka, &config.topic, place, "k", &vec![b'x'; 1_020_000]).await;
     // … too large for the broker with headers: because of the value, and because of the key.
-    produce_large(&kafka, &config.topic, place, "k", &vec![b'x'; 1_047_900]).await;
-    let key = "k".repeat(1_047_900);
+    produce_large(&kafka, &config.topic, place, "k", &vec![b'x'; 1_048_450]).await;
+    let key = "k".repeat(1_048_450);
     produce_large(&kafka, &config.topic, place, &key, b"poison").await;
     publisher.publish(&rating("a", "after")).await.unwrap();
     let mut consumer = consumer(&config).await;
