@@ -25,6 +25,9 @@ const DEAD_RETENTION_MS: &str = "2592000000";
 const RECONNECT_MAX_MS: &str = "1000";
 /// How much the producer's queue may hold, in KiB.
 const QUEUE_MAX_KIB: &str = "65536";
+/// The largest dead letter that is tried uncut, in bytes: half of what the queue holds. The broker
+/// decides what is too large, not librdkafka's default, which is below the broker's.
+const DEAD_LETTER_MAX_BYTES: &str = "33554432";
 /// A cause that repeats is logged this often.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -105,6 +108,21 @@ pub(super) fn settings(config: &Config) -> Result<ClientConfig, BusError> {
 ///
 /// When librdkafka refuses the settings.
 pub(super) fn producer(config: &Config) -> Result<FutureProducer<Logs>, BusError> {
+    create(&producer_settings(config)?, Logs::default())
+}
+
+/// Returns a producer as [`producer`] does that sends all that the broker takes.
+///
+/// # Errors
+///
+/// When librdkafka refuses the settings.
+pub(super) fn dead_letter_producer(config: &Config) -> Result<FutureProducer<Logs>, BusError> {
+    let mut client = producer_settings(config)?;
+    client.set("message.max.bytes", DEAD_LETTER_MAX_BYTES);
+    create(&client, Logs::default())
+}
+
+fn producer_settings(config: &Config) -> Result<ClientConfig, BusError> {
     let timeout_ms = config.delivery_timeout.as_millis().to_string();
     let mut client = settings(config)?;
     client
@@ -115,7 +133,7 @@ pub(super) fn producer(config: &Config) -> Result<FutureProducer<Logs>, BusError
         .set("request.timeout.ms", &timeout_ms)
         .set("queue.buffering.max.messages", config.queue_max.to_string())
         .set("queue.buffering.max.kbytes", QUEUE_MAX_KIB);
-    create(&client, Logs::default())
+    Ok(client)
 }
 
 /// Returns a client of the wanted kind.

@@ -4,9 +4,10 @@
 //! in the consumer, so that a dropped call loses nothing:
 //!
 //! 1. Answer the rebalance handed out by the call before.
-//! 2. Carry out seeks.
-//! 3. Wait until every dead letter is acknowledged; only then does a position move past it.
-//! 4. Hand out what was gathered, else the next rebalance.
+//! 2. Carry out seeks. What is refused is tried again; until then nothing of the partition comes.
+//! 3. Wait until every dead letter is acknowledged; only then does a position move past it. After a
+//!    second only the letter's own partition goes on waiting, held.
+//! 4. Hand out what was gathered of partitions that are not held, else the next rebalance.
 //! 5. Gather: wait for one record, take what is ready, never more than `batch_max`.
 
 use super::{
@@ -14,7 +15,7 @@ use super::{
     config::Config,
     dead::{DeadLetters, Letter},
     group::{Member, Step},
-    lookup::{self, Start},
+    lookup::{self, Refused, Start},
     records::{Gathered, list, offset, timestamp_ms},
 };
 use crate::{
@@ -37,7 +38,10 @@ use std::{
     task::Poll,
     time::Duration,
 };
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep_until},
+};
 use tracing::{debug, info, warn};
 
 /// How long giving the partitions back may take.
@@ -46,6 +50,10 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 const FETCH_WAIT_MS: &str = "50";
 /// How much may be fetched ahead, in KiB.
 const AHEAD_MAX_KIB: &str = "16384";
+/// How long to wait before a seek that was refused is tried again.
+const SEEK_AGAIN_AFTER: Duration = Duration::from_millis(200);
+/// So many refusals in a row are usual: a partition that is only just starting refuses.
+const SEEK_REFUSALS_USUAL: u32 = 5;
 
 /// Takes ratings off a Kafka topic, sharing its partitions with the rest of the group.
 pub struct Consumer {
@@ -60,8 +68,12 @@ pub struct Consumer {
     unanswered: Option<Unanswered>,
     /// Asks where the logs of new partitions begin and end.
     looking_up: Option<JoinHandle<Vec<Start>>>,
+    /// Seeks to be carried out. Until then records of these partitions are from the wrong place.
     wanted: BTreeMap<Partition, u64>,
-    seeking: Option<JoinHandle<Result<(), BusError>>>,
+    seeking: Option<JoinHandle<Result<(), Refused>>>,
+    /// When refused seeks are tried again, and how often in a row some were.
+    seek_at: Instant,
+    seeks_refused: u32,
     gathered: Gathered,
     dead: DeadLetters,
     /// Our partitions and the offset after what was gathered of each.
@@ -69,6 +81,8 @@ pub struct Consumer {
     /// Ends of the logs when they became ours: until librdkafka knows better.
     ends: BTreeMap<Partition, u64>,
     paused: BTreeSet<Partition>,
+    /// Partitions that wait for a dead letter: nothing is fetched of them.
+    held: BTreeSet<Partition>,
     /// What was last asked to be committed of each partition.
     committed: BTreeMap<Partition, u64>,
     quiet: Quiet,
@@ -118,11 +132,14 @@ impl Consumer {
             looking_up: None,
             wanted: BTreeMap::new(),
             seeking: None,
+            seek_at: Instant::now(),
+            seeks_refused: 0,
             gathered: Gathered::default(),
             dead: DeadLetters::new(config)?,
             ours: BTreeMap::new(),
             ends: BTreeMap::new(),
             paused: BTreeSet::new(),
+            held: BTreeSet::new(),
             committed: BTreeMap::new(),
             quiet: Quiet::default(),
         })
@@ -136,14 +153,14 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// When the client failed for good or a seek did.
+    /// When the client failed for good.
     pub async fn next(&mut self) -> Result<Event, BusError> {
         self.subscribe().await?;
         loop {
             self.answer()?;
             self.carry_out_seeks().await?;
-            self.dead.settle().await;
-            if let Some(batch) = self.gathered.take() {
+            self.settle().await?;
+            if let Some(batch) = self.gathered.take(&self.held, self.batch_max) {
                 return Ok(batch);
             }
             if let Some(event) = self.rebalanced().await {
@@ -201,25 +218,65 @@ impl Consumer {
             (partition, offset(self.ours[&partition]))
         };
         self.client().incremental_assign(&self.list(starts.iter().map(at)))?;
-        let paused = starts.iter().map(|start| start.assignment.partition);
-        let paused: Vec<_> = paused.filter(|p| self.paused.contains(p)).collect();
-        self.client().pause(&self.whole(&paused))
+        let begun = starts.iter().map(|start| start.assignment.partition);
+        let (paused, running): (Vec<_>, Vec<_>) = begun.partition(|p| self.paused.contains(p));
+        self.client().pause(&self.whole(&paused))?;
+        // One that was paused when it was given up is still paused for librdkafka.
+        self.client().resume(&self.whole(&running))
     }
 
+    /// Returns when the seeks are carried out or have to be tried again later: rebalances must be
+    /// seen meanwhile, and only a poll brings them.
     async fn carry_out_seeks(&mut self) -> Result<(), BusError> {
         loop {
-            if self.seeking.is_none() && !self.wanted.is_empty() {
+            if self.seeking.is_none() && !self.wanted.is_empty() && Instant::now() >= self.seek_at {
                 let wanted = std::mem::take(&mut self.wanted);
                 let (client, topic) = (Arc::clone(self.client()), self.topic.clone());
-                self.seeking = Some(spawn_blocking(move || lookup::seek(&client, &topic, &wanted)));
+                self.seeking = Some(spawn_blocking(move || lookup::seek(&client, &topic, wanted)));
             }
             let Some(seeking) = &mut self.seeking else {
                 return Ok(());
             };
             let outcome = seeking.await;
             self.seeking = None;
-            outcome.map_err(|source| BusError::Fatal { source: source.into() })??;
+            match outcome.map_err(|source| BusError::Fatal { source: source.into() })? {
+                Ok(()) => self.seeks_refused = 0,
+                Err(refused) => self.seek_later(refused),
+            }
         }
+    }
+
+    fn seek_later(&mut self, refused: Refused) {
+        self.seek_at = Instant::now() + SEEK_AGAIN_AFTER;
+        self.seeks_refused = self.seeks_refused.saturating_add(1);
+        if self.seeks_refused > SEEK_REFUSALS_USUAL {
+            client::log_outage(&self.quiet, &refused.error, "seeking");
+        }
+        for (partition, offset) in refused.places {
+            // A seek that was asked for meanwhile is the one that counts.
+            self.wanted.entry(partition).or_insert(offset);
+        }
+    }
+
+    /// Waits for dead letters; holds the partitions whose letters take too long.
+    async fn settle(&mut self) -> Result<(), BusError> {
+        self.dead.settle(&self.held).await;
+        let held = self.dead.partitions();
+        if held == self.held {
+            return Ok(());
+        }
+        let begun: Vec<_> = held.difference(&self.held).copied().collect();
+        let ended = self.held.difference(&held).filter(|p| !self.paused.contains(p));
+        let ended: Vec<_> = ended.copied().collect();
+        if !begun.is_empty() {
+            warn!(partitions = ?begun, "partitions wait for their dead letters");
+        }
+        let paused = self.client().pause(&self.whole(&begun));
+        paused.map_err(|source| BusError::Client { action: "pause", source: source.into() })?;
+        let resumed = self.client().resume(&self.whole(&ended));
+        resumed.map_err(|source| BusError::Client { action: "resume", source: source.into() })?;
+        self.held = held;
+        Ok(())
     }
 
     /// Returns the next change of the assignment that the caller must know.
@@ -254,22 +311,29 @@ impl Consumer {
             self.ends.remove(partition);
             self.paused.remove(partition);
             self.wanted.remove(partition);
+            self.held.remove(partition);
+            self.dead.forget(*partition);
+            self.gathered.forget(*partition);
         }
         self.unanswered = Some(Unanswered::Revoke(partitions.clone()));
         (!partitions.is_empty()).then_some(Event::Revoked(partitions))
     }
 
-    /// Waits for a record or a rebalance, then takes what is ready.
+    /// Waits for a record, a rebalance, a dead letter or the time of a seek; takes what is ready.
     async fn gather(&mut self) -> Result<(), BusError> {
         let client = Arc::clone(self.client());
         let mut stream = pin!(client.stream());
         // A rebalance wakes us without a record.
-        let mut next = poll_fn(|context| match stream.poll_next_unpin(context) {
+        let first = poll_fn(|context| match stream.poll_next_unpin(context) {
             Poll::Ready(found) => Poll::Ready(found),
             Poll::Pending if client.context().has_step() => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
-        })
-        .await;
+        });
+        let mut next = tokio::select! {
+            found = first => found,
+            () = self.dead.advance(), if !self.held.is_empty() => return Ok(()),
+            () = sleep_until(self.seek_at), if !self.wanted.is_empty() => return Ok(()),
+        };
         let mut taken = 0;
         while let Some(found) = next {
             match found {
@@ -295,6 +359,9 @@ impl Consumer {
         let Some(position) = self.ours.get_mut(&partition) else {
             return debug!(%partition, offset, "record of a partition that is not ours is left");
         };
+        if self.wanted.contains_key(&partition) {
+            return debug!(%partition, offset, "record from before a seek is left");
+        }
         *position = offset + 1;
         self.gathered.positions.insert(partition, offset + 1);
         let Some(value) = record.payload() else {
@@ -302,15 +369,10 @@ impl Consumer {
         };
         match from_bus_json(value, timestamp_ms(record)) {
             Ok(rating) => self.gathered.deliveries.push(Delivery { partition, offset, rating }),
-            Err(error) => self.dead.push(Letter {
-                partition: record.partition(),
-                offset: record.offset(),
-                key: record.key().map(<[u8]>::to_vec),
-                value: value.to_vec(),
-                reason: error.to_string(),
-                sent: None,
-                cut: false,
-            }),
+            Err(error) => {
+                let reason = error.to_string();
+                self.dead.push(Letter::new((partition, offset), record.key(), value, reason));
+            }
         }
     }
 
@@ -388,8 +450,8 @@ impl Consumer {
     /// When librdkafka refuses.
     pub fn resume(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
         self.paused.retain(|partition| !partitions.contains(partition));
-        let begun: Vec<_> =
-            partitions.iter().copied().filter(|p| self.ours.contains_key(p)).collect();
+        let free = |p: &Partition| self.ours.contains_key(p) && !self.held.contains(p);
+        let begun: Vec<_> = partitions.iter().copied().filter(free).collect();
         let resumed = self.client().resume(&self.whole(&begun));
         resumed.map_err(|source| BusError::Client { action: "resume", source: source.into() })
     }
@@ -467,3 +529,6 @@ impl fmt::Debug for Consumer {
         f.debug_struct("Consumer").field("topic", &self.topic).field("ours", &self.ours).finish()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -60,6 +60,10 @@ impl Member {
         !self.steps().is_empty()
     }
 
+    pub(super) fn push_step(&self, step: Step) {
+        self.steps().push_back(step);
+    }
+
     pub(super) fn take_step(&self) -> Option<Step> {
         self.steps().pop_front()
     }
@@ -131,7 +135,7 @@ impl ConsumerContext for Member {
         }
         let partitions = self.partitions(list);
         let step = if assign { Step::Assign(partitions) } else { Step::Revoke(partitions) };
-        self.steps().push_back(step);
+        self.push_step(step);
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {

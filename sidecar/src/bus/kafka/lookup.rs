@@ -6,20 +6,17 @@ use super::{
     group::Member,
     records::{list, offset},
 };
-use crate::bus::{Assignment, BusError, Partition};
+use crate::bus::{Assignment, Partition};
 use rdkafka::{
     Offset,
     consumer::{Consumer as _, StreamConsumer},
-    error::KafkaResult,
-    topic_partition_list::TopicPartitionListElem,
+    error::{KafkaError, KafkaResult},
 };
 use std::{collections::BTreeMap, thread, time::Duration};
 
 /// How long one question may take, and how long to wait before it is asked again.
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// How often a seek is tried: one to a partition that is only just starting is refused.
-const SEEK_TRIES: usize = 20;
 
 /// Where a new partition begins.
 pub(super) struct Start {
@@ -78,32 +75,30 @@ fn try_look_up(
     Ok(starts)
 }
 
-/// Moves each partition to its offset. Blocks.
+/// Places where librdkafka did not go, and why not.
+pub(super) struct Refused {
+    pub(super) places: BTreeMap<Partition, u64>,
+    pub(super) error: KafkaError,
+}
+
+/// Moves each partition to its offset, tried once: a partition that is only just starting refuses,
+/// and so does librdkafka at times while brokers are away. Blocks, for two seconds at most.
 pub(super) fn seek(
     client: &StreamConsumer<Member>,
     topic: &str,
-    wanted: &BTreeMap<Partition, u64>,
-) -> Result<(), BusError> {
-    for (&partition, &next) in wanted {
-        let mut tries = 0;
-        while let Err(source) = try_seek(client, topic, partition, next) {
-            tries += 1;
-            if tries == SEEK_TRIES || client.context().is_closing() {
-                return Err(BusError::Seek { partition, offset: next, source: source.into() });
-            }
-            thread::sleep(AGAIN_AFTER);
-        }
+    wanted: BTreeMap<Partition, u64>,
+) -> Result<(), Refused> {
+    let places = list(topic, wanted.iter().map(|(&partition, &next)| (partition, offset(next))));
+    let done = match client.seek_partitions(places, ASK_DEADLINE) {
+        Ok(done) => done,
+        Err(error) => return Err(Refused { places: wanted, error }),
+    };
+    let mut refused = None;
+    for element in done.elements() {
+        let Err(error) = element.error() else { continue };
+        let number = u32::try_from(element.partition()).expect("what was asked is not negative");
+        let refused = refused.get_or_insert_with(|| Refused { places: BTreeMap::new(), error });
+        refused.places.insert(Partition(number), wanted[&Partition(number)]);
     }
-    Ok(())
-}
-
-fn try_seek(
-    client: &StreamConsumer<Member>,
-    topic: &str,
-    partition: Partition,
-    next: u64,
-) -> KafkaResult<()> {
-    let places = list(topic, std::iter::once((partition, offset(next))));
-    let done = client.seek_partitions(places, ASK_DEADLINE)?;
-    done.elements().iter().try_for_each(TopicPartitionListElem::error)
+    refused.map_or(Ok(()), Err)
 }

@@ -3,7 +3,7 @@
 use crate::bus::{Delivery, Event, Partition};
 use rdkafka::{Message, Offset, Timestamp, TopicPartitionList, message::BorrowedMessage};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -15,13 +15,41 @@ pub(super) struct Gathered {
 }
 
 impl Gathered {
-    /// Returns all as a batch, or nothing when nothing moved.
-    pub(super) fn take(&mut self) -> Option<Event> {
-        if self.positions.is_empty() {
+    /// Returns as a batch what is of partitions not `held`, or nothing when none of them moved. Of
+    /// what was held and is no longer, only whole partitions and at most `max` deliveries.
+    pub(super) fn take(&mut self, held: &BTreeSet<Partition>, max: usize) -> Option<Event> {
+        let mut kept = Self::default();
+        if !held.is_empty() || self.deliveries.len() > max {
+            let ready = self.ready(held, max);
+            let split = |p: &Partition| ready.contains(p);
+            (self.deliveries, kept.deliveries) =
+                std::mem::take(&mut self.deliveries).into_iter().partition(|d| split(&d.partition));
+            (self.positions, kept.positions) =
+                std::mem::take(&mut self.positions).into_iter().partition(|(p, _)| split(p));
+        }
+        let Self { deliveries, positions } = std::mem::replace(self, kept);
+        if positions.is_empty() {
             return None;
         }
-        let Self { deliveries, positions } = std::mem::take(self);
         Some(Event::Batch { deliveries, positions: positions.into_iter().collect() })
+    }
+
+    fn ready(&self, held: &BTreeSet<Partition>, max: usize) -> BTreeSet<Partition> {
+        let mut counts: BTreeMap<Partition, usize> =
+            self.positions.keys().filter(|p| !held.contains(p)).map(|&p| (p, 0)).collect();
+        for delivery in &self.deliveries {
+            if let Some(count) = counts.get_mut(&delivery.partition) {
+                *count += 1;
+            }
+        }
+        let mut sum = 0;
+        // No partition has more than `max`; were it so, it would still come, alone.
+        let mut fits = |count: usize| {
+            let fits = sum == 0 || sum + count <= max;
+            sum += if fits { count } else { 0 };
+            fits
+        };
+        counts.into_iter().filter(|&(_, count)| fits(count)).map(|(p, _)| p).collect()
     }
 
     pub(super) fn forget(&mut self, partition: Partition) {
