@@ -4,6 +4,9 @@
 
 use std::time::{Duration, SystemTime, SystemTimeError, UNIX_EPOCH};
 
+use anyhow::Context;
+use tokio::net::TcpListener;
+
 /// The secret of the lessons. A real one comes from the environment or a file.
 pub const SECRET: &[u8] = b"a development secret, known to all";
 
@@ -17,4 +20,18 @@ pub fn token(agent: &str) -> anyhow::Result<String> {
     let claims = serde_json::json!({ "agent_id": agent, "exp": now?.as_secs() + 3600 });
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
     Ok(jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?)
+}
+
+/// Listens on loopback, on the port in `PORT` or on `default_port`.
+///
+/// # Errors
+///
+/// When `PORT` is no port, or the port is taken.
+pub async fn listen(default_port: u16) -> anyhow::Result<TcpListener> {
+    let port = match std::env::var("PORT") {
+        Ok(text) => text.parse().with_context(|| format!("PORT: {text:?} is not a port"))?,
+        Err(_) => default_port,
+    };
+    let taken = || format!("cannot listen on 127.0.0.1:{port}; choose another port with PORT=3100");
+    TcpListener::bind(("127.0.0.1", port)).await.with_context(taken)
 }

@@ -111,9 +111,22 @@ async fn progress(redis: &Redis) {
     eventually("the tuner writes limits", SETTLE, || async { look().await != before }).await;
 }
 
+/// Starts ingest and tuner. With the replay window of 60 s as shipped these tests would end before
+/// any progress is stored, and every tuner would begin at the start of the topic.
 async fn parts(topic: &str, redis: &Redis) -> (Settings, Merit, Merit) {
     let kafka = Kafka::shared().await;
-    start(Settings::new(&redis.url()).kafka(&kafka.brokers(), topic)).await
+    let mut settings = Settings::new(&redis.url()).kafka(&kafka.brokers(), topic);
+    settings.environment.push(("MERIT__TUNER__REPLAY_WINDOW".into(), "1s".into()));
+    start(settings).await
+}
+
+/// Waits until the progress of every partition in Redis is past the start of its log.
+async fn progress_is_stored(redis: &Redis) {
+    eventually("progress is stored", SETTLE, || async {
+        let stored: Vec<(String, u64)> = redis.ask(&["HGETALL", "merit:progress"]).await;
+        stored.len() == 4 && stored.iter().all(|(_, offset)| *offset > 0)
+    })
+    .await;
 }
 
 async fn start(settings: Settings) -> (Settings, Merit, Merit) {
@@ -145,12 +158,7 @@ async fn limits_equal_the_fold_of_all_ratings_though_the_tuner_is_killed_again_a
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_equal_the_fold_of_all_ratings_though_partitions_move_between_two_tuners() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
-    let kafka = Kafka::shared().await;
-    let mut settings = Settings::new(&redis.url()).kafka(&kafka.brokers(), "moved.ratings");
-    // With the window of 60 s as shipped, this test would end before any progress is stored, and
-    // every tuner would begin at the start of the topic.
-    settings.environment.push(("MERIT__TUNER__REPLAY_WINDOW".into(), "1s".into()));
-    let (settings, ingest, tuner) = start(settings).await;
+    let (settings, ingest, tuner) = parts("moved.ratings", &redis).await;
     let flow = Flow::start(&ingest.ingest(), 20_000);
     progress(&redis).await;
 
@@ -177,6 +185,8 @@ async fn limits_equal_the_fold_of_all_ratings_though_redis_loses_its_last_second
     let mut redis = Redis::start(Persistence::SnapshotOnDemand).await;
     let (_, ingest, tuner) = parts("forgotten.ratings", &redis).await;
     let flow = Flow::start(&ingest.ingest(), 20_000);
+    // The copy that comes back must know how far it got, and not be replayed from the start.
+    progress_is_stored(&redis).await;
     progress(&redis).await;
     redis.snapshot().await;
 

@@ -6,6 +6,13 @@
 use std::time::Duration;
 
 use merit_integration::{Persistence, Redis};
+use merit_sidecar::{
+    bus::{Consumer, Publisher, in_process},
+    policy::{self, Policy},
+    rating::{Poster, RatingRequest, SubjectMode},
+    tuner::{self, Tuner},
+};
+use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId, RedisStore,
     bucket::Limits,
@@ -123,7 +130,55 @@ async fn a_store_that_was_replaced_is_noticed_before_anything_is_written_to_it()
     store.load(std::slice::from_ref(&agent)).await.unwrap_err();
     let second = store.life().await.unwrap();
     assert_ne!(first.run_id, second.run_id);
-    assert_eq!(store.load(&[agent]).await.unwrap()[0].rev, 0, "the write was never saved");
+    assert_eq!(
+        store.load(&[agent]).await.unwrap()[0].as_ref().unwrap().rev,
+        0,
+        "the write was never saved"
+    );
+}
+
+/// Folds one rating of five for each of `agents` over the real store, from 20 tokens a second.
+async fn rate_once(store: &RedisStore, agents: &[&str]) {
+    let (publisher, consumer) = in_process::channel(&in_process::Config::default());
+    let publisher = Publisher::InProcess(publisher);
+    let policy = Policy::new(&policy::Config::default(), Limits::per_second(20.0, 40).unwrap());
+    let tuner = Tuner::new(
+        Consumer::InProcess(consumer),
+        store.clone(),
+        policy,
+        SubjectMode::Agent,
+        &tuner::Config::default(),
+    );
+    for agent in agents {
+        let body = format!(r#"{{"agent_id":"{agent}","user_id":"u","score":5}}"#);
+        let request = RatingRequest::from_json(body.as_bytes()).unwrap();
+        let rating = request.into_rating(Poster::new("tests").unwrap(), 1_800_000_000_000_000);
+        publisher.publish(&rating.unwrap()).await.unwrap();
+    }
+    drop(publisher);
+    tuner.run(CancellationToken::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_whose_keys_are_of_another_type_holds_up_nobody_else() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    let _: String = redis.ask(&["SET", "tb:bad", "x"]).await;
+    let _: String = redis.ask(&["SET", "merit:{tb:worse}", "x"]).await;
+    rate_once(&store, &["bad", "worse", "good"]).await;
+    assert_eq!(redis.limits("good").await, Some(("40".to_owned(), "20.2".to_owned())));
+}
+
+#[tokio::test]
+async fn a_rating_counts_once_though_an_operator_set_only_half_of_the_limits() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    let _: i64 = redis.ask(&["HSET", "tb:narrow", "capacity", "10"]).await;
+    let _: i64 = redis.ask(&["HSET", "tb:slow", "refill_rate", "2"]).await;
+    rate_once(&store, &["narrow", "slow"]).await;
+    assert_eq!(redis.limits("narrow").await, Some(("10".to_owned(), "20.2".to_owned())));
+    // 40 tokens at 2 a second are a burst of 20 seconds.
+    assert_eq!(redis.limits("slow").await, Some(("44".to_owned(), "2.2".to_owned())));
 }
 
 /// The trait bounds that generic code relies on.

@@ -5,8 +5,11 @@
 //! 2. While it is open, one decision every [`PROBE_INTERVAL`] asks the store after all; the first
 //!    answer closes it.
 //! 3. `Local` limits at each agent's last known limits divided by the number of nodes that share
-//!    them, so that all nodes together admit no more than one bucket does. It is the in-process
-//!    store: the same arithmetic, the same answers.
+//!    them; bans hold. It is the in-process store: the same arithmetic, the same answers. What an
+//!    agent had already spent in Redis is not known here, so an outage gives it at most one more
+//!    bucket, shared by all nodes: `capacity` (each node's share rounded up) and its refill.
+//! 4. A fault of one agent's data is that agent's: its requests follow the policy, and the breaker
+//!    stays closed for everybody else.
 
 use std::{
     future::Future,
@@ -22,9 +25,9 @@ use std::{
 
 use metrics::Counter;
 use pin_project_lite::pin_project;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
-use crate::store::{Charge, Held, MemoryStore, Spend, StoreError, Take, Verdict};
+use crate::store::{Charge, Decision, Held, MemoryStore, Spend, StoreError, Take, Verdict};
 
 /// Failures in a row after which the store is left alone.
 pub const FAILURES_TO_OPEN: u32 = 5;
@@ -146,7 +149,13 @@ where
                 }
                 Err(error) => {
                     this.shared.failures.increment(1);
-                    this.shared.breaker.failed(&error);
+                    if error.is_transient() {
+                        this.shared.breaker.failed(&error);
+                    } else {
+                        // The store did answer.
+                        this.shared.breaker.succeeded();
+                        debug!(%error, "one agent's bucket is malformed");
+                    }
                 }
             }
         }
@@ -162,10 +171,13 @@ where
 }
 
 impl Shared {
-    /// Remembers the limits in force, where they are not the configured ones.
+    /// Remembers a ban, or the limits in force where they are not the configured ones.
     fn learn(&self, charge: &Charge, plan: &Plan, verdict: &Verdict) {
         if self.policy != Outage::Local {
             return;
+        }
+        if let Decision::Banned { for_ms } = verdict.decision {
+            return self.local.ban_for(&charge.agent, for_ms);
         }
         for (Held { limits, .. }, take) in verdict.held().zip(&*plan.takes) {
             let own = (*limits != take.bucket.limits).then(|| limits.divided_by(self.nodes));

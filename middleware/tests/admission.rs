@@ -240,36 +240,82 @@ async fn while_the_store_fails_local_limits_each_agent_on_this_node() {
     assert_eq!(statuses, [200, 200, 200, 429, 429]);
 }
 
+/// A store that works until it is told to fail, in the way it is told.
+#[derive(Clone)]
+struct Switch {
+    store: MemoryStore,
+    fails: Arc<AtomicUsize>,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Switch {
+    const WORKS: usize = 0;
+    const TIMES_OUT: usize = 1;
+    const HOLDS_NONSENSE: usize = 2;
+
+    fn new(store: &MemoryStore) -> Self {
+        Self { store: store.clone(), fails: Arc::default(), asked: Arc::default() }
+    }
+}
+
+impl Spend for Switch {
+    type Future = std::future::Ready<Result<Verdict, StoreError>>;
+
+    fn spend(&self, charge: Charge) -> Self::Future {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        match self.fails.load(Ordering::Relaxed) {
+            Self::WORKS => self.store.spend(charge),
+            Self::TIMES_OUT => ready(Err(StoreError::Timeout(Duration::from_millis(20)))),
+            _ => ready(Err(StoreError::Malformed { what: "a key that is no hash".to_owned() })),
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_node_takes_its_share_of_the_last_limits_it_saw() {
     let (store, agent) = (MemoryStore::new(), AgentId::new("a1").unwrap());
     store.set_by_operator(&agent, Limits::per_second(1.0, 8).unwrap());
-    // The same guard must see the store work and then fail: a switch that both share.
-    #[derive(Clone)]
-    struct Switch(MemoryStore, Arc<AtomicUsize>);
-    impl Spend for Switch {
-        type Future = std::future::Ready<Result<Verdict, StoreError>>;
-        fn spend(&self, charge: Charge) -> Self::Future {
-            match self.1.load(Ordering::Relaxed) {
-                0 => self.0.spend(charge),
-                _ => ready(Err(StoreError::Timeout(Duration::from_millis(20)))),
-            }
-        }
-    }
-    let fails = Arc::new(AtomicUsize::new(0));
-    let layer = AdmissionLayer::builder(Switch(store, Arc::clone(&fails)))
+    let switch = Switch::new(&store);
+    let layer = AdmissionLayer::builder(switch.clone())
         .identity(JwtIdentity::hs256(SECRET))
         .bucket(Bucket::per_second(1.0).capacity(3))
         .expected_nodes(2.try_into().unwrap())
         .build()
         .unwrap();
     assert_eq!(ask(&layer, Some(&bearer("a1"))).await.status, StatusCode::OK);
-    fails.store(1, Ordering::Relaxed);
+    switch.fails.store(Switch::TIMES_OUT, Ordering::Relaxed);
     let mut admitted = 0;
     for _ in 0..20 {
         admitted += usize::from(ask(&layer, Some(&bearer("a1"))).await.status == StatusCode::OK);
     }
     assert_eq!(admitted, 4, "half of a capacity of 8");
+}
+
+#[tokio::test]
+async fn a_ban_holds_while_the_store_fails_and_ends_when_the_store_says_so() {
+    let (store, agent) = (MemoryStore::new(), AgentId::new("a1").unwrap());
+    store.ban(&agent, (unix_now() + 3600) * 1000);
+    let switch = Switch::new(&store);
+    let layer = layer_over(switch.clone(), Outage::Local);
+    assert_eq!(ask(&layer, Some(&bearer("a1"))).await.status, StatusCode::FORBIDDEN);
+    switch.fails.store(Switch::TIMES_OUT, Ordering::Relaxed);
+    assert_eq!(ask(&layer, Some(&bearer("a1"))).await.status, StatusCode::FORBIDDEN);
+    switch.fails.store(Switch::WORKS, Ordering::Relaxed);
+    store.ban(&agent, 0);
+    assert_eq!(ask(&layer, Some(&bearer("a1"))).await.status, StatusCode::OK);
+    switch.fails.store(Switch::TIMES_OUT, Ordering::Relaxed);
+    assert_eq!(ask(&layer, Some(&bearer("a1"))).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn one_agents_malformed_bucket_does_not_open_the_breaker_for_all() {
+    let switch = Switch::new(&MemoryStore::new());
+    switch.fails.store(Switch::HOLDS_NONSENSE, Ordering::Relaxed);
+    let layer = layer_over(switch.clone(), Outage::Open);
+    for _ in 0..50 {
+        ask(&layer, Some(&bearer("a1"))).await;
+    }
+    assert_eq!(switch.asked.load(Ordering::Relaxed), 50);
 }
 
 #[tokio::test]

@@ -214,6 +214,11 @@ fn describe() {
         Unit::Count,
         "Ratings that reached the tuner, by outcome"
     );
+    describe_counter!(
+        "merit_ratings_set_aside_total",
+        Unit::Count,
+        "Ratings given up because their agent's data in the store cannot be read"
+    );
     describe_counter!("merit_limit_writes_total", Unit::Count, "Writes of agents' limits");
     describe_counter!(
         "merit_limit_writes_stale_total",

@@ -48,7 +48,8 @@ fn rating(body: &str) -> Rating {
 }
 
 async fn limits(store: &MemoryStore, agent: &str) -> Option<Limits> {
-    store.load(&[AgentId::new(agent).unwrap()]).await.unwrap()[0].limits
+    let records = store.load(&[AgentId::new(agent).unwrap()]).await.unwrap();
+    records[0].as_ref().unwrap().limits
 }
 
 #[tokio::test]

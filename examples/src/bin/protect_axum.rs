@@ -9,8 +9,7 @@
 //! `redis-cli HSET tb:alice capacity 1 refill_rate 0.2` holds from the next request.
 
 use axum::{Router, routing::get};
-use merit_examples::{SECRET, token};
-use tokio::net::TcpListener;
+use merit_examples::{SECRET, listen, token};
 use tower_merit::{
     AdmissionLayer, Bucket, JwtIdentity, MemoryStore, RedisStore, Spend, admission::Agent,
 };
@@ -32,7 +31,7 @@ async fn serve(store: impl Spend) -> anyhow::Result<()> {
     let app =
         Router::new().route("/", get(hello)).layer(admission).route("/healthz", get(async || "ok"));
 
-    let listener = TcpListener::bind(("127.0.0.1", 3000)).await?;
+    let listener = listen(3000).await?;
     let address = listener.local_addr()?;
     println!("Seven requests of one agent; the last two are 429, in full:");
     println!("  curl -i -H 'Authorization: Bearer {}' 'http://{address}/?[1-7]'", token("alice")?);

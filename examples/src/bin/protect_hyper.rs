@@ -17,8 +17,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use merit_examples::{SECRET, token};
-use tokio::net::TcpListener;
+use merit_examples::{SECRET, listen, token};
 use tower::ServiceBuilder;
 use tower_merit::{AdmissionLayer, AgentId, Bucket, JwtIdentity, MemoryStore};
 
@@ -29,7 +28,7 @@ async fn main() -> anyhow::Result<()> {
         .bucket(Bucket::per_second(0.5).capacity(2))
         .build()?;
 
-    let listener = TcpListener::bind(("127.0.0.1", 3001)).await?;
+    let listener = listen(3001).await?;
     let address = listener.local_addr()?;
     println!("Three requests, each over its own connection; the third is 429:");
     println!("  T='{}'", token("alice")?);

@@ -162,11 +162,14 @@ impl MemoryStore {
         answer
     }
 
-    /// Sets (or with `None` lifts) the limits an agent has of its own in one bucket.
+    /// Sets (or with `None` lifts) the limits an agent has of its own in one bucket, and lifts a ban.
     pub(crate) fn learn(&self, agent: &AgentId, bucket: &BucketRule, limits: Option<Limits>) {
         let mut shard = lock(&self.inner.shards[self.shard(agent)]);
         match shard.get_mut(agent) {
-            Some(entry) => entry.slot(bucket).limits = limits,
+            Some(entry) => {
+                entry.slot(bucket).limits = limits;
+                entry.banned_until_ms = 0;
+            }
             None if limits.is_some() => {
                 let mut entry = Entry::default();
                 entry.slot(bucket).limits = limits;
@@ -174,6 +177,11 @@ impl MemoryStore {
             }
             None => {}
         }
+    }
+
+    /// Bans an agent for the next `for_ms` milliseconds.
+    pub(crate) fn ban_for(&self, agent: &AgentId, for_ms: u64) {
+        self.ban(agent, self.now_ms().saturating_add(for_ms));
     }
 
     fn shard(&self, agent: &AgentId) -> usize {
@@ -261,7 +269,10 @@ impl Spend for MemoryStore {
 }
 
 impl Tune for MemoryStore {
-    async fn load(&self, agents: &[AgentId]) -> Result<Vec<Record>, StoreError> {
+    async fn load(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
         let load = |agent| {
             self.with(agent, |entry| {
                 let demand = demand(&entry.default);
@@ -281,10 +292,13 @@ impl Tune for MemoryStore {
                 }
             })
         };
-        Ok(agents.iter().map(load).collect())
+        Ok(agents.iter().map(load).map(Ok).collect())
     }
 
-    async fn write(&self, changes: &[Change]) -> Result<Vec<Written>, StoreError> {
+    async fn write(
+        &self,
+        changes: &[Change],
+    ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
         let write = |change: &Change| {
             self.with(&change.agent, |entry| {
                 let demand = demand(&entry.default);
@@ -296,7 +310,10 @@ impl Tune for MemoryStore {
                     && Some(found) != kept.written
                     && Some(found) != change.adopts
                 {
-                    return Written::Operator(found);
+                    return Written::Operator {
+                        capacity: Some(found.capacity()),
+                        refill: Some(found.refill()),
+                    };
                 }
                 kept.rev += 1;
                 kept.written = Some(change.limits);
@@ -307,7 +324,7 @@ impl Tune for MemoryStore {
                 Written::Done { rev: kept.rev, demand }
             })
         };
-        Ok(changes.iter().map(write).collect())
+        Ok(changes.iter().map(write).map(Ok).collect())
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

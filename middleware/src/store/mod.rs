@@ -21,7 +21,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use crate::{
     AgentId,
-    bucket::{BucketName, Limits, NanoTokens, Tokens, full_in_ms},
+    bucket::{BucketName, Limits, MicroTokensPerSecond, NanoTokens, Tokens, full_in_ms},
 };
 
 /// How long a bucket is kept after the last spend or new limits, at least: 24 hours.
@@ -217,9 +217,14 @@ pub enum Written {
     },
     /// Somebody else wrote since; nothing was changed. Load, fold again, write again.
     Stale,
-    /// An operator set these limits since; nothing was changed. Start from them and write again,
-    /// naming them in [`Change::adopts`].
-    Operator(Limits),
+    /// An operator set limits since; nothing was changed. Start from them and write again, naming
+    /// them in [`Change::adopts`]. A half that nobody ever set is `None`.
+    Operator {
+        /// Capacity in force.
+        capacity: Option<Tokens>,
+        /// Refill rate in force.
+        refill: Option<MicroTokensPerSecond>,
+    },
 }
 
 /// Names one life of the store's data: when either part changes, writes may have been lost.
@@ -233,18 +238,20 @@ pub struct Life {
 
 /// Sets limits. All calls take batches: one round trip for many agents.
 pub trait Tune: Send + Sync + 'static {
-    /// Returns the records of `agents`, in their order.
+    /// Returns the records of `agents`, in their order. A record that cannot be read is an error of
+    /// its own, [`StoreError::Malformed`], and no obstacle to the others.
     fn load(
         &self,
         agents: &[AgentId],
-    ) -> impl Future<Output = Result<Vec<Record>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Result<Record, StoreError>>, StoreError>> + Send;
 
     /// Writes `changes`, each by itself atomic and fenced by its revision. The answers come in
-    /// order. After an error some of them may have been written: load before writing again.
+    /// order; an agent whose keys are malformed is an error of its own. After an error of the call
+    /// some of the changes may have been written: load before writing again.
     fn write(
         &self,
         changes: &[Change],
-    ) -> impl Future<Output = Result<Vec<Written>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Vec<Result<Written, StoreError>>, StoreError>> + Send;
 
     /// Returns which life of the store this is, over a new connection when the last one broke.
     ///
@@ -285,8 +292,9 @@ pub enum StoreError {
     /// connects anew and says whether this is still the same store.
     #[error("bucket store connection was lost: ask which life of the store this is")]
     Lost,
-    /// The answer was not one that a Merit script gives.
-    #[error("bucket store answered {what}, which no script of this version gives")]
+    /// What stands under an agent's keys, or what a script answered, is not of this version: a fault
+    /// of one agent's data, not of the store.
+    #[error("bucket store holds or answers {what}, which this version does not write")]
     Malformed {
         /// What came instead.
         what: String,

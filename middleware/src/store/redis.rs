@@ -209,7 +209,8 @@ impl RedisStore {
             .map_err(|error| self.unavailable(error))
     }
 
-    /// Sends a pipeline over the control plane's connection; any failure of it breaks the connection.
+    /// Sends a pipeline over the control plane's connection; any failure of it breaks the connection,
+    /// so that nothing more is written before the store was asked which life this is.
     async fn control_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, StoreError> {
         let mut control = self.inner.control.lock().await;
         let mut connection = match &*control {
@@ -221,25 +222,35 @@ impl RedisStore {
                 connection
             }
         };
+        let answers = self.pipelined(&mut connection, pipeline).await;
+        answers.inspect_err(|_| *control = Control::Broken)
+    }
+
+    /// Sends a pipeline, once more when the server has lost the scripts. An answer that faults one
+    /// agent's data stays among the answers; any other error is the store's.
+    async fn pipelined(
+        &self,
+        connection: &mut MultiplexedConnection,
+        pipeline: &Pipeline,
+    ) -> Result<Vec<Value>, StoreError> {
         let count = pipeline.cmd_iter().count();
         for _ in 0..2 {
             let sent = connection.req_packed_commands(pipeline, 0, count);
-            let answers = match within(CONTROL_TIMEOUT, sent).await {
-                Ok(answers) => answers.map_err(|error| self.unavailable(error)),
-                Err(timeout) => Err(timeout),
-            };
-            let answers = answers.inspect_err(|_| *control = Control::Broken)?;
-            let values: Result<Vec<Value>, RedisError> =
-                answers.into_iter().map(Value::extract_error).collect();
-            match values {
-                Err(error) if is_no_script(&error) => {
+            let answers = within(CONTROL_TIMEOUT, sent).await?;
+            let answers = answers.map_err(|error| self.unavailable(error))?;
+            let error = |answer: &Value| answer.clone().extract_error().err();
+            let mut faults = answers.iter().filter(|answer| is_fault(answer)).filter_map(error);
+            match faults.find(|error| !is_wrong_type(error)) {
+                None => return Ok(answers),
+                Some(error) if is_no_script(&error) => {
                     let load = script_load(SET_LIMITS_LUA);
-                    let loaded =
-                        within(CONTROL_TIMEOUT, connection.req_packed_command(&load)).await;
-                    let loaded = loaded.inspect_err(|_| *control = Control::Broken)?;
-                    loaded.map_err(|error| self.unavailable(error))?;
+                    let loaded = connection.req_packed_command(&load);
+                    let loaded = within(CONTROL_TIMEOUT, loaded).await?;
+                    loaded
+                        .and_then(Value::extract_error)
+                        .map_err(|error| self.unavailable(error))?;
                 }
-                values => return values.map_err(|error| self.unavailable(error)),
+                Some(error) => return Err(self.unavailable(error)),
             }
         }
         Err(StoreError::Malformed { what: "NOSCRIPT right after SCRIPT LOAD".to_owned() })
@@ -280,7 +291,9 @@ impl RedisStore {
                 answer => answer,
             }
         };
-        let answer = within(inner.timeout, call).await?.map_err(|error| self.unavailable(error))?;
+        let answer = within(inner.timeout, call).await?.map_err(|error| {
+            if is_wrong_type(&error) { of_another_type() } else { self.unavailable(error) }
+        })?;
         verdict(charge, &answer).ok_or_else(|| malformed(&answer))
     }
 }
@@ -302,6 +315,20 @@ fn script_load(code: &str) -> Cmd {
 
 fn is_no_script(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+fn is_fault(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(_))
+}
+
+/// A key of another type under an agent's name is that agent's trouble. Servers before 7 put the
+/// code of an error within a script behind a code of their own.
+fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.to_string().contains("WRONGTYPE")
+}
+
+fn of_another_type() -> StoreError {
+    StoreError::Malformed { what: "a key that is no hash".to_owned() }
 }
 
 /// Runs one command; an error that the server answered is an error here too.
@@ -436,17 +463,18 @@ fn record(fields: &Value, bucket: &Value) -> Option<Record> {
 }
 
 /// Reads what `set_limits.lua` replies.
-fn written(change: &Change, answer: &Value) -> Option<Written> {
+fn written(answer: &Value) -> Option<Written> {
     match items(answer)? {
         [Value::Int(0)] => Some(Written::Stale),
         [Value::Int(1), rev, level] => {
             Some(Written::Done { rev: unsigned(rev)?, demand: demand_from_level(text(level)?) })
         }
         [Value::Int(2), capacity, rate] => {
-            // A half that nobody set is ours to choose.
-            let capacity = unsigned(capacity).unwrap_or(change.limits.capacity().get());
-            let rate = unsigned(rate).unwrap_or(change.limits.refill().micro());
-            Some(Written::Operator(limits(capacity, rate)?))
+            let half = |value: &Value| integer(value).map(|number| u64::try_from(number).ok());
+            Some(Written::Operator {
+                capacity: half(capacity)?.map(Tokens::new).transpose().ok()?,
+                refill: half(rate)?.map(MicroTokensPerSecond::new).transpose().ok()?,
+            })
         }
         _ => None,
     }
@@ -466,7 +494,10 @@ impl Spend for RedisStore {
 }
 
 impl Tune for RedisStore {
-    async fn load(&self, agents: &[AgentId]) -> Result<Vec<Record>, StoreError> {
+    async fn load(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
         if agents.is_empty() {
             return Ok(Vec::new());
         }
@@ -477,11 +508,19 @@ impl Tune for RedisStore {
             bucket.arg("capacity").arg("refill_rate").arg("level");
         }
         let answers = self.control_all(&pipeline).await?;
-        let pairs = answers.chunks_exact(2);
-        pairs.map(|pair| record(&pair[0], &pair[1]).ok_or_else(|| malformed(&pair[0]))).collect()
+        let read = |pair: &[Value]| {
+            if pair.iter().any(is_fault) {
+                return Err(of_another_type());
+            }
+            record(&pair[0], &pair[1]).ok_or_else(|| malformed(&pair[0]))
+        };
+        Ok(answers.chunks_exact(2).map(read).collect())
     }
 
-    async fn write(&self, changes: &[Change]) -> Result<Vec<Written>, StoreError> {
+    async fn write(
+        &self,
+        changes: &[Change],
+    ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
@@ -506,10 +545,11 @@ impl Tune for RedisStore {
             }
         }
         let answers = self.control_all(&pipeline).await?;
-        let pairs = answers.iter().zip(changes);
-        pairs
-            .map(|(answer, change)| written(change, answer).ok_or_else(|| malformed(answer)))
-            .collect()
+        let read = |answer: &Value| match answer {
+            fault if is_fault(fault) => Err(of_another_type()),
+            answer => written(answer).ok_or_else(|| malformed(answer)),
+        };
+        Ok(answers.iter().map(read).collect())
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

@@ -14,7 +14,7 @@ use lru::LruCache;
 use serde::{Deserialize, Serialize};
 use tower_merit::{
     AgentId,
-    bucket::Limits,
+    bucket::{Limits, MicroTokensPerSecond, Tokens},
     store::{Change, Record},
 };
 
@@ -77,13 +77,22 @@ pub(super) struct Agents {
     known: LruCache<AgentId, Agent>,
 }
 
-/// The store knows less of an agent than it did before: it has lost writes.
+/// The store knows less of an agent than it did before.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct WentBack;
+pub(super) enum WentBack {
+    /// It has an older record: it has lost writes.
+    Older,
+    /// It has none any more: expired, deleted, evicted, or lost.
+    Gone,
+}
 
 impl Agents {
     pub(super) fn new() -> Self {
-        Self { known: LruCache::new(AGENTS_MAX) }
+        Self::with_capacity(AGENTS_MAX)
+    }
+
+    fn with_capacity(agents: NonZeroUsize) -> Self {
+        Self { known: LruCache::new(agents) }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -94,9 +103,14 @@ impl Agents {
         self.known.clear();
     }
 
-    /// Returns those of `agents` that are not in memory.
-    pub(super) fn unknown<'a>(&self, agents: impl Iterator<Item = &'a AgentId>) -> Vec<AgentId> {
-        agents.filter(|agent| !self.known.contains(*agent)).cloned().collect()
+    /// Returns those of `agents` that are not in memory. The others count as rated just now, so that
+    /// taking in the missing ones pushes none of them out: a batch is far smaller than
+    /// [`AGENTS_MAX`].
+    pub(super) fn unknown<'a>(
+        &mut self,
+        agents: impl Iterator<Item = &'a AgentId>,
+    ) -> Vec<AgentId> {
+        agents.filter(|agent| self.known.get(*agent).is_none()).cloned().collect()
     }
 
     /// Takes in what the store knows of `agent`, in place of what is in memory.
@@ -137,14 +151,26 @@ impl Agents {
         }
         let rev = loaded.rev;
         match self.known.put(agent.clone(), loaded) {
-            Some(before) if before.rev > rev => Err(WentBack),
+            Some(before) if before.rev > rev => {
+                Err(if rev == 0 { WentBack::Gone } else { WentBack::Older })
+            }
             _ => Ok(()),
         }
     }
 
-    /// Takes over the limits an operator set, as what the state starts from.
-    pub(super) fn adopt(&mut self, agent: &AgentId, limits: Limits, policy: &Policy) {
+    /// Takes over the limits an operator set, as what the state starts from. Call it right after
+    /// [`Agents::load`]: a half that nobody set is what the state says, with nothing folded in.
+    pub(super) fn adopt(
+        &mut self,
+        agent: &AgentId,
+        capacity: Option<Tokens>,
+        refill: Option<MicroTokensPerSecond>,
+        policy: &Policy,
+    ) {
         if let Some(known) = self.known.get_mut(agent) {
+            let own = policy.limits(&known.state);
+            let limits =
+                Limits::new(capacity.unwrap_or(own.capacity()), refill.unwrap_or(own.refill()));
             known.state = policy.adopt(limits);
             known.adopts = Some(limits);
         }
@@ -342,6 +368,36 @@ mod tests {
         let mut record = Record::default();
         record.rev = 5;
         agents.load(&agent(), record, &policy(), EPOCH).unwrap();
-        assert_eq!(agents.load(&agent(), Record::default(), &policy(), EPOCH), Err(WentBack));
+        let mut older = Record::default();
+        older.rev = 4;
+        let went_back = agents.load(&agent(), older, &policy(), EPOCH);
+        assert_eq!(went_back, Err(WentBack::Older));
+        let gone = agents.load(&agent(), Record::default(), &policy(), EPOCH);
+        assert_eq!(gone, Err(WentBack::Gone));
+    }
+
+    #[test]
+    fn a_full_memory_makes_room_without_pushing_out_the_batch_at_hand() {
+        let mut agents = Agents::with_capacity(NonZeroUsize::new(3).unwrap());
+        let name = |number: u32| AgentId::new(&format!("a{number}")).unwrap();
+        for number in 0..3 {
+            agents.load(&name(number), Record::default(), &policy(), EPOCH).unwrap();
+        }
+        // The batch names the one that was rated longest ago, and two new ones.
+        let batch = [name(0), name(7), name(8)];
+        for agent in agents.unknown(batch.iter()) {
+            agents.load(&agent, Record::default(), &policy(), EPOCH).unwrap();
+        }
+        assert!(agents.unknown(batch.iter()).is_empty());
+        assert_eq!(agents.len(), 3);
+    }
+
+    #[test]
+    fn a_half_that_no_operator_set_is_what_the_state_was_before_the_batch() {
+        let mut agents = Agents::new();
+        agents.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
+        agents.adopt(&agent(), Some(Tokens::new(10).unwrap()), None, &policy());
+        let (change, _) = fold(&mut agents, &[delivery(0, "i", 5)]);
+        assert_eq!(change.unwrap().limits, Limits::per_second(20.2, 10).unwrap());
     }
 }

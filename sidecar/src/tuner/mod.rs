@@ -35,7 +35,7 @@ use tower_merit::{
 use tracing::{error, info, warn};
 
 use self::{
-    agents::{Agents, Folded, Folding},
+    agents::{Agents, Folded, Folding, WentBack},
     positions::Positions,
 };
 use crate::{
@@ -293,7 +293,7 @@ impl<T: Tune> Tuner<T> {
     ) -> Result<(), Interrupt> {
         let epoch = self.life.as_ref().map_or_else(String::new, |life| life.epoch.clone());
         let unknown = self.agents.unknown(pending.keys());
-        self.load(&unknown, &epoch).await?;
+        self.load(&unknown, &epoch, pending).await?;
 
         let mut changes: Vec<Change> = Vec::with_capacity(pending.len());
         let mut folds: Vec<(Folded, f64)> = Vec::with_capacity(pending.len());
@@ -328,31 +328,53 @@ impl<T: Tune> Tuner<T> {
         let mut operators = Vec::new();
         for ((change, written), (folded, rate)) in changes.into_iter().zip(written).zip(folds) {
             match written {
-                Written::Done { rev, .. } => {
+                Ok(Written::Done { rev, .. }) => {
                     self.agents.written(&change.agent, rev);
                     if let Some(ratings) = pending.remove(&change.agent) {
                         self.metrics.applied(&folded, rate, &ratings);
                     }
                 }
-                Written::Stale => {
+                Ok(Written::Stale) => {
                     self.metrics.stale.increment(1);
                     reload.push(change.agent);
                 }
-                Written::Operator(limits) => {
-                    info!(agent = %change.agent, ?limits, "an operator's limits are the new start");
-                    operators.push((change.agent.clone(), limits));
+                Ok(Written::Operator { capacity, refill }) => {
+                    info!(agent = %change.agent, ?capacity, ?refill, "an operator's limits are the new start");
+                    operators.push((change.agent.clone(), capacity, refill));
                     reload.push(change.agent);
                 }
+                Err(fault) => self.set_aside(&change.agent, &fault, pending),
             }
         }
-        self.load(&reload, &epoch).await?;
-        for (agent, limits) in operators {
-            self.agents.adopt(&agent, limits, &self.policy);
+        self.load(&reload, &epoch, pending).await?;
+        for (agent, capacity, refill) in operators {
+            self.agents.adopt(&agent, capacity, refill, &self.policy);
         }
         Ok(())
     }
 
-    async fn load(&mut self, agents: &[AgentId], epoch: &str) -> Result<(), Interrupt> {
+    /// Gives up the ratings of an agent whose data in the store cannot be read: one agent's fault
+    /// must not hold up the others.
+    fn set_aside(
+        &mut self,
+        agent: &AgentId,
+        fault: &StoreError,
+        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
+    ) {
+        let ratings = pending.remove(agent).map_or(0, |ratings| ratings.len());
+        self.metrics.set_aside.increment(ratings as u64);
+        error!(
+            %agent, error = %fault, ratings,
+            "ratings set aside: delete or mend the agent's keys tb:<agent> and merit:{{tb:<agent>}}"
+        );
+    }
+
+    async fn load(
+        &mut self,
+        agents: &[AgentId],
+        epoch: &str,
+        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
+    ) -> Result<(), Interrupt> {
         let records = match self.store.load(agents).await {
             Ok(records) => records,
             Err(failure) => {
@@ -361,9 +383,31 @@ impl<T: Tune> Tuner<T> {
             }
         };
         for (agent, record) in agents.iter().zip(records) {
-            if self.agents.load(agent, record, &self.policy, epoch).is_err() {
-                warn!(%agent, "bucket store knows less of an agent than it did: it has lost writes");
-                return Err(Interrupt::NewLife);
+            let record = match record {
+                Ok(record) => record,
+                Err(fault) => {
+                    self.set_aside(agent, &fault, pending);
+                    continue;
+                }
+            };
+            match self.agents.load(agent, record, &self.policy, epoch) {
+                Ok(()) => {}
+                Err(WentBack::Older) => {
+                    warn!(%agent, "bucket store has an older record of an agent: it has lost writes");
+                    return Err(Interrupt::NewLife);
+                }
+                // One record may expire, be deleted or be evicted; all of them go with a new life.
+                Err(WentBack::Gone) => {
+                    warn!(%agent, "bucket store has no record of an agent any more: it starts anew");
+                    match self.ask_life().await {
+                        Ok(life) if self.is_known(&life) => {}
+                        Ok(_) => return Err(Interrupt::NewLife),
+                        Err(failure) => {
+                            self.failed("bucket store not reached", &failure);
+                            return Err(Interrupt::Store);
+                        }
+                    }
+                }
             }
         }
         Ok(())
@@ -395,6 +439,12 @@ impl<T: Tune> Tuner<T> {
         match self.life.replace(now.clone()) {
             Some(before) if before != *now => {
                 warn!(before = before.run_id, now = now.run_id, "bucket store is another one now");
+                if before.epoch != now.epoch {
+                    warn!(
+                        "it holds none of our data: limits are rebuilt from the log, and what \
+                         compaction removed from that is not in them"
+                    );
+                }
                 false
             }
             _ => true,
@@ -530,6 +580,7 @@ struct Metrics {
     without_agent: Counter,
     writes: Counter,
     stale: Counter,
+    set_aside: Counter,
     store_failures: Counter,
     rewinds: Counter,
     lag: Gauge,
@@ -553,6 +604,7 @@ impl Metrics {
             without_agent: folded("no_agent"),
             writes: counter!("merit_limit_writes_total"),
             stale: counter!("merit_limit_writes_stale_total"),
+            set_aside: counter!("merit_ratings_set_aside_total"),
             store_failures: counter!("merit_tuner_store_failures_total"),
             rewinds: counter!("merit_tuner_rewinds_total"),
             lag: gauge!("merit_bus_lag_ratings"),

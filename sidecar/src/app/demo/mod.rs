@@ -139,7 +139,10 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     let rates: BTreeMap<&AgentId, f64> = names
         .iter()
         .zip(&records)
-        .filter_map(|(agent, record)| Some((agent, record.limits?.refill().tokens())))
+        .filter_map(|(agent, record)| {
+            let limits = record.as_ref().ok()?.limits?;
+            Some((agent, limits.refill().tokens()))
+        })
         .collect();
     Report::new(&options, &world, &rates).print(options.json)?;
     Ok(())
