@@ -210,3 +210,18 @@ async fn limits_equal_the_fold_of_all_ratings_though_redis_loses_its_last_second
     silent.fold.settles_in(&redis, SETTLE).await;
     drop(tuner);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_equal_the_fold_of_all_ratings_though_redis_is_emptied_under_the_loop() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let (_, ingest, tuner) = parts("emptied.ratings", &redis).await;
+    let flow = Flow::start(&ingest.ingest(), 20_000);
+    progress_is_stored(&redis).await;
+    progress(&redis).await;
+    // Nothing of the topic was compacted yet, so the rebuilt limits are exact.
+    let _: String = redis.ask(&["FLUSHALL"]).await;
+    progress(&redis).await;
+    flow.end(&redis).await;
+    let rewinds = tuner.metric("merit_tuner_rewinds_total").await;
+    assert!(rewinds.is_some_and(|rewinds| rewinds >= 1.0), "{rewinds:?}");
+}

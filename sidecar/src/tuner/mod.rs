@@ -530,10 +530,17 @@ impl<T: Tune> Tuner<T> {
         Ok(())
     }
 
-    /// Stores progress in the store and on the bus. A failure costs nothing but reading again.
+    /// Stores progress in the store and on the bus, if the store is still the one that the progress
+    /// was made in: elsewhere it would pass over ratings. A failure costs nothing but reading again.
     async fn store_progress(&mut self) {
         if !self.consumer.durable() {
             return;
+        }
+        match self.ask_life().await {
+            Ok(life) if self.life.as_ref() == Some(&life) => {}
+            // The next batch or housekeeping finds out and goes back.
+            Ok(_) => return,
+            Err(failure) => return self.failed("progress not stored", &failure),
         }
         let moved = self.positions.take_progress(Instant::now());
         let named: Vec<(String, u64)> = moved
