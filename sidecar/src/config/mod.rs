@@ -8,7 +8,6 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,21 +17,23 @@ use figment::{
     providers::{Env, Format, Serialized, Toml},
     value::Value,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use tower_merit::{
-    Bucket, JwtIdentity, Outage,
-    bucket::{BucketName, Limits},
+    Bucket, JwtIdentity,
+    bucket::Limits,
     identity::{IdentityConfigError, jwt::Algorithm},
 };
 
 use crate::{
     admin,
     bus::{BusConfig, duration},
-    gateway, ingest, policy,
-    rating::SubjectMode,
-    telemetry::LogFormat,
-    tuner,
+    gateway, ingest, policy, tuner,
 };
+
+mod tables;
+mod validate;
+
+pub use tables::{BucketConfig, Identity, Log, Ratings, Role, Store, StoreKind, StoreMode};
 
 /// What the environment variables that override the file begin with.
 pub const ENV_PREFIX: &str = "MERIT__";
@@ -68,178 +69,6 @@ pub struct Config {
     pub admin: admin::Config,
     /// What is written to standard error.
     pub log: Log,
-}
-
-/// `[identity]`: one for ingest and gateway.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Identity {
-    /// Where the agent id stands: `jwt.claims.<path>`; the bucket's own selector when absent, and
-    /// `jwt.claims.agent_id` when neither says.
-    pub key_selector: Option<String>,
-    /// The one algorithm that tokens are signed with: `HS256`, `RS256`, `ES256` or `EdDSA`.
-    pub algorithms: Vec<String>,
-    /// PEM file of the public key, for the asymmetric ones.
-    pub public_key_file: Option<PathBuf>,
-    /// Environment variable with the secret, at least 32 bytes, for HS256.
-    pub secret_env: Option<String>,
-    /// File with the secret; a line break at its end is no part of it.
-    pub secret_file: Option<PathBuf>,
-    /// What `iss` must be.
-    pub issuer: Option<String>,
-    /// What `aud` must be or contain.
-    pub audience: Option<String>,
-    /// Clock difference to the issuer that is forgiven; default 5s.
-    pub leeway: Option<String>,
-}
-
-/// `[store]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Store {
-    /// `memory` (one process, nothing survives it) or `redis`; default memory.
-    pub kind: StoreKind,
-    /// Address of the Redis: `redis://…`, or `rediss://…` for TLS.
-    #[serde(serialize_with = "without_password")]
-    pub url: Option<String>,
-    /// Environment variable with the address, when it carries a password.
-    pub url_env: Option<String>,
-    /// The longest a decision waits for Redis; default 20ms: longer than any healthy answer takes,
-    /// short enough that callers hardly notice an outage.
-    #[serde(with = "duration")]
-    pub timeout: Duration,
-    /// What happens to requests while Redis does not answer: `open`, `closed` or `local` (default).
-    pub on_outage: Outage,
-    /// How many gateways share the buckets, for `local`; default 1.
-    pub expected_nodes: NonZeroU32,
-    /// `exact`: one call per decision. `leased` is not in this version.
-    pub mode: StoreMode,
-}
-
-/// Where buckets live.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StoreKind {
-    /// In this process.
-    #[default]
-    Memory,
-    /// In Redis.
-    Redis,
-}
-
-/// How decisions reach the store.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", try_from = "String")]
-pub enum StoreMode {
-    /// One call per decision.
-    #[default]
-    Exact,
-}
-
-impl TryFrom<String> for StoreMode {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        match name.as_str() {
-            "exact" => Ok(Self::Exact),
-            "leased" => Err("mode `leased` is not in this version yet: use `exact`".to_owned()),
-            other => Err(format!("mode must be `exact`, is `{other}`")),
-        }
-    }
-}
-
-impl Default for Store {
-    fn default() -> Self {
-        Self {
-            kind: StoreKind::Memory,
-            url: None,
-            url_env: None,
-            timeout: Duration::from_millis(20),
-            on_outage: Outage::Local,
-            expected_nodes: NonZeroU32::MIN,
-            mode: StoreMode::Exact,
-        }
-    }
-}
-
-/// `[[bucket]]`, or a bucket file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct BucketConfig {
-    /// What callers read in `RateLimit` fields: letters, digits, `_` and `-`.
-    pub bucket_name: String,
-    /// True for the bucket that ratings move; the only one is it anyway.
-    #[serde(default)]
-    pub default: bool,
-    /// Tokens per second of an agent that has no limits of its own.
-    pub refill_rate: f64,
-    /// Tokens it holds at most: the largest burst.
-    pub capacity: u64,
-    /// Where the agent id stands, when `[identity]` does not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key_selector: Option<String>,
-}
-
-/// `[ratings]`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Ratings {
-    /// Whose limits a rating moves that names no agent: nobody's (`agent`, default), or the item's
-    /// (`item`), taking the item for the agent.
-    pub subject: SubjectMode,
-}
-
-/// `[log]`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Log {
-    /// `pretty` for people (default), `json` for machines.
-    pub format: LogFormat,
-    /// Which events, in the form of `RUST_LOG`; default `info`.
-    pub filter: String,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: LogFormat::Pretty, filter: "info".to_owned() }
-    }
-}
-
-/// Part of the system that a process runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Role {
-    /// Everything that is configured.
-    All,
-    /// Takes ratings in and puts them on the bus.
-    Ingest,
-    /// Takes ratings off the bus and sets limits.
-    Tuner,
-    /// Limits requests.
-    Gateway,
-    /// The WebSocket bridge; not in this version.
-    Feed,
-    /// Envoy's rate limit service; not in this version.
-    Rls,
-}
-
-impl Role {
-    /// Returns true when a process of this role takes ratings in.
-    #[must_use]
-    pub fn ingests(self) -> bool {
-        matches!(self, Self::All | Self::Ingest)
-    }
-
-    /// Returns true when a process of this role sets limits.
-    #[must_use]
-    pub fn tunes(self) -> bool {
-        matches!(self, Self::All | Self::Tuner)
-    }
-
-    /// Returns true when a process of this role limits requests.
-    #[must_use]
-    pub fn guards(self) -> bool {
-        matches!(self, Self::All | Self::Gateway)
-    }
 }
 
 /// Why there is no configuration.
@@ -352,87 +181,6 @@ impl Config {
         }
     }
 
-    fn validate(&self, role: Role, faults: &mut Vec<String>) {
-        match role {
-            Role::Feed | Role::Rls => {
-                faults.push(format!("role: `{role:?}` is not in this version yet").to_lowercase());
-            }
-            _ => {}
-        }
-        self.validate_buckets(faults);
-        self.validate_store(role, faults);
-        self.bus.validate("bus", faults);
-        self.policy.validate("policy", faults);
-        self.tuner.validate("tuner", faults);
-        self.ingest.validate("ingest", faults);
-        self.gateway.validate("gateway", faults);
-        self.metrics.validate("metrics", faults);
-        self.admin.validate("admin", faults);
-        let listens = |on: bool, listen: bool| on && listen;
-        if listens(role.ingests(), self.ingest.listen.is_some())
-            || listens(role.guards(), self.gateway.listen.is_some())
-        {
-            self.validate_identity(faults);
-        }
-        if role == Role::Ingest && self.ingest.listen.is_none() {
-            faults.push("ingest.listen: must be set for role `ingest`".to_owned());
-        }
-        if role == Role::Gateway && self.gateway.listen.is_none() {
-            faults.push("gateway.listen: must be set for role `gateway`".to_owned());
-        }
-        if role != Role::All && matches!(self.bus, BusConfig::InProcess(_)) && role != Role::Gateway
-        {
-            faults.push(format!(
-                "bus.kind: `in-process` carries nothing between processes: role `{}` needs another bus",
-                format!("{role:?}").to_lowercase()
-            ));
-        }
-    }
-
-    fn validate_buckets(&self, faults: &mut Vec<String>) {
-        let mut names = BTreeSet::new();
-        for (index, bucket) in self.bucket.iter().enumerate() {
-            let path = format!("bucket[{index}]");
-            if let Err(error) = BucketName::new(&bucket.bucket_name) {
-                faults.push(format!("{path}.bucket_name: {error}"));
-            }
-            if !names.insert(&bucket.bucket_name) {
-                faults.push(format!("{path}.bucket_name: {:?} stands twice", bucket.bucket_name));
-            }
-            if let Err(error) = Limits::per_second(bucket.refill_rate, bucket.capacity) {
-                faults.push(format!("{path}: {error}"));
-            } else if bucket.refill_rate < 0.000_001 || bucket.capacity == 0 {
-                faults.push(format!(
-                    "{path}: would let nothing pass: refill_rate and capacity must be above 0"
-                ));
-            }
-        }
-        match self.bucket.iter().filter(|bucket| bucket.default).count() {
-            _ if self.bucket.is_empty() => {
-                faults.push("bucket: at least one [[bucket]] or bucket_files is needed".to_owned());
-            }
-            1 => {}
-            count => {
-                faults
-                    .push(format!("bucket: exactly one must have `default = true`, {count} have"));
-            }
-        }
-        if self.bucket.len() > 1 {
-            faults.push(
-                "bucket: this version charges the default bucket only: remove the others"
-                    .to_owned(),
-            );
-        }
-        let selectors: BTreeSet<&str> = self.selectors().collect();
-        if selectors.len() > 1 {
-            let all: Vec<&str> = selectors.into_iter().collect();
-            faults.push(format!(
-                "bucket.key_selector: all buckets share one selector, found `{}`",
-                all.join("`, `")
-            ));
-        }
-    }
-
     fn selectors(&self) -> impl Iterator<Item = &str> {
         let own = self.identity.key_selector.as_deref();
         let buckets = self.bucket.iter().filter_map(|bucket| bucket.key_selector.as_deref());
@@ -450,45 +198,6 @@ impl Config {
         selector.strip_prefix("jwt.claims.").ok_or_else(|| {
             format!("identity.key_selector: `{selector}` is not in this version: use `jwt.claims.<path>`")
         })
-    }
-
-    fn validate_store(&self, role: Role, faults: &mut Vec<String>) {
-        let store = &self.store;
-        match store.kind {
-            StoreKind::Redis => {
-                if store.url.is_some() == store.url_env.is_some() {
-                    faults.push("store.url: set it or store.url_env, one of them".to_owned());
-                }
-                if let Err(fault) = self.redis_url() {
-                    faults.push(fault);
-                }
-            }
-            StoreKind::Memory if role != Role::All => faults.push(format!(
-                "store.kind: `memory` is shared by nobody: role `{}` needs `redis`",
-                format!("{role:?}").to_lowercase()
-            )),
-            StoreKind::Memory => {}
-        }
-        let (least, most) = (Duration::from_millis(1), Duration::from_secs(10));
-        if !(least..=most).contains(&store.timeout) {
-            let found = duration::format(store.timeout);
-            faults.push(format!("store.timeout: must be 1ms to 10s, is {found}"));
-        }
-    }
-
-    fn validate_identity(&self, faults: &mut Vec<String>) {
-        for (name, value) in
-            [("issuer", &self.identity.issuer), ("audience", &self.identity.audience)]
-        {
-            if value.as_deref().is_none_or(str::is_empty) {
-                faults.push(format!(
-                    "identity.{name}: must be set: tokens for others must not pass here"
-                ));
-            }
-        }
-        if let Err(fault) = self.identity() {
-            faults.push(fault);
-        }
     }
 
     /// Returns how tokens are verified, with the key read from where the configuration says.
@@ -553,44 +262,6 @@ impl Config {
                 .map_err(|_| format!("store.url_env: environment variable {name} is not set")),
             (None, None) => Ok("redis://127.0.0.1:6379".to_owned()),
         }
-    }
-
-    /// Returns what is legal and odd.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        let mut warn = |on: bool, text: &str| {
-            if on {
-                warnings.push(text.to_owned());
-            }
-        };
-        warn(
-            self.store.kind == StoreKind::Memory,
-            "store.kind: `memory`: limits and levels are lost when the process ends",
-        );
-        warn(
-            matches!(self.bus, BusConfig::InProcess(_)),
-            "bus.kind: `in-process`: ratings on their way are lost when the process ends (at most once)",
-        );
-        warn(
-            self.store.on_outage == Outage::Open,
-            "store.on_outage: `open`: nobody is limited while Redis does not answer",
-        );
-        let limits = self.default_limits();
-        let start = limits.refill().tokens();
-        warn(
-            !(self.policy.r_min..=self.policy.r_max).contains(&start),
-            "policy: the default bucket's refill_rate lies outside [r_min, r_max]: an agent jumps there with its first rating",
-        );
-        warn(
-            self.metrics.listen.is_none(),
-            "metrics.listen: not set: nobody can see how it is doing",
-        );
-        warn(
-            self.ingest.listen.is_none() && self.gateway.tee_ratings.is_none(),
-            "ingest.listen: not set, nor gateway.tee_ratings: no rating comes in here",
-        );
-        warnings
     }
 }
 
@@ -724,20 +395,4 @@ fn bucket_files(folder: &Path, pattern: &str, faults: &mut Vec<String>) -> Vec<B
         }
     }
     buckets
-}
-
-fn without_password<S: serde::Serializer>(
-    url: &Option<String>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match url {
-        Some(url) => {
-            let shown = match (url.split_once("://"), url.rsplit_once('@')) {
-                (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-                _ => url.clone(),
-            };
-            serializer.serialize_some(&shown)
-        }
-        None => serializer.serialize_none(),
-    }
 }

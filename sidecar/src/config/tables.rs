@@ -1,0 +1,196 @@
+//! The tables of the configuration, each key with its unit and why its default is what it is.
+
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tower_merit::Outage;
+
+use crate::{bus::duration, rating::SubjectMode, telemetry::LogFormat};
+
+/// `[identity]`: one for ingest and gateway.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Identity {
+    /// Where the agent id stands: `jwt.claims.<path>`; the bucket's own selector when absent, and
+    /// `jwt.claims.agent_id` when neither says.
+    pub key_selector: Option<String>,
+    /// The one algorithm that tokens are signed with: `HS256`, `RS256`, `ES256` or `EdDSA`.
+    pub algorithms: Vec<String>,
+    /// PEM file of the public key, for the asymmetric ones.
+    pub public_key_file: Option<PathBuf>,
+    /// Environment variable with the secret, at least 32 bytes, for HS256.
+    pub secret_env: Option<String>,
+    /// File with the secret; a line break at its end is no part of it.
+    pub secret_file: Option<PathBuf>,
+    /// What `iss` must be.
+    pub issuer: Option<String>,
+    /// What `aud` must be or contain.
+    pub audience: Option<String>,
+    /// Clock difference to the issuer that is forgiven; default 5s.
+    pub leeway: Option<String>,
+}
+
+/// `[store]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// `memory` (one process, nothing survives it) or `redis`; default memory.
+    pub kind: StoreKind,
+    /// Address of the Redis: `redis://…`, or `rediss://…` for TLS.
+    #[serde(serialize_with = "without_password")]
+    pub url: Option<String>,
+    /// Environment variable with the address, when it carries a password.
+    pub url_env: Option<String>,
+    /// The longest a decision waits for Redis; default 20ms: longer than any healthy answer takes,
+    /// short enough that callers hardly notice an outage.
+    #[serde(with = "duration")]
+    pub timeout: Duration,
+    /// What happens to requests while Redis does not answer: `open`, `closed` or `local` (default).
+    pub on_outage: Outage,
+    /// How many gateways share the buckets, for `local`; default 1.
+    pub expected_nodes: NonZeroU32,
+    /// `exact`: one call per decision. `leased` is not in this version.
+    pub mode: StoreMode,
+}
+
+/// Where buckets live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StoreKind {
+    /// In this process.
+    #[default]
+    Memory,
+    /// In Redis.
+    Redis,
+}
+
+/// How decisions reach the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum StoreMode {
+    /// One call per decision.
+    #[default]
+    Exact,
+}
+
+impl TryFrom<String> for StoreMode {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            "exact" => Ok(Self::Exact),
+            "leased" => Err("mode `leased` is not in this version yet: use `exact`".to_owned()),
+            other => Err(format!("mode must be `exact`, is `{other}`")),
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            kind: StoreKind::Memory,
+            url: None,
+            url_env: None,
+            timeout: Duration::from_millis(20),
+            on_outage: Outage::Local,
+            expected_nodes: NonZeroU32::MIN,
+            mode: StoreMode::Exact,
+        }
+    }
+}
+
+/// `[[bucket]]`, or a bucket file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BucketConfig {
+    /// What callers read in `RateLimit` fields: letters, digits, `_` and `-`.
+    pub bucket_name: String,
+    /// True for the bucket that ratings move; the only one is it anyway.
+    #[serde(default)]
+    pub default: bool,
+    /// Tokens per second of an agent that has no limits of its own.
+    pub refill_rate: f64,
+    /// Tokens it holds at most: the largest burst.
+    pub capacity: u64,
+    /// Where the agent id stands, when `[identity]` does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_selector: Option<String>,
+}
+
+/// `[ratings]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ratings {
+    /// Whose limits a rating moves that names no agent: nobody's (`agent`, default), or the item's
+    /// (`item`), taking the item for the agent.
+    pub subject: SubjectMode,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `pretty` for people (default), `json` for machines.
+    pub format: LogFormat,
+    /// Which events, in the form of `RUST_LOG`; default `info`.
+    pub filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Pretty, filter: "info".to_owned() }
+    }
+}
+
+/// Part of the system that a process runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Role {
+    /// Everything that is configured.
+    All,
+    /// Takes ratings in and puts them on the bus.
+    Ingest,
+    /// Takes ratings off the bus and sets limits.
+    Tuner,
+    /// Limits requests.
+    Gateway,
+    /// The WebSocket bridge; not in this version.
+    Feed,
+    /// Envoy's rate limit service; not in this version.
+    Rls,
+}
+
+impl Role {
+    /// Returns true when a process of this role takes ratings in.
+    #[must_use]
+    pub fn ingests(self) -> bool {
+        matches!(self, Self::All | Self::Ingest)
+    }
+
+    /// Returns true when a process of this role sets limits.
+    #[must_use]
+    pub fn tunes(self) -> bool {
+        matches!(self, Self::All | Self::Tuner)
+    }
+
+    /// Returns true when a process of this role limits requests.
+    #[must_use]
+    pub fn guards(self) -> bool {
+        matches!(self, Self::All | Self::Gateway)
+    }
+}
+
+fn without_password<S: serde::Serializer>(
+    url: &Option<String>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match url {
+        Some(url) => {
+            let shown = match (url.split_once("://"), url.rsplit_once('@')) {
+                (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+                _ => url.clone(),
+            };
+            serializer.serialize_some(&shown)
+        }
+        None => serializer.serialize_none(),
+    }
+}

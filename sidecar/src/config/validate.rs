@@ -1,0 +1,171 @@
+//! What is wrong with a configuration, and what is legal and odd: every fault with its full path.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use tower_merit::{
+    Outage,
+    bucket::{BucketName, Limits},
+};
+
+use super::{Config, Role, StoreKind};
+use crate::bus::{BusConfig, duration};
+
+impl Config {
+    pub(super) fn validate(&self, role: Role, faults: &mut Vec<String>) {
+        match role {
+            Role::Feed | Role::Rls => {
+                faults.push(format!("role: `{role:?}` is not in this version yet").to_lowercase());
+            }
+            _ => {}
+        }
+        self.validate_buckets(faults);
+        self.validate_store(role, faults);
+        self.bus.validate("bus", faults);
+        self.policy.validate("policy", faults);
+        self.tuner.validate("tuner", faults);
+        self.ingest.validate("ingest", faults);
+        self.gateway.validate("gateway", faults);
+        self.metrics.validate("metrics", faults);
+        self.admin.validate("admin", faults);
+        let listens = |on: bool, listen: bool| on && listen;
+        if listens(role.ingests(), self.ingest.listen.is_some())
+            || listens(role.guards(), self.gateway.listen.is_some())
+        {
+            self.validate_identity(faults);
+        }
+        if role == Role::Ingest && self.ingest.listen.is_none() {
+            faults.push("ingest.listen: must be set for role `ingest`".to_owned());
+        }
+        if role == Role::Gateway && self.gateway.listen.is_none() {
+            faults.push("gateway.listen: must be set for role `gateway`".to_owned());
+        }
+        if role != Role::All && matches!(self.bus, BusConfig::InProcess(_)) && role != Role::Gateway
+        {
+            faults.push(format!(
+                "bus.kind: `in-process` carries nothing between processes: role `{}` needs another bus",
+                format!("{role:?}").to_lowercase()
+            ));
+        }
+    }
+
+    fn validate_buckets(&self, faults: &mut Vec<String>) {
+        let mut names = BTreeSet::new();
+        for (index, bucket) in self.bucket.iter().enumerate() {
+            let path = format!("bucket[{index}]");
+            if let Err(error) = BucketName::new(&bucket.bucket_name) {
+                faults.push(format!("{path}.bucket_name: {error}"));
+            }
+            if !names.insert(&bucket.bucket_name) {
+                faults.push(format!("{path}.bucket_name: {:?} stands twice", bucket.bucket_name));
+            }
+            if let Err(error) = Limits::per_second(bucket.refill_rate, bucket.capacity) {
+                faults.push(format!("{path}: {error}"));
+            } else if bucket.refill_rate < 0.000_001 || bucket.capacity == 0 {
+                faults.push(format!(
+                    "{path}: would let nothing pass: refill_rate and capacity must be above 0"
+                ));
+            }
+        }
+        match self.bucket.iter().filter(|bucket| bucket.default).count() {
+            _ if self.bucket.is_empty() => {
+                faults.push("bucket: at least one [[bucket]] or bucket_files is needed".to_owned());
+            }
+            1 => {}
+            count => {
+                faults
+                    .push(format!("bucket: exactly one must have `default = true`, {count} have"));
+            }
+        }
+        if self.bucket.len() > 1 {
+            faults.push(
+                "bucket: this version charges the default bucket only: remove the others"
+                    .to_owned(),
+            );
+        }
+        let selectors: BTreeSet<&str> = self.selectors().collect();
+        if selectors.len() > 1 {
+            let all: Vec<&str> = selectors.into_iter().collect();
+            faults.push(format!(
+                "bucket.key_selector: all buckets share one selector, found `{}`",
+                all.join("`, `")
+            ));
+        }
+    }
+
+    fn validate_store(&self, role: Role, faults: &mut Vec<String>) {
+        let store = &self.store;
+        match store.kind {
+            StoreKind::Redis => {
+                if store.url.is_some() == store.url_env.is_some() {
+                    faults.push("store.url: set it or store.url_env, one of them".to_owned());
+                }
+                if let Err(fault) = self.redis_url() {
+                    faults.push(fault);
+                }
+            }
+            StoreKind::Memory if role != Role::All => faults.push(format!(
+                "store.kind: `memory` is shared by nobody: role `{}` needs `redis`",
+                format!("{role:?}").to_lowercase()
+            )),
+            StoreKind::Memory => {}
+        }
+        let (least, most) = (Duration::from_millis(1), Duration::from_secs(10));
+        if !(least..=most).contains(&store.timeout) {
+            let found = duration::format(store.timeout);
+            faults.push(format!("store.timeout: must be 1ms to 10s, is {found}"));
+        }
+    }
+
+    fn validate_identity(&self, faults: &mut Vec<String>) {
+        for (name, value) in
+            [("issuer", &self.identity.issuer), ("audience", &self.identity.audience)]
+        {
+            if value.as_deref().is_none_or(str::is_empty) {
+                faults.push(format!(
+                    "identity.{name}: must be set: tokens for others must not pass here"
+                ));
+            }
+        }
+        if let Err(fault) = self.identity() {
+            faults.push(fault);
+        }
+    }
+
+    /// Returns what is legal and odd.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        let mut warn = |on: bool, text: &str| {
+            if on {
+                warnings.push(text.to_owned());
+            }
+        };
+        warn(
+            self.store.kind == StoreKind::Memory,
+            "store.kind: `memory`: limits and levels are lost when the process ends",
+        );
+        warn(
+            matches!(self.bus, BusConfig::InProcess(_)),
+            "bus.kind: `in-process`: ratings on their way are lost when the process ends (at most once)",
+        );
+        warn(
+            self.store.on_outage == Outage::Open,
+            "store.on_outage: `open`: nobody is limited while Redis does not answer",
+        );
+        let limits = self.default_limits();
+        let start = limits.refill().tokens();
+        warn(
+            !(self.policy.r_min..=self.policy.r_max).contains(&start),
+            "policy: the default bucket's refill_rate lies outside [r_min, r_max]: an agent jumps there with its first rating",
+        );
+        warn(
+            self.metrics.listen.is_none(),
+            "metrics.listen: not set: nobody can see how it is doing",
+        );
+        warn(
+            self.ingest.listen.is_none() && self.gateway.tee_ratings.is_none(),
+            "ingest.listen: not set, nor gateway.tee_ratings: no rating comes in here",
+        );
+        warnings
+    }
+}
