@@ -149,7 +149,7 @@ impl<T: Tune> Tuner<T> {
                 },
             }
         }
-        self.store_progress().await;
+        self.store_last_progress().await;
         self.consumer.close().await;
         Ok(())
     }
@@ -207,7 +207,7 @@ impl<T: Tune> Tuner<T> {
     /// Gives partitions up. Their agents may be another tuner's now, so all memory is dropped: it
     /// is loaded again, agent by agent, as ratings come.
     async fn revoked(&mut self, partitions: &[Partition]) {
-        self.store_progress().await;
+        self.store_last_progress().await;
         for partition in partitions {
             self.positions.end(*partition);
             self.logs.remove(partition);
@@ -530,18 +530,23 @@ impl<T: Tune> Tuner<T> {
         Ok(())
     }
 
-    /// Stores progress in the store and on the bus, if the store is still the one that the progress
-    /// was made in: elsewhere it would pass over ratings. A failure costs nothing but reading again.
-    async fn store_progress(&mut self) {
+    /// Stores progress one last time before partitions are given up, if the store is still the one
+    /// that it was made in: elsewhere it would pass over ratings.
+    async fn store_last_progress(&mut self) {
         if !self.consumer.durable() {
             return;
         }
         match self.ask_life().await {
-            Ok(life) if self.life.as_ref() == Some(&life) => {}
+            Ok(life) if self.life.as_ref() == Some(&life) => self.store_progress().await,
             // The next batch or housekeeping finds out and goes back.
-            Ok(_) => return,
-            Err(failure) => return self.failed("progress not stored", &failure),
+            Ok(_) => {}
+            Err(failure) => self.failed("progress not stored", &failure),
         }
+    }
+
+    /// Stores progress in the store and on the bus; the caller has just asked which life of the store
+    /// this is. A failure costs nothing but reading again.
+    async fn store_progress(&mut self) {
         let moved = self.positions.take_progress(Instant::now());
         let named: Vec<(String, u64)> = moved
             .iter()
