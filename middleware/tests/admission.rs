@@ -21,7 +21,7 @@ use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_merit::{
     AdmissionLayer, AgentId, Bucket, JwtIdentity, JwtVerifier, MemoryStore, Outage, Spend,
     bucket::Limits,
-    store::{Charge, StoreError, Verdict},
+    store::{Charge, Settlement, StoreError, Verdict},
 };
 
 const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
@@ -218,6 +218,12 @@ impl Spend for Failing {
             None => Box::pin(ready(Err(StoreError::Timeout(Duration::from_millis(20))))),
         }
     }
+
+    fn settle(&self, settlement: Settlement) {
+        if let Some(store) = &self.works {
+            store.settle(settlement);
+        }
+    }
 }
 
 #[tokio::test]
@@ -267,6 +273,12 @@ impl Spend for Switch {
             Self::WORKS => self.store.spend(charge),
             Self::TIMES_OUT => ready(Err(StoreError::Timeout(Duration::from_millis(20)))),
             _ => ready(Err(StoreError::Malformed { what: "a key that is no hash".to_owned() })),
+        }
+    }
+
+    fn settle(&self, settlement: Settlement) {
+        if self.fails.load(Ordering::Relaxed) == Self::WORKS {
+            self.store.settle(settlement);
         }
     }
 }

@@ -61,7 +61,7 @@ impl Bucket {
         if limits.capacity() == Tokens::ZERO || limits.refill().micro() == 0 {
             return Err(BuildError::Closed { bucket: self.name });
         }
-        Ok(BucketRule { name, is_default: true, limits })
+        Ok(BucketRule { name, is_default: true, limits, shadow: false })
     }
 }
 

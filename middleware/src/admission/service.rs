@@ -20,7 +20,7 @@ use super::{
     response::{self, AdmissionBody},
 };
 use crate::{
-    identity::{Identify, IdentityError},
+    identity::{Caller, Identify, IdentityError},
     outage::{Answer, Guarded},
     store::{Charge, Decision, Spend, Verdict},
 };
@@ -117,7 +117,7 @@ where
         loop {
             let next = match this.step.as_mut().project() {
                 StepProjection::Identify { pending } => match ready!(pending.poll(context)) {
-                    Ok(agent) => {
+                    Ok(Caller { agent, .. }) => {
                         let takes = Arc::clone(&gate.plan.takes);
                         let charge = Charge { agent: agent.clone(), takes };
                         let pending = gate.guard.spend(charge, &gate.plan);

@@ -133,6 +133,21 @@ impl Level {
         self.admitted = count(self.admitted, cost);
     }
 
+    /// Gives `cost` back and takes it off the count of admitted tokens; never fills above capacity.
+    pub fn give_back(&mut self, cost: Tokens) {
+        let full = self.limits.capacity().nano();
+        debug_assert!(self.tokens <= full, "settled before anything is given back");
+        self.tokens = NanoTokens(self.tokens.0 + cost.nano().0).min(full);
+        self.admitted = self.admitted.saturating_sub(cost.get());
+    }
+
+    /// Takes `cost` whether or not it is there, and counts it as admitted: what is missing is debt,
+    /// at most 9 × 10^15 nano-tokens of it.
+    pub fn take_more(&mut self, cost: Tokens) {
+        self.tokens = NanoTokens((self.tokens.0 - cost.nano().0).max(-MAGNITUDE_MAX));
+        self.admitted = count(self.admitted, cost);
+    }
+
     /// Counts `cost` as refused.
     pub fn refuse(&mut self, cost: Tokens) {
         self.denied = count(self.denied, cost);

@@ -18,7 +18,9 @@ use jsonwebtoken::{DecodingKey, Validation, errors::ErrorKind};
 use lru::LruCache;
 use serde_json::Value;
 
-use super::{ClaimError, Identify, IdentityConfigError, IdentityError, IntoIdentify, bearer};
+use super::{
+    Caller, ClaimError, Identify, IdentityConfigError, IdentityError, IntoIdentify, bearer,
+};
 use crate::AgentId;
 
 pub use jsonwebtoken::Algorithm;
@@ -307,11 +309,12 @@ impl std::fmt::Debug for JwtVerifier {
 }
 
 impl Identify for JwtVerifier {
-    type Future = Ready<Result<AgentId, IdentityError>>;
+    type Future = Ready<Result<Caller, IdentityError>>;
 
     fn identify<B>(&self, request: &Request<B>) -> Self::Future {
         let token = bearer(request).and_then(|token| self.verify(token));
-        ready(token.and_then(|token| token.agent.clone().map_err(IdentityError::NoAgent)))
+        let agent = token.and_then(|token| token.agent.clone().map_err(IdentityError::NoAgent));
+        ready(agent.map(Caller::from))
     }
 }
 

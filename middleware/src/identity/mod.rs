@@ -8,16 +8,35 @@ pub mod jwt;
 
 pub use jwt::{JwtIdentity, JwtVerifier, Token};
 
-use std::future::{Future, Ready, ready};
+use std::{
+    future::{Future, Ready, ready},
+    sync::Arc,
+};
 
 use http::{HeaderValue, Request, header};
 
 use crate::{AgentId, AgentIdError};
 
+/// Who is asking, once that is proved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Caller {
+    /// The agent whose buckets are charged.
+    pub agent: AgentId,
+    /// The user for whom it acts, when a verified credential names one: who may rate what it does.
+    pub rater: Option<Arc<str>>,
+}
+
+impl From<AgentId> for Caller {
+    fn from(agent: AgentId) -> Self {
+        Self { agent, rater: None }
+    }
+}
+
 /// Learns which agent a request comes from.
 pub trait Identify: Send + Sync + 'static {
     /// The pending answer.
-    type Future: Future<Output = Result<AgentId, IdentityError>> + Send + 'static;
+    type Future: Future<Output = Result<Caller, IdentityError>> + Send + 'static;
 
     /// Returns who sent `request`.
     fn identify<B>(&self, request: &Request<B>) -> Self::Future;
@@ -172,11 +191,11 @@ pub fn bearer<B>(request: &Request<B>) -> Result<&str, IdentityError> {
 pub struct ExtensionIdentity;
 
 impl Identify for ExtensionIdentity {
-    type Future = Ready<Result<AgentId, IdentityError>>;
+    type Future = Ready<Result<Caller, IdentityError>>;
 
     fn identify<B>(&self, request: &Request<B>) -> Self::Future {
         let reason = "no earlier layer identified the agent";
         let nobody = IdentityError::Unauthenticated { reason, presented: false };
-        ready(request.extensions().get::<AgentId>().cloned().ok_or(nobody))
+        ready(request.extensions().get::<AgentId>().cloned().map(Caller::from).ok_or(nobody))
     }
 }

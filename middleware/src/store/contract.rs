@@ -65,7 +65,12 @@ fn limits(rate: f64, capacity: u64) -> Limits {
 }
 
 fn bucket(name: &str, limits: Limits) -> BucketRule {
-    BucketRule { name: BucketName::new(name).unwrap(), is_default: name == "default", limits }
+    BucketRule {
+        name: BucketName::new(name).unwrap(),
+        is_default: name == "default",
+        limits,
+        shadow: false,
+    }
 }
 
 fn agent(name: &str) -> AgentId {

@@ -16,8 +16,8 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::{
-    BucketRule, Change, Charge, Decision, Demand, Held, Life, Record, Spend, StoreError, Take,
-    Tune, Verdict, Written,
+    BucketRule, Change, Charge, Decision, Demand, Direction, Held, Life, Record, Settlement, Spend,
+    StoreError, Take, Tune, Verdict, Written,
 };
 use crate::{
     AgentId,
@@ -201,17 +201,17 @@ impl MemoryStore {
             let mut wait_ms = Some(0);
             for Take { bucket, cost } in &*charge.takes {
                 let level = entry.settled(bucket, now_ms);
-                if !level.affords(*cost) {
+                if !bucket.shadow && !level.affords(*cost) {
                     short = true;
                     wait_ms = wait_ms.zip(level.wait_ms(*cost)).map(|(a, b): (u64, u64)| a.max(b));
                 }
             }
             let mut held = charge.takes.iter().map(|Take { bucket, cost }| {
                 let level = entry.settled(bucket, now_ms);
-                let lacking = short && !level.affords(*cost);
+                let lacking = !level.affords(*cost);
                 match (short, lacking) {
-                    (false, _) => level.take(*cost),
-                    (true, true) => level.refuse(*cost),
+                    (_, true) => level.refuse(*cost),
+                    (false, false) => level.take(*cost),
                     (true, false) => {}
                 }
                 Held {
@@ -265,6 +265,19 @@ impl Spend for MemoryStore {
 
     fn spend(&self, charge: Charge) -> Self::Future {
         ready(Ok(self.decide(&charge)))
+    }
+
+    fn settle(&self, settlement: Settlement) {
+        let now_ms = self.now_ms();
+        self.with(&settlement.agent, |entry| {
+            for Take { bucket, cost } in &*settlement.takes {
+                let level = entry.settled(bucket, now_ms);
+                match settlement.direction {
+                    Direction::GiveBack => level.give_back(*cost),
+                    Direction::TakeMore => level.take_more(*cost),
+                }
+            }
+        });
     }
 }
 

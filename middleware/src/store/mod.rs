@@ -40,6 +40,9 @@ pub struct BucketRule {
     pub is_default: bool,
     /// Limits in force while the agent has none of its own.
     pub limits: Limits,
+    /// True for a bucket that is only watched: when it holds too little, the request passes all the
+    /// same and takes nothing from it; [`Held::short`] says so, and its tokens count as refused.
+    pub shadow: bool,
 }
 
 /// One bucket a request touches, and what it costs there.
@@ -61,6 +64,26 @@ pub struct Charge {
     pub agent: AgentId,
     /// The buckets and costs, 1 to [`TAKES_MAX`], each bucket once.
     pub takes: Arc<[Take]>,
+}
+
+/// Corrects what an admitted [`Charge`] took, once the true cost is known.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// Whose buckets.
+    pub agent: AgentId,
+    /// The buckets and the amounts, 1 to [`TAKES_MAX`], each bucket once.
+    pub takes: Arc<[Take]>,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// Which way a [`Settlement`] goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The request cost less than was taken: tokens come back, never above the capacity.
+    GiveBack,
+    /// The request cost more than was taken: tokens go, even those that are not there (debt).
+    TakeMore,
 }
 
 /// The answer to a [`Charge`].
@@ -145,6 +168,12 @@ pub trait Spend: Send + Sync + 'static {
 
     /// Takes `charge` from all of its buckets, or from none of them.
     fn spend(&self, charge: Charge) -> Self::Future;
+
+    /// Corrects an earlier charge, without waiting for the outcome.
+    ///
+    /// Done at most once: what a store that does not answer was to give back stays taken, and what
+    /// it was to take more stays free.
+    fn settle(&self, settlement: Settlement);
 }
 
 impl<S: Spend> Spend for Arc<S> {
@@ -155,6 +184,32 @@ impl<S: Spend> Spend for Arc<S> {
     fn spend(&self, charge: Charge) -> Self::Future {
         S::spend(self, charge)
     }
+
+    fn settle(&self, settlement: Settlement) {
+        S::settle(self, settlement);
+    }
+}
+
+/// A store that hands out tokens ahead of the requests that will spend them.
+pub trait Lend: Spend {
+    /// The pending answer.
+    type Loan: Future<Output = Result<Loan, StoreError>> + Send + 'static;
+
+    /// Decides `charge` and, when it is admitted, takes up to `most` further multiples of it: of no
+    /// bucket more than half of what the charge left there, so that other nodes find something.
+    ///
+    /// Multiples that nobody spends come back through [`Spend::settle`].
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan;
+}
+
+/// What a [`Lend`] handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Loan {
+    /// The decision on the charge itself, and what the buckets hold after all was taken.
+    pub verdict: Verdict,
+    /// How many further multiples of the charge were taken ahead; 0 unless it was admitted.
+    pub ahead: u32,
 }
 
 /// What the control plane remembers of one agent, together with the limits in force.

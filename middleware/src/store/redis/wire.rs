@@ -1,0 +1,177 @@
+//! What is sent to Redis and what comes back: keys, arguments, replies.
+
+use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
+
+use crate::{
+    AgentId,
+    bucket::{Limits, MicroTokensPerSecond, NanoTokens, Tokens},
+    store::{Charge, Decision, Demand, Held, Record, StoreError, Verdict, Written, memory::banned},
+};
+
+pub(super) fn bucket_key(agent: &AgentId) -> String {
+    format!("tb:{agent}")
+}
+
+/// The braces put the record into the same cluster slot as the bucket.
+pub(super) fn record_key(agent: &AgentId) -> String {
+    format!("merit:{{tb:{agent}}}")
+}
+
+pub(super) fn malformed(answer: &Value) -> StoreError {
+    let mut what = format!("{answer:?}");
+    what.truncate(what.floor_char_boundary(200));
+    StoreError::Malformed { what }
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    match value {
+        Value::Int(number) => Some(*number),
+        _ => None,
+    }
+}
+
+pub(super) fn text(value: &Value) -> Option<&str> {
+    match value {
+        Value::BulkString(bytes) => std::str::from_utf8(bytes).ok(),
+        Value::SimpleString(text) => Some(text),
+        _ => None,
+    }
+}
+
+fn items(value: &Value) -> Option<&[Value]> {
+    match value {
+        Value::Array(items) => Some(items),
+        _ => None,
+    }
+}
+
+fn unsigned(value: &Value) -> Option<u64> {
+    u64::try_from(integer(value)?).ok()
+}
+
+fn limits(capacity: u64, micro: u64) -> Option<Limits> {
+    Some(Limits::new(Tokens::new(capacity).ok()?, MicroTokensPerSecond::new(micro).ok()?))
+}
+
+/// Reads what `spend.lua` replies.
+pub(super) fn verdict(charge: &Charge, answer: &Value) -> Option<Verdict> {
+    let [outcome, wait, rest @ ..] = items(answer)? else { return None };
+    let decision = match (integer(outcome)?, integer(wait)?) {
+        (0, _) => Decision::Admitted,
+        (1, wait) => Decision::Denied { wait_ms: u64::try_from(wait).ok() },
+        (2, wait) => return Some(banned(charge, u64::try_from(wait).ok()?)),
+        _ => return None,
+    };
+    if rest.len() != charge.takes.len() * 4 {
+        return None;
+    }
+    let mut held = rest.chunks_exact(4).zip(&*charge.takes).map(|(held, take)| {
+        Some(Held {
+            bucket: take.bucket.name.clone(),
+            limits: limits(unsigned(&held[0])?, unsigned(&held[1])?)?,
+            tokens: NanoTokens(integer(&held[2])?),
+            short: integer(&held[3])? == 1,
+        })
+    });
+    let first = held.next()??;
+    let rest = held.collect::<Option<_>>()?;
+    Some(Verdict { decision, first, rest })
+}
+
+/// Reads limits as an operator or the sidecar wrote them; [`crate::bucket`] has the ranges.
+fn limits_from_text(capacity: Option<&str>, rate: Option<&str>) -> Option<Limits> {
+    let capacity: f64 = capacity?.parse().ok()?;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked: `as` saturates"
+    )]
+    let capacity = (capacity >= 0.0).then_some(capacity as u64)?;
+    Limits::per_second(rate?.parse().ok()?, capacity).ok()
+}
+
+/// Reads the counts out of `<nano-tokens> <at> <admitted> <denied> <capacity> <rate>`.
+fn demand_from_level(level: &str) -> Demand {
+    let mut fields = level.split(' ').skip(2).map(str::parse);
+    match (fields.next(), fields.next()) {
+        (Some(Ok(admitted)), Some(Ok(denied))) => Demand { admitted, denied },
+        _ => Demand::default(),
+    }
+}
+
+pub(super) const APPLIED: &str = "applied:";
+
+pub(super) const SEEN: &str = "seen:";
+
+pub(super) fn record(fields: &Value, bucket: &Value) -> Option<Record> {
+    let [capacity, rate, level] = items(bucket)? else { return None };
+    let mut record = Record {
+        limits: limits_from_text(text(capacity), text(rate)),
+        demand: text(level).map(demand_from_level).unwrap_or_default(),
+        ..Record::default()
+    };
+    let mut written = None;
+    let pairs: Vec<(&Value, &Value)> = match fields {
+        Value::Array(flat) => flat.chunks_exact(2).map(|pair| (&pair[0], &pair[1])).collect(),
+        Value::Map(pairs) => pairs.iter().map(|(name, value)| (name, value)).collect(),
+        _ => return None,
+    };
+    for (name, value) in pairs {
+        let (name, value) = (text(name)?, text(value)?);
+        match name {
+            "rev" => record.rev = value.parse().ok()?,
+            "written" => {
+                let (capacity, rate) = value.split_once(' ')?;
+                written = limits_from_text(Some(capacity), Some(rate));
+            }
+            "state" => value.clone_into(&mut record.state),
+            _ => {
+                if let Some(source) = name.strip_prefix(APPLIED) {
+                    record.applied.push((source.to_owned(), value.parse().ok()?));
+                } else if let Some(slot) = name.strip_prefix(SEEN) {
+                    record.seen.push((slot.to_owned(), value.to_owned()));
+                }
+            }
+        }
+    }
+    // An expired bucket is not an operator's doing: the record's limits are still the agent's.
+    record.operator = record.limits.is_some() && record.limits != written;
+    record.limits = record.limits.or(written);
+    Some(record)
+}
+
+/// Reads what `set_limits.lua` replies.
+pub(super) fn written(answer: &Value) -> Option<Written> {
+    match items(answer)? {
+        [Value::Int(0)] => Some(Written::Stale),
+        [Value::Int(1), rev, level] => {
+            Some(Written::Done { rev: unsigned(rev)?, demand: demand_from_level(text(level)?) })
+        }
+        [Value::Int(2), capacity, rate] => {
+            let half = |value: &Value| integer(value).map(|number| u64::try_from(number).ok());
+            Some(Written::Operator {
+                capacity: half(capacity)?.map(Tokens::new).transpose().ok()?,
+                refill: half(rate)?.map(MicroTokensPerSecond::new).transpose().ok()?,
+            })
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn is_fault(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(_))
+}
+
+/// A key of another type under an agent's name is that agent's trouble. Servers before 7 put the
+/// code of an error within a script behind a code of their own.
+pub(super) fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.to_string().contains("WRONGTYPE")
+}
+
+pub(super) fn of_another_type() -> StoreError {
+    StoreError::Malformed { what: "a key that is no hash".to_owned() }
+}
+
+pub(super) fn is_no_script(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
