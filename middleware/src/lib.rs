@@ -39,7 +39,10 @@ mod outage;
 
 pub mod admission;
 
-pub use admission::{AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError};
+pub use admission::{
+    AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError, Cost, Refusal,
+    Reservation, Route,
+};
 pub use agent::{AGENT_ID_MAX, AgentId, AgentIdError};
 pub use identity::{Caller, Identify, JwtIdentity, JwtVerifier};
 pub use outage::{FAILURES_TO_OPEN, Outage, PROBE_INTERVAL};

@@ -10,36 +10,45 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
+    body::{AdmissionBody, Settlement},
+    concurrency::Permit,
+    fields::Outcome,
     layer::Gate,
-    response::{self, AdmissionBody},
+    path::TwoWays,
+    plan::Plan,
+    refusal::Refusal,
+    reservation::Reservation,
+    route,
 };
 use crate::{
-    identity::{Caller, Identify, IdentityError},
-    outage::{Answer, Guarded},
-    store::{Charge, Decision, Spend, Verdict},
+    AgentId,
+    identity::{Caller, Identify},
+    outage::{Answer, By, Guarded},
+    store::{Charge, Decision, Spend, Take, Verdict},
 };
 
 /// A service behind admission. Made by [`AdmissionLayer`](super::AdmissionLayer).
 pub struct AdmissionService<T, S, I> {
     inner: T,
     gate: Arc<Gate<S, I>>,
+    own: Option<Arc<Plan>>,
 }
 
 impl<T, S, I> AdmissionService<T, S, I> {
-    pub(super) fn new(inner: T, gate: Arc<Gate<S, I>>) -> Self {
-        Self { inner, gate }
+    pub(super) fn new(inner: T, gate: Arc<Gate<S, I>>, own: Option<Arc<Plan>>) -> Self {
+        Self { inner, gate, own }
     }
 }
 
 impl<T: Clone, S, I> Clone for AdmissionService<T, S, I> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate) }
+        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate), own: self.own.clone() }
     }
 }
 
@@ -68,11 +77,15 @@ where
         // The instance that was polled ready must be the one that is called.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);
+        let route = match self.own {
+            Some(_) => Ok(None),
+            None => route::find(&self.gate.routes, &request),
+        };
         AdmissionFuture {
             step: Step::Identify { pending: self.gate.identity.identify(&request) },
             waiting: Some((inner, request)),
-            gate: Arc::clone(&self.gate),
-            began: Instant::now(),
+            began: S::REMOTE.then(Instant::now),
+            shared: Shared { gate: Arc::clone(&self.gate), own: self.own.clone(), route },
         }
     }
 }
@@ -88,18 +101,41 @@ pin_project! {
         #[pin]
         step: Step<I::Future, S::Future, T::Future>,
         waiting: Option<(T, Request<ReqBody>)>,
-        gate: Arc<Gate<S, I>>,
-        began: Instant,
+        began: Option<Instant>,
+        shared: Shared<S, I>,
     }
 }
 
 pin_project! {
     #[project = StepProjection]
-    enum Step<Identifying, Spending, Passed> {
+    enum Step<Identifying, Spending, Passing> {
         Identify { #[pin] pending: Identifying },
-        Spend { #[pin] pending: Guarded<Spending>, agent: Option<crate::AgentId> },
-        Pass { #[pin] pending: Passed, verdict: Option<Verdict> },
+        Spend { #[pin] pending: Guarded<Spending>, asker: Option<Asker> },
+        Pass { #[pin] pending: Passing, passed: Passed },
     }
+}
+
+/// Who waits for a decision.
+struct Asker {
+    caller: Caller,
+    permit: Option<Permit>,
+    /// What the request takes, where that must be remembered until the answer.
+    takes: Option<Arc<[Take]>>,
+}
+
+/// What a request that passed takes along.
+#[derive(Default)]
+struct Passed {
+    verdict: Option<Verdict>,
+    permit: Option<Permit>,
+    reservation: Option<Reservation>,
+}
+
+/// What comes after a step.
+enum Next<F> {
+    Spend(Guarded<F>, Asker),
+    Pass(Option<Caller>, Passed),
+    Refuse(Refusal, Option<Verdict>),
 }
 
 impl<T, S, I, ReqBody, ResBody> Future for AdmissionFuture<T, S, I, ReqBody>
@@ -113,86 +149,205 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let gate = &**this.gate;
+        let shared = &*this.shared;
         loop {
             let next = match this.step.as_mut().project() {
-                StepProjection::Identify { pending } => match ready!(pending.poll(context)) {
-                    Ok(Caller { agent, .. }) => {
-                        let takes = Arc::clone(&gate.plan.takes);
-                        let charge = Charge { agent: agent.clone(), takes };
-                        let pending = gate.guard.spend(charge, &gate.plan);
-                        Step::Spend { pending, agent: Some(agent) }
-                    }
-                    Err(error) => {
-                        match &error {
-                            IdentityError::NoAgent(_) => gate.metrics.no_agent.increment(1),
-                            IdentityError::Unauthenticated { .. } => {
-                                gate.metrics.unauthenticated.increment(1);
-                            }
-                        }
-                        return Poll::Ready(Ok(response::unidentified(&error, &gate.realm)));
-                    }
-                },
-                StepProjection::Spend { pending, agent } => {
-                    let answer = ready!(pending.poll(context));
-                    gate.metrics.seconds.record(this.began.elapsed());
-                    match refusal(gate, &answer) {
-                        Some(refusal) => return Poll::Ready(Ok(refusal)),
-                        None => {
-                            let (mut inner, mut request) =
-                                this.waiting.take().expect("a request passes once");
-                            let agent = agent.take().expect("a request passes once");
-                            request.extensions_mut().insert(agent);
-                            let verdict = match answer {
-                                Answer::Decided(verdict) if gate.headers => Some(verdict),
-                                _ => None,
-                            };
-                            Step::Pass { pending: inner.call(request), verdict }
-                        }
+                StepProjection::Identify { pending } => {
+                    let learned = ready!(pending.poll(context));
+                    let (_, request) = this.waiting.as_ref().expect("a request passes once");
+                    match learned {
+                        Ok(caller) => shared.ask(caller, request),
+                        Err(error) => shared.refuse(error.into(), None, None),
                     }
                 }
-                StepProjection::Pass { pending, verdict } => {
-                    let mut response = ready!(pending.poll(context))?;
-                    if let Some(verdict) = verdict {
-                        response::put_fields(response.headers_mut(), verdict, None);
+                StepProjection::Spend { pending, asker } => {
+                    let answer = ready!(pending.poll(context, &shared.gate.guard));
+                    if let Some(began) = this.began {
+                        shared.gate.metrics.seconds.record(began.elapsed());
                     }
-                    return Poll::Ready(Ok(response.map(AdmissionBody::passed)));
+                    shared.weigh(answer, asker.take().expect("a request is decided once"))
+                }
+                StepProjection::Pass { pending, passed } => {
+                    let answer = ready!(pending.poll(context));
+                    return Poll::Ready(shared.answer(answer, mem::take(passed)));
                 }
             };
-            this.step.set(next);
+            let step = match next {
+                Next::Spend(pending, asker) => Step::Spend { pending, asker: Some(asker) },
+                Next::Refuse(refusal, verdict) => {
+                    let (_, request) = this.waiting.take().expect("a request is refused once");
+                    let response = shared.respond(&refusal, request.headers(), verdict.as_ref());
+                    return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
+                }
+                Next::Pass(caller, passed) => {
+                    let (mut inner, mut request) =
+                        this.waiting.take().expect("a request passes once");
+                    if let Some(Caller { agent, .. }) = caller {
+                        request.extensions_mut().insert(agent);
+                    }
+                    if let Some(reservation) = &passed.reservation
+                        && shared.plan().reserve
+                    {
+                        request.extensions_mut().insert(reservation.clone());
+                    }
+                    Step::Pass { pending: inner.call(request), passed }
+                }
+            };
+            this.step.set(step);
         }
     }
 }
 
-/// Counts the decision, and returns what to answer instead of passing the request on.
-fn refusal<S, I, B>(gate: &Gate<S, I>, answer: &Answer) -> Option<Response<AdmissionBody<B>>> {
-    let metrics = &gate.metrics;
-    let verdict = match answer {
-        Answer::Decided(verdict) => verdict,
-        Answer::Open => {
-            metrics.outage_open.increment(1);
-            return None;
+/// What all steps of one request share.
+struct Shared<S, I> {
+    gate: Arc<Gate<S, I>>,
+    own: Option<Arc<Plan>>,
+    route: Result<Option<usize>, TwoWays>,
+}
+
+impl<S: Spend, I: Identify> Shared<S, I> {
+    fn plan(&self) -> &Plan {
+        match (&self.own, self.route) {
+            (Some(own), _) => own,
+            (None, Ok(Some(index))) => &self.gate.routes[index].plan,
+            (None, Ok(None) | Err(TwoWays)) => &self.gate.base,
         }
-        Answer::Closed => {
-            metrics.outage_closed.increment(1);
-            return Some(response::store_down());
-        }
-    };
-    if let Decision::Banned { for_ms } = verdict.decision {
-        metrics.banned.increment(1);
-        return Some(response::banned(for_ms));
     }
-    for held in verdict.held() {
-        metrics.utilization.record(held.utilization());
+
+    /// Asks the store for the caller's tokens, unless it is clear without.
+    fn ask<B>(&self, caller: Caller, request: &Request<B>) -> Next<S::Future> {
+        let (gate, plan) = (&*self.gate, self.plan());
+        if !gate.allow.is_empty() && gate.allow.contains(&caller.agent) {
+            gate.metrics.allowed.increment(1);
+            return Next::Pass(Some(caller), Passed::default());
+        }
+        if self.route.is_err() && !plan.shadow {
+            return self.refuse(Refusal::AmbiguousPath, Some(caller), None);
+        }
+        let permit = match &gate.in_flight {
+            None => None,
+            Some(places) => match places.enter(&caller.agent) {
+                Some(permit) => Some(permit),
+                None => {
+                    let refusal = Refusal::TooManyInFlight { limit: places.limit() };
+                    return self.refuse(refusal, Some(caller), None);
+                }
+            },
+        };
+        let takes = plan.takes(request);
+        let remembered = plan.remembers().then(|| Arc::clone(&takes));
+        let charge = Charge { agent: caller.agent.clone(), takes };
+        let pending = gate.guard.spend(charge, plan.on_outage);
+        Next::Spend(pending, Asker { caller, permit, takes: remembered })
     }
-    match verdict.decision {
-        Decision::Denied { wait_ms } => {
-            metrics.denied.increment(1);
-            Some(response::denied(verdict, wait_ms, gate.headers))
+
+    /// Weighs what the store has answered, and counts it.
+    fn weigh(&self, answer: Answer, asker: Asker) -> Next<S::Future> {
+        let (gate, plan) = (&*self.gate, self.plan());
+        let Asker { caller, permit, takes } = asker;
+        let (verdict, by) = match answer {
+            Answer::Decided(verdict, by) => (verdict, by),
+            Answer::Open => {
+                gate.metrics.outage_open.increment(1);
+                return Next::Pass(Some(caller), Passed { permit, ..Passed::default() });
+            }
+            Answer::Closed => return self.refuse(Refusal::StoreDown, Some(caller), permit),
+        };
+        match verdict.decision {
+            Decision::Banned { for_ms } => {
+                self.refuse(Refusal::Banned { for_ms }, Some(caller), permit)
+            }
+            Decision::Denied { wait_ms } => {
+                gate.metrics.utilization(&verdict);
+                let jitter_ms = gate.answers.jitter_ms();
+                let refusal = Refusal::denied(&plan.short(&verdict), wait_ms, jitter_ms);
+                if plan.shadow {
+                    plan.count_would_deny(&verdict);
+                    return self.refuse(refusal, Some(caller), permit);
+                }
+                gate.metrics.refused(&refusal, false);
+                Next::Refuse(refusal, Some(verdict))
+            }
+            Decision::Admitted => {
+                gate.metrics.admitted.increment(1);
+                gate.metrics.utilization(&verdict);
+                plan.count_would_deny(&verdict);
+                let reservation =
+                    takes.map(|takes| self.reserve(&caller.agent, &takes, &verdict, by));
+                let verdict = (!plan.shadow).then_some(verdict);
+                Next::Pass(Some(caller), Passed { verdict, permit, reservation })
+            }
         }
-        _ => {
-            metrics.admitted.increment(1);
-            None
+    }
+
+    /// Counts a refusal. In shadow mode the request passes on all the same.
+    fn refuse(
+        &self,
+        refusal: Refusal,
+        caller: Option<Caller>,
+        permit: Option<Permit>,
+    ) -> Next<S::Future> {
+        let shadow = self.plan().shadow;
+        self.gate.metrics.refused(&refusal, shadow);
+        match shadow {
+            true => Next::Pass(caller, Passed { permit, ..Passed::default() }),
+            false => Next::Refuse(refusal, None),
         }
+    }
+
+    fn reserve(
+        &self,
+        agent: &AgentId,
+        takes: &Arc<[Take]>,
+        verdict: &Verdict,
+        by: By,
+    ) -> Reservation {
+        let to = Arc::clone(&self.gate);
+        Reservation::new(to, by, agent.clone(), takes, verdict, self.plan())
+    }
+
+    /// Adds to the service's answer what the caller should know, and settles what it cost.
+    fn answer<B, E>(
+        &self,
+        answer: Result<Response<B>, E>,
+        passed: Passed,
+    ) -> Result<Response<AdmissionBody<B>>, E> {
+        let plan = self.plan();
+        let Passed { verdict, permit, reservation } = passed;
+        let failed = match &answer {
+            Ok(response) => response.status().is_server_error(),
+            Err(_) => true,
+        };
+        if failed
+            && plan.refund_on_5xx
+            && let Some(reservation) = &reservation
+        {
+            reservation.refund();
+        }
+        let mut response = answer?;
+        let mut settlement = None;
+        if let (Some(from), Some(reservation)) = (&plan.settle_from, reservation) {
+            let pending = Settlement::new(from.clone(), reservation);
+            if !pending.read(response.headers_mut()) {
+                settlement = Some(Box::new(pending));
+            }
+        }
+        if !plan.shadow {
+            let places_left = permit.as_ref().map(|permit| permit.left);
+            let outcome = Outcome { verdict: verdict.as_ref(), retry_after: None, places_left };
+            if verdict.is_some() || places_left.is_some() {
+                plan.shown.put(response.headers_mut(), self.gate.answers.choice, outcome);
+            }
+        }
+        Ok(response.map(|body| AdmissionBody::passed(body, permit, settlement)))
+    }
+
+    fn respond(
+        &self,
+        refusal: &Refusal,
+        head: &HeaderMap,
+        verdict: Option<&Verdict>,
+    ) -> Response<Bytes> {
+        self.gate.answers.respond(refusal, head, &self.plan().shown, verdict)
     }
 }
