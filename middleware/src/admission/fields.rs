@@ -241,3 +241,171 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>)
         let _ = headers.try_append(name, value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sfv::{BareItem, List, ListEntry, Parser};
+
+    use super::*;
+    use crate::{
+        bucket::{
+            BucketName, CAPACITY_MAX, MicroTokensPerSecond, NanoTokens, REFILL_RATE_MAX, Tokens,
+        },
+        store::Decision,
+    };
+
+    /// One member of a list: its name, and its parameters by key.
+    type Member = (String, Vec<(String, BareItem)>);
+
+    fn parsed(value: &HeaderValue) -> Vec<Member> {
+        let list: List = Parser::new(value.as_bytes()).parse().expect("RFC 9651 section 4.2");
+        let member = |entry| {
+            let ListEntry::Item(item) = entry else { panic!("an inner list") };
+            let BareItem::String(name) = item.bare_item else { panic!("not a String") };
+            let parameters = item.params.into_iter();
+            (
+                name.as_str().to_owned(),
+                parameters.map(|(k, v)| (k.as_str().to_owned(), v)).collect(),
+            )
+        };
+        list.into_iter().map(member).collect()
+    }
+
+    fn integer(member: &Member, key: &str) -> Option<i64> {
+        let value = member.1.iter().find(|(name, _)| name == key).map(|(_, value)| value)?;
+        let BareItem::Integer(value) = value else { panic!("{key} is no Integer") };
+        Some(i64::from(*value))
+    }
+
+    fn any_limits() -> impl Strategy<Value = Limits> {
+        let capacity = prop_oneof![0..100u64, 0..=CAPACITY_MAX, Just(CAPACITY_MAX)];
+        let most = REFILL_RATE_MAX * 1_000_000;
+        let micro = prop_oneof![Just(0), Just(1), 0..100_000_000u64, 0..=most, Just(most)];
+        (capacity, micro).prop_map(|(capacity, micro)| {
+            let refill = MicroTokensPerSecond::new(micro).unwrap();
+            Limits::new(Tokens::new(capacity).unwrap(), refill)
+        })
+    }
+
+    #[derive(Clone, Debug)]
+    struct Sample {
+        name: String,
+        configured: Limits,
+        in_force: Limits,
+        /// Of the capacity in force, in thousandths; negative is debt.
+        level: i64,
+        short: bool,
+        shadow: bool,
+    }
+
+    fn samples() -> impl Strategy<Value = Vec<Sample>> {
+        let own = any_limits();
+        let sample =
+            ("[A-Za-z0-9_-]{1,64}", any_limits(), prop::option::of(own), -9_000..=1_000i64)
+                .prop_flat_map(|(name, configured, own, level)| {
+                    let in_force = own.unwrap_or(configured);
+                    (any::<bool>(), any::<bool>()).prop_map(move |(short, shadow)| Sample {
+                        name: name.clone(),
+                        configured,
+                        in_force,
+                        level,
+                        short,
+                        shadow,
+                    })
+                });
+        prop::collection::vec(sample, 1..=crate::store::TAKES_MAX).prop_map(|mut samples| {
+            for (index, sample) in samples.iter_mut().enumerate() {
+                sample.name.replace_range(
+                    ..,
+                    &format!("{index}{}", &sample.name[..sample.name.len().min(60)]),
+                );
+            }
+            samples
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_field_is_a_list_of_strings_with_integers_of_at_most_fifteen_digits(
+            samples in samples(),
+            denied in prop::option::of(1..=u64::MAX),
+            concurrency in prop::option::of(1..=u32::MAX),
+        ) {
+            let rule = |sample: &Sample| BucketRule {
+                name: BucketName::new(&sample.name).unwrap(),
+                is_default: false,
+                limits: sample.configured,
+                shadow: sample.shadow,
+            };
+            let held = |sample: &Sample| {
+                let full = sample.in_force.capacity().nano().0;
+                let debt = CAPACITY_MAX as i64 * 1_000_000_000;
+                Held {
+                    bucket: BucketName::new(&sample.name).unwrap(),
+                    limits: sample.in_force,
+                    tokens: NanoTokens((full / 1_000 * sample.level).max(-debt)),
+                    short: sample.short && denied.is_some(),
+                }
+            };
+            let rules: Vec<_> = samples.iter().map(rule).collect();
+            let mut all = samples.iter().map(held);
+            let verdict = Verdict {
+                decision: Decision::Admitted,
+                first: all.next().unwrap(),
+                rest: all.collect(),
+            };
+            let mut headers = HeaderMap::new();
+            let choice = Choice { rate_limit: true, x_rate_limit: true, expose: true };
+            let outcome = Outcome {
+                verdict: Some(&verdict),
+                retry_after: denied.and_then(NonZeroU64::new),
+                places_left: concurrency.map(|limit| limit - 1),
+            };
+            Shown::new(&rules, concurrency).put(&mut headers, choice, outcome);
+
+            let visible: Vec<_> = samples.iter().filter(|sample| !sample.shadow).collect();
+            let expected = visible.len() + usize::from(concurrency.is_some());
+            prop_assert_eq!(headers.contains_key(RATE_LIMIT), expected > 0);
+            prop_assert_eq!(headers.contains_key(RATE_LIMIT_POLICY), expected > 0);
+            prop_assert_eq!(headers.contains_key(X_LIMIT), !visible.is_empty());
+            if expected == 0 {
+                return Ok(());
+            }
+            let policy = parsed(&headers[RATE_LIMIT_POLICY]);
+            let state = parsed(&headers[RATE_LIMIT]);
+            prop_assert_eq!((policy.len(), state.len()), (expected, expected));
+            for ((sample, policy), state) in visible.iter().zip(&policy).zip(&state) {
+                prop_assert_eq!((&policy.0, &state.0), (&sample.name, &sample.name));
+                let q = i64::try_from(sample.in_force.capacity().get()).unwrap();
+                prop_assert_eq!(integer(policy, "q"), Some(q));
+                prop_assert!(integer(policy, "w").is_none_or(|w| w > 0));
+                let r = integer(state, "r").unwrap();
+                prop_assert!((0..=q).contains(&r), "{} of {}", r, q);
+                prop_assert!(integer(state, "t").is_none_or(|t| t > 0));
+                if let (true, Some(wait)) = (sample.short, denied) {
+                    let wait = i64::try_from(wait.min(INTEGER_MAX)).unwrap();
+                    prop_assert_eq!((r, integer(state, "t")), (0, Some(wait)));
+                }
+            }
+            if let Some(limit) = concurrency {
+                let (policy, state) = (policy.last().unwrap(), state.last().unwrap());
+                prop_assert_eq!((&*policy.0, &*state.0), (CONCURRENCY_POLICY, CONCURRENCY_POLICY));
+                prop_assert_eq!(integer(policy, "q"), Some(i64::from(limit)));
+                prop_assert_eq!(integer(state, "r"), Some(i64::from(limit) - 1));
+                let unit = &policy.1.iter().find(|(key, _)| key == "qu").unwrap().1;
+                prop_assert_eq!(unit.as_string().unwrap().as_str(), "concurrent-requests");
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_the_same_on_the_stack_and_beyond(
+            pieces in prop::collection::vec("[a-z0-9]{0,50}", 0..12),
+        ) {
+            let mut text = Text::new();
+            pieces.iter().for_each(|piece| text.bytes(piece.as_bytes()));
+            let written = text.into_value().map(|value| value.to_str().unwrap().to_owned());
+            prop_assert_eq!(written.unwrap_or_default(), pieces.concat());
+        }
+    }
+}
