@@ -84,7 +84,7 @@ impl Shown {
             item.write_policy(&mut text, &item.limits);
         }
         shown.write_concurrency(&mut text);
-        shown.policy = text.into_value();
+        shown.policy = text.value();
         shown
     }
 
@@ -111,34 +111,34 @@ impl Shown {
 
     fn put_rate_limit(&self, headers: &mut HeaderMap, outcome: Outcome<'_>) {
         let (mut state, mut configured) = (Text::new(), true);
-        for (item, held) in self.held(outcome) {
-            configured &= held.limits == item.limits;
-            let until = match (held.short, outcome.retry_after) {
-                (true, retry_after) => retry_after.map(NonZeroU64::get),
-                (false, Some(_)) => None,
-                (false, None) => held.full_in_ms().map(whole_seconds),
+        if let Some(Verdict { first, rest, .. }) = outcome.verdict {
+            let mut write = |item: &Option<Item>, held: &Held| {
+                if let Some(item) = item {
+                    configured &= held.limits == item.limits;
+                    item.write_state(&mut state, held, outcome.retry_after);
+                }
             };
-            state.begin_item(&item.state);
-            state.number(if held.short { 0 } else { held.tokens.whole() });
-            state.parameter(b";t=", until);
+            // One bucket is what nearly every request touches.
+            write(&self.items[0], first);
+            self.items[1..].iter().zip(rest).for_each(|(item, held)| write(item, held));
         }
         if let Some(left) = outcome.places_left {
             state.begin_item(CONCURRENCY_STATE);
             state.number(u64::from(left));
         }
-        let policy = match outcome.verdict {
-            Some(_) if !configured => {
-                let mut text = Text::new();
-                for (item, held) in self.held(outcome) {
-                    item.write_policy(&mut text, &held.limits);
-                }
-                self.write_concurrency(&mut text);
-                text.into_value()
-            }
-            _ => self.policy.clone(),
-        };
+        let policy = if configured { self.policy.clone() } else { self.policy_of(outcome) };
         append(headers, RATE_LIMIT_POLICY, policy);
-        append(headers, RATE_LIMIT, state.into_value());
+        append(headers, RATE_LIMIT, state.value());
+    }
+
+    /// Returns the policy at the limits in force.
+    fn policy_of(&self, outcome: Outcome<'_>) -> Option<HeaderValue> {
+        let mut text = Text::new();
+        for (item, held) in self.held(outcome) {
+            item.write_policy(&mut text, &held.limits);
+        }
+        self.write_concurrency(&mut text);
+        text.value()
     }
 
     fn put_x_rate_limit(&self, headers: &mut HeaderMap, outcome: Outcome<'_>) {
@@ -170,6 +170,17 @@ impl Shown {
 }
 
 impl Item {
+    fn write_state(&self, text: &mut Text, held: &Held, retry_after: Option<NonZeroU64>) {
+        text.begin_item(&self.state);
+        text.number(if held.short { 0 } else { held.tokens.whole() });
+        let until = match (held.short, retry_after) {
+            (true, retry_after) => retry_after.map(NonZeroU64::get),
+            (false, Some(_)) => None,
+            (false, None) => held.full_in_ms().map(whole_seconds),
+        };
+        text.parameter(b";t=", until);
+    }
+
     fn write_policy(&self, text: &mut Text, limits: &Limits) {
         text.begin_item(&self.policy);
         text.number(limits.capacity().get());
@@ -193,6 +204,7 @@ impl Text {
         Self { stack: [0; Self::STACK], length: 0, heap: Vec::new() }
     }
 
+    #[inline]
     fn bytes(&mut self, bytes: &[u8]) {
         let end = self.length + bytes.len();
         match self.stack.get_mut(self.length..end) {
@@ -200,13 +212,16 @@ impl Text {
                 room.copy_from_slice(bytes);
                 self.length = end;
             }
-            _ => {
-                if self.heap.is_empty() {
-                    self.heap.extend_from_slice(&self.stack[..self.length]);
-                }
-                self.heap.extend_from_slice(bytes);
-            }
+            _ => self.spill(bytes),
         }
+    }
+
+    #[cold]
+    fn spill(&mut self, bytes: &[u8]) {
+        if self.heap.is_empty() {
+            self.heap.extend_from_slice(&self.stack[..self.length]);
+        }
+        self.heap.extend_from_slice(bytes);
     }
 
     fn begin_item(&mut self, named: &[u8]) {
@@ -228,7 +243,7 @@ impl Text {
     }
 
     /// Returns the field; nothing when there is no item.
-    fn into_value(self) -> Option<HeaderValue> {
+    fn value(&self) -> Option<HeaderValue> {
         let text = if self.heap.is_empty() { &self.stack[..self.length] } else { &self.heap };
         let value = (!text.is_empty()).then(|| HeaderValue::from_bytes(text));
         value.map(|value| value.expect("bucket names and numbers are visible ASCII"))
@@ -404,7 +419,7 @@ mod tests {
         ) {
             let mut text = Text::new();
             pieces.iter().for_each(|piece| text.bytes(piece.as_bytes()));
-            let written = text.into_value().map(|value| value.to_str().unwrap().to_owned());
+            let written = text.value().map(|value| value.to_str().unwrap().to_owned());
             prop_assert_eq!(written.unwrap_or_default(), pieces.concat());
         }
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
@@ -27,9 +27,8 @@ use super::{
     route,
 };
 use crate::{
-    AgentId,
-    identity::{Caller, Identify},
-    outage::{Answer, By, Guarded},
+    identity::{Caller, Identify, IdentityError},
+    outage::{Answer, Guarded},
     store::{Charge, Decision, Spend, Take, Verdict},
 };
 
@@ -81,12 +80,21 @@ where
             Some(_) => Ok(None),
             None => route::find(&self.gate.routes, &request),
         };
-        AdmissionFuture {
-            step: Step::Identify { pending: self.gate.identity.identify(&request) },
-            waiting: Some((inner, request)),
+        let waiting = Some((inner, request));
+        let (_, request) = waiting.as_ref().expect("just put there");
+        let decision = Deciding::Identify { pending: self.gate.identity.identify(request) };
+        let state = State {
+            gate: Arc::clone(&self.gate),
+            own: self.own.clone(),
+            route,
             began: S::REMOTE.then(Instant::now),
-            shared: Shared { gate: Arc::clone(&self.gate), own: self.own.clone(), route },
-        }
+            caller: None,
+            permit: None,
+            takes: None,
+            verdict: None,
+            reservation: None,
+        };
+        AdmissionFuture { step: Step::Decide { decision, waiting }, state }
     }
 }
 
@@ -99,43 +107,29 @@ pin_project! {
         I: Identify,
     {
         #[pin]
-        step: Step<I::Future, S::Future, T::Future>,
-        waiting: Option<(T, Request<ReqBody>)>,
-        began: Option<Instant>,
-        shared: Shared<S, I>,
+        step: Step<T, Request<ReqBody>, I::Future, S::Future, T::Future>,
+        state: State<S, I>,
     }
 }
 
 pin_project! {
     #[project = StepProjection]
-    enum Step<Identifying, Spending, Passing> {
-        Identify { #[pin] pending: Identifying },
-        Spend { #[pin] pending: Guarded<Spending>, asker: Option<Asker> },
-        Pass { #[pin] pending: Passing, passed: Passed },
+    enum Step<T, Request, Identifying, Spending, Passing> {
+        Decide {
+            #[pin]
+            decision: Deciding<Identifying, Spending>,
+            waiting: Option<(T, Request)>,
+        },
+        Pass { #[pin] pending: Passing },
     }
 }
 
-/// Who waits for a decision.
-struct Asker {
-    caller: Caller,
-    permit: Option<Permit>,
-    /// What the request takes, where that must be remembered until the answer.
-    takes: Option<Arc<[Take]>>,
-}
-
-/// What a request that passed takes along.
-#[derive(Default)]
-struct Passed {
-    verdict: Option<Verdict>,
-    permit: Option<Permit>,
-    reservation: Option<Reservation>,
-}
-
-/// What comes after a step.
-enum Next<F> {
-    Spend(Guarded<F>, Asker),
-    Pass(Option<Caller>, Passed),
-    Refuse(Refusal, Option<Verdict>),
+pin_project! {
+    #[project = DecidingProjection]
+    enum Deciding<Identifying, Spending> {
+        Identify { #[pin] pending: Identifying },
+        Spend { #[pin] pending: Guarded<Spending> },
+    }
 }
 
 impl<T, S, I, ReqBody, ResBody> Future for AdmissionFuture<T, S, I, ReqBody>
@@ -149,205 +143,226 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let shared = &*this.shared;
+        let state = this.state;
         loop {
-            let next = match this.step.as_mut().project() {
-                StepProjection::Identify { pending } => {
-                    let learned = ready!(pending.poll(context));
-                    let (_, request) = this.waiting.as_ref().expect("a request passes once");
-                    match learned {
-                        Ok(caller) => shared.ask(caller, request),
-                        Err(error) => shared.refuse(error.into(), None, None),
+            match this.step.as_mut().project() {
+                StepProjection::Decide { mut decision, waiting } => {
+                    let decided = match decision.as_mut().project() {
+                        DecidingProjection::Identify { pending } => {
+                            let learned = ready!(pending.poll(context));
+                            let (_, request) = waiting.as_ref().expect("a request passes once");
+                            match state.ask(learned, request) {
+                                Asked::Spend(pending) => {
+                                    decision.set(Deciding::Spend { pending });
+                                    continue;
+                                }
+                                Asked::Clear => Ok(()),
+                                Asked::Refused(refusal) => Err(refusal),
+                            }
+                        }
+                        DecidingProjection::Spend { pending } => {
+                            let answer = ready!(pending.poll(context, &state.gate.guard));
+                            state.weigh(answer)
+                        }
+                    };
+                    let (mut inner, mut request) = waiting.take().expect("a request passes once");
+                    if let Err(refusal) = decided {
+                        let response = state.respond(&refusal, request.headers());
+                        return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
                     }
+                    state.introduce(request.extensions_mut());
+                    this.step.set(Step::Pass { pending: inner.call(request) });
                 }
-                StepProjection::Spend { pending, asker } => {
-                    let answer = ready!(pending.poll(context, &shared.gate.guard));
-                    if let Some(began) = this.began {
-                        shared.gate.metrics.seconds.record(began.elapsed());
-                    }
-                    shared.weigh(answer, asker.take().expect("a request is decided once"))
-                }
-                StepProjection::Pass { pending, passed } => {
+                StepProjection::Pass { pending } => {
                     let answer = ready!(pending.poll(context));
-                    return Poll::Ready(shared.answer(answer, mem::take(passed)));
+                    return Poll::Ready(state.answer(answer));
                 }
-            };
-            let step = match next {
-                Next::Spend(pending, asker) => Step::Spend { pending, asker: Some(asker) },
-                Next::Refuse(refusal, verdict) => {
-                    let (_, request) = this.waiting.take().expect("a request is refused once");
-                    let response = shared.respond(&refusal, request.headers(), verdict.as_ref());
-                    return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
-                }
-                Next::Pass(caller, passed) => {
-                    let (mut inner, mut request) =
-                        this.waiting.take().expect("a request passes once");
-                    if let Some(Caller { agent, .. }) = caller {
-                        request.extensions_mut().insert(agent);
-                    }
-                    if let Some(reservation) = &passed.reservation
-                        && shared.plan().reserve
-                    {
-                        request.extensions_mut().insert(reservation.clone());
-                    }
-                    Step::Pass { pending: inner.call(request), passed }
-                }
-            };
-            this.step.set(step);
+            }
         }
     }
 }
 
-/// What all steps of one request share.
-struct Shared<S, I> {
+/// What one request has come to so far.
+struct State<S, I> {
     gate: Arc<Gate<S, I>>,
     own: Option<Arc<Plan>>,
     route: Result<Option<usize>, TwoWays>,
+    /// When it came; nothing when its decision is not timed.
+    began: Option<Instant>,
+    caller: Option<Caller>,
+    permit: Option<Permit>,
+    /// What it takes, where that must be remembered until the answer.
+    takes: Option<Arc<[Take]>>,
+    /// What the buckets held, for the answer to tell.
+    verdict: Option<Verdict>,
+    reservation: Option<Reservation>,
 }
 
-impl<S: Spend, I: Identify> Shared<S, I> {
+/// What comes after the caller is known, or not.
+enum Asked<F> {
+    /// The store decides.
+    Spend(Guarded<F>),
+    /// It passes without.
+    Clear,
+    /// It does not pass.
+    Refused(Refusal),
+}
+
+impl<S: Spend, I: Identify> State<S, I> {
     fn plan(&self) -> &Plan {
-        match (&self.own, self.route) {
-            (Some(own), _) => own,
-            (None, Ok(Some(index))) => &self.gate.routes[index].plan,
-            (None, Ok(None) | Err(TwoWays)) => &self.gate.base,
-        }
+        plan(&self.gate, self.own.as_ref(), self.route)
     }
 
     /// Asks the store for the caller's tokens, unless it is clear without.
-    fn ask<B>(&self, caller: Caller, request: &Request<B>) -> Next<S::Future> {
-        let (gate, plan) = (&*self.gate, self.plan());
+    fn ask<B>(
+        &mut self,
+        learned: Result<Caller, IdentityError>,
+        request: &Request<B>,
+    ) -> Asked<S::Future> {
+        let caller = match learned {
+            Ok(caller) => self.caller.insert(caller),
+            Err(error) => return self.refuse(error.into()).into(),
+        };
+        let gate = &*self.gate;
         if !gate.allow.is_empty() && gate.allow.contains(&caller.agent) {
             gate.metrics.allowed.increment(1);
-            return Next::Pass(Some(caller), Passed::default());
+            return Asked::Clear;
         }
+        let plan = plan(gate, self.own.as_ref(), self.route);
         if self.route.is_err() && !plan.shadow {
-            return self.refuse(Refusal::AmbiguousPath, Some(caller), None);
+            return self.refuse(Refusal::AmbiguousPath).into();
         }
-        let permit = match &gate.in_flight {
-            None => None,
-            Some(places) => match places.enter(&caller.agent) {
-                Some(permit) => Some(permit),
-                None => {
-                    let refusal = Refusal::TooManyInFlight { limit: places.limit() };
-                    return self.refuse(refusal, Some(caller), None);
-                }
-            },
-        };
+        if let Some(places) = &gate.in_flight {
+            self.permit = places.enter(&caller.agent);
+            if self.permit.is_none() {
+                let limit = places.limit();
+                return self.refuse(Refusal::TooManyInFlight { limit }).into();
+            }
+        }
         let takes = plan.takes(request);
-        let remembered = plan.remembers().then(|| Arc::clone(&takes));
+        if plan.remembers() {
+            self.takes = Some(Arc::clone(&takes));
+        }
         let charge = Charge { agent: caller.agent.clone(), takes };
-        let pending = gate.guard.spend(charge, plan.on_outage);
-        Next::Spend(pending, Asker { caller, permit, takes: remembered })
+        Asked::Spend(gate.guard.spend(charge, plan.on_outage))
     }
 
     /// Weighs what the store has answered, and counts it.
-    fn weigh(&self, answer: Answer, asker: Asker) -> Next<S::Future> {
-        let (gate, plan) = (&*self.gate, self.plan());
-        let Asker { caller, permit, takes } = asker;
+    fn weigh(&mut self, answer: Answer) -> Result<(), Refusal> {
+        let gate = &*self.gate;
+        if let Some(began) = self.began {
+            gate.metrics.seconds.record(began.elapsed());
+        }
         let (verdict, by) = match answer {
-            Answer::Decided(verdict, by) => (verdict, by),
+            Answer::Decided(verdict, by) => (self.verdict.insert(verdict), by),
             Answer::Open => {
                 gate.metrics.outage_open.increment(1);
-                return Next::Pass(Some(caller), Passed { permit, ..Passed::default() });
+                return Ok(());
             }
-            Answer::Closed => return self.refuse(Refusal::StoreDown, Some(caller), permit),
+            Answer::Closed => return self.refuse(Refusal::StoreDown),
         };
+        let plan = plan(gate, self.own.as_ref(), self.route);
         match verdict.decision {
-            Decision::Banned { for_ms } => {
-                self.refuse(Refusal::Banned { for_ms }, Some(caller), permit)
-            }
+            Decision::Banned { for_ms } => self.refuse(Refusal::Banned { for_ms }),
             Decision::Denied { wait_ms } => {
-                gate.metrics.utilization(&verdict);
+                gate.metrics.utilization(verdict);
                 let jitter_ms = gate.answers.jitter_ms();
-                let refusal = Refusal::denied(&plan.short(&verdict), wait_ms, jitter_ms);
+                let refusal = Refusal::denied(&plan.short(verdict), wait_ms, jitter_ms);
                 if plan.shadow {
-                    plan.count_would_deny(&verdict);
-                    return self.refuse(refusal, Some(caller), permit);
+                    plan.count_would_deny(verdict);
                 }
-                gate.metrics.refused(&refusal, false);
-                Next::Refuse(refusal, Some(verdict))
+                self.refuse(refusal)
             }
             Decision::Admitted => {
                 gate.metrics.admitted.increment(1);
-                gate.metrics.utilization(&verdict);
-                plan.count_would_deny(&verdict);
-                let reservation =
-                    takes.map(|takes| self.reserve(&caller.agent, &takes, &verdict, by));
-                let verdict = (!plan.shadow).then_some(verdict);
-                Next::Pass(Some(caller), Passed { verdict, permit, reservation })
+                gate.metrics.utilization(verdict);
+                plan.count_would_deny(verdict);
+                if let (Some(takes), Some(Caller { agent, .. })) = (&self.takes, &self.caller) {
+                    let to = Arc::clone(&self.gate);
+                    let agent = agent.clone();
+                    self.reservation = Some(Reservation::new(to, by, agent, takes, verdict, plan));
+                }
+                Ok(())
             }
         }
     }
 
     /// Counts a refusal. In shadow mode the request passes on all the same.
-    fn refuse(
-        &self,
-        refusal: Refusal,
-        caller: Option<Caller>,
-        permit: Option<Permit>,
-    ) -> Next<S::Future> {
+    fn refuse(&self, refusal: Refusal) -> Result<(), Refusal> {
         let shadow = self.plan().shadow;
         self.gate.metrics.refused(&refusal, shadow);
-        match shadow {
-            true => Next::Pass(caller, Passed { permit, ..Passed::default() }),
-            false => Next::Refuse(refusal, None),
-        }
+        if shadow { Ok(()) } else { Err(refusal) }
     }
 
-    fn reserve(
-        &self,
-        agent: &AgentId,
-        takes: &Arc<[Take]>,
-        verdict: &Verdict,
-        by: By,
-    ) -> Reservation {
-        let to = Arc::clone(&self.gate);
-        Reservation::new(to, by, agent.clone(), takes, verdict, self.plan())
+    /// Tells the service behind who is asking, and hands it the reservation if it wants one.
+    fn introduce(&mut self, extensions: &mut Extensions) {
+        if let Some(Caller { agent, .. }) = self.caller.take() {
+            extensions.insert(agent);
+        }
+        if let Some(reservation) = &self.reservation
+            && self.plan().reserve
+        {
+            extensions.insert(reservation.clone());
+        }
     }
 
     /// Adds to the service's answer what the caller should know, and settles what it cost.
     fn answer<B, E>(
-        &self,
+        &mut self,
         answer: Result<Response<B>, E>,
-        passed: Passed,
     ) -> Result<Response<AdmissionBody<B>>, E> {
-        let plan = self.plan();
-        let Passed { verdict, permit, reservation } = passed;
+        let plan = plan(&self.gate, self.own.as_ref(), self.route);
         let failed = match &answer {
             Ok(response) => response.status().is_server_error(),
             Err(_) => true,
         };
-        if failed
+        if let Some(reservation) = self.reservation.as_ref().filter(|_| failed)
             && plan.refund_on_5xx
-            && let Some(reservation) = &reservation
         {
             reservation.refund();
         }
         let mut response = answer?;
         let mut settlement = None;
-        if let (Some(from), Some(reservation)) = (&plan.settle_from, reservation) {
+        if let (Some(from), Some(reservation)) = (&plan.settle_from, self.reservation.take()) {
             let pending = Settlement::new(from.clone(), reservation);
             if !pending.read(response.headers_mut()) {
                 settlement = Some(Box::new(pending));
             }
         }
-        if !plan.shadow {
-            let places_left = permit.as_ref().map(|permit| permit.left);
-            let outcome = Outcome { verdict: verdict.as_ref(), retry_after: None, places_left };
-            if verdict.is_some() || places_left.is_some() {
-                plan.shown.put(response.headers_mut(), self.gate.answers.choice, outcome);
-            }
+        let verdict = self.verdict.as_ref();
+        let places_left = self.permit.as_ref().map(|permit| permit.left);
+        if !plan.shadow && (verdict.is_some() || places_left.is_some()) {
+            let outcome = Outcome { verdict, retry_after: None, places_left };
+            plan.shown.put(response.headers_mut(), self.gate.answers.choice, outcome);
         }
+        let permit = self.permit.take();
         Ok(response.map(|body| AdmissionBody::passed(body, permit, settlement)))
     }
 
-    fn respond(
-        &self,
-        refusal: &Refusal,
-        head: &HeaderMap,
-        verdict: Option<&Verdict>,
-    ) -> Response<Bytes> {
-        self.gate.answers.respond(refusal, head, &self.plan().shown, verdict)
+    fn respond(&self, refusal: &Refusal, head: &HeaderMap) -> Response<Bytes> {
+        self.gate.answers.respond(refusal, head, &self.plan().shown, self.verdict.as_ref())
+    }
+}
+
+impl<F> From<Result<(), Refusal>> for Asked<F> {
+    fn from(decided: Result<(), Refusal>) -> Self {
+        match decided {
+            Ok(()) => Self::Clear,
+            Err(refusal) => Self::Refused(refusal),
+        }
+    }
+}
+
+/// Returns how a request is charged and answered. Beside [`State`], so that its other fields can be
+/// written meanwhile.
+fn plan<'a, S, I>(
+    gate: &'a Gate<S, I>,
+    own: Option<&'a Arc<Plan>>,
+    route: Result<Option<usize>, TwoWays>,
+) -> &'a Plan {
+    match (own, route) {
+        (Some(own), _) => own,
+        (None, Ok(Some(index))) => &gate.routes[index].plan,
+        (None, Ok(None) | Err(TwoWays)) => &gate.base,
     }
 }
