@@ -37,6 +37,8 @@ pub mod store;
 
 mod outage;
 
+pub mod receipt;
+
 pub mod admission;
 
 pub use admission::{AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError};
@@ -44,4 +46,5 @@ pub use agent::{AGENT_ID_MAX, AgentId, AgentIdError};
 pub use identity::{Caller, Identify, JwtIdentity, JwtVerifier};
 pub use outage::{FAILURES_TO_OPEN, Outage, PROBE_INTERVAL};
 pub use problem::Problem;
+pub use receipt::ReceiptKeys;
 pub use store::{MemoryStore, RedisStore, Spend, Tune};

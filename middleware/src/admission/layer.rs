@@ -5,11 +5,12 @@ use std::{num::NonZeroU32, sync::Arc};
 use metrics::{Counter, Histogram, counter, histogram};
 use tower_layer::Layer;
 
-use super::AdmissionService;
+use super::{AdmissionService, proof::Receipts};
 use crate::{
     bucket::{BucketName, BucketNameError, Limits, LimitsError, Tokens},
     identity::{Identify, IdentityConfigError, IntoIdentify},
     outage::{Guard, Outage, Plan},
+    receipt::ReceiptKeys,
     store::{BucketRule, Spend, Take},
 };
 
@@ -113,14 +114,16 @@ pub struct AdmissionBuilder<S, I> {
     nodes: NonZeroU32,
     realm: String,
     headers: bool,
+    receipts: Option<ReceiptKeys>,
 }
 
 impl<S> AdmissionBuilder<S, NoIdentity> {
     /// Sets how the agent is learned.
     #[must_use]
     pub fn identity<I: IntoIdentify>(self, identity: I) -> AdmissionBuilder<S, I> {
-        let Self { store, identity: _, bucket, cost, outage, nodes, realm, headers } = self;
-        AdmissionBuilder { store, identity, bucket, cost, outage, nodes, realm, headers }
+        let Self { store, identity: _, bucket, cost, outage, nodes, realm, headers, receipts } =
+            self;
+        AdmissionBuilder { store, identity, bucket, cost, outage, nodes, realm, headers, receipts }
     }
 }
 
@@ -168,6 +171,18 @@ impl<S: Spend, I> AdmissionBuilder<S, I> {
         self.headers = on;
         self
     }
+
+    /// Issues a [receipt](crate::receipt) with every answer to a request that passed and that the
+    /// agent made for somebody else ([`Caller::rater`](crate::Caller::rater)): in the field
+    /// [`merit-receipt`](crate::receipt::RECEIPT_FIELD). None are issued unless set.
+    ///
+    /// A receipt belongs to one answer. `Cache-Control` is left as the service set it: answers that
+    /// a shared cache may store hand one receipt to many, of which one can count.
+    #[must_use]
+    pub fn receipts(mut self, keys: ReceiptKeys) -> Self {
+        self.receipts = Some(keys);
+        self
+    }
 }
 
 impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
@@ -187,6 +202,7 @@ impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
                 guard: Guard::new(self.store, self.outage, self.nodes),
                 realm: self.realm,
                 headers: self.headers,
+                receipts: self.receipts.map(Receipts::new),
                 metrics: Metrics::new(),
             }),
         })
@@ -229,6 +245,7 @@ impl<S: Spend> AdmissionLayer<S, NoIdentity> {
             nodes: NonZeroU32::MIN,
             realm: "merit".to_owned(),
             headers: true,
+            receipts: None,
         }
     }
 }
@@ -260,6 +277,7 @@ pub(super) struct Gate<S, I> {
     pub(super) guard: Guard<S>,
     pub(super) realm: String,
     pub(super) headers: bool,
+    pub(super) receipts: Option<Receipts>,
     pub(super) metrics: Metrics,
 }
 

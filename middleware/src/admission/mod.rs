@@ -8,12 +8,16 @@
 //! 5. Every answer carries `RateLimit` and `RateLimit-Policy`; those of the service stay.
 //! 6. The store did not answer in time: [`Outage`](crate::Outage) says what happens.
 //! 7. Banned agents get 403 until the ban ends.
+//! 8. With [`receipts`](AdmissionBuilder::receipts), the answer to a request that passed and whose
+//!    credential names a user other than the agent carries a [receipt](crate::receipt).
 
 mod layer;
 
 mod service;
 
 mod response;
+
+mod proof;
 
 #[cfg(feature = "axum")]
 mod extract;

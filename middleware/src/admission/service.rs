@@ -97,8 +97,8 @@ pin_project! {
     #[project = StepProjection]
     enum Step<Identifying, Spending, Passed> {
         Identify { #[pin] pending: Identifying },
-        Spend { #[pin] pending: Guarded<Spending>, agent: Option<crate::AgentId> },
-        Pass { #[pin] pending: Passed, verdict: Option<Verdict> },
+        Spend { #[pin] pending: Guarded<Spending>, caller: Option<Caller> },
+        Pass { #[pin] pending: Passed, verdict: Option<Verdict>, proof: Option<Caller> },
     }
 }
 
@@ -117,11 +117,11 @@ where
         loop {
             let next = match this.step.as_mut().project() {
                 StepProjection::Identify { pending } => match ready!(pending.poll(context)) {
-                    Ok(Caller { agent, .. }) => {
+                    Ok(caller) => {
                         let takes = Arc::clone(&gate.plan.takes);
-                        let charge = Charge { agent: agent.clone(), takes };
+                        let charge = Charge { agent: caller.agent.clone(), takes };
                         let pending = gate.guard.spend(charge, &gate.plan);
-                        Step::Spend { pending, agent: Some(agent) }
+                        Step::Spend { pending, caller: Some(caller) }
                     }
                     Err(error) => {
                         match &error {
@@ -133,7 +133,7 @@ where
                         return Poll::Ready(Ok(response::unidentified(&error, &gate.realm)));
                     }
                 },
-                StepProjection::Spend { pending, agent } => {
+                StepProjection::Spend { pending, caller } => {
                     let answer = ready!(pending.poll(context));
                     gate.metrics.seconds.record(this.began.elapsed());
                     match refusal(gate, &answer) {
@@ -141,20 +141,25 @@ where
                         None => {
                             let (mut inner, mut request) =
                                 this.waiting.take().expect("a request passes once");
-                            let agent = agent.take().expect("a request passes once");
-                            request.extensions_mut().insert(agent);
+                            let caller = caller.take().expect("a request passes once");
+                            let proof =
+                                gate.receipts.as_ref().and_then(|receipts| receipts.due(&caller));
+                            request.extensions_mut().insert(caller.agent);
                             let verdict = match answer {
                                 Answer::Decided(verdict) if gate.headers => Some(verdict),
                                 _ => None,
                             };
-                            Step::Pass { pending: inner.call(request), verdict }
+                            Step::Pass { pending: inner.call(request), verdict, proof }
                         }
                     }
                 }
-                StepProjection::Pass { pending, verdict } => {
+                StepProjection::Pass { pending, verdict, proof } => {
                     let mut response = ready!(pending.poll(context))?;
                     if let Some(verdict) = verdict {
                         response::put_fields(response.headers_mut(), verdict, None);
+                    }
+                    if let (Some(receipts), Some(caller)) = (&gate.receipts, proof) {
+                        receipts.attach(caller, response.headers_mut());
                     }
                     return Poll::Ready(Ok(response.map(AdmissionBody::passed)));
                 }
