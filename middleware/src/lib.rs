@@ -19,7 +19,7 @@
 //! # Ok::<(), tower_merit::BuildError>(())
 //! ```
 //!
-//! In the order in which a request meets them:
+//! In the order in which a request meets them, and [`retry_after`] for the callers' side:
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -41,10 +41,13 @@ pub mod receipt;
 
 pub mod admission;
 
+pub mod retry_after;
+
 pub use admission::{AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError};
 pub use agent::{AGENT_ID_MAX, AgentId, AgentIdError};
 pub use identity::{Caller, Identify, JwtIdentity, JwtVerifier};
 pub use outage::{FAILURES_TO_OPEN, Outage, PROBE_INTERVAL};
 pub use problem::Problem;
 pub use receipt::ReceiptKeys;
+pub use retry_after::RetryAfterLayer;
 pub use store::{MemoryStore, RedisStore, Spend, Tune};
