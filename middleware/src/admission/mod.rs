@@ -15,7 +15,16 @@ mod layer;
 
 mod service;
 
+mod refusal;
+
 mod response;
+
+#[cfg(feature = "grpc")]
+mod grpc;
+
+#[cfg(not(feature = "grpc"))]
+#[path = "grpc_absent.rs"]
+mod grpc;
 
 mod proof;
 
@@ -26,7 +35,9 @@ pub use layer::{AdmissionBuilder, AdmissionLayer, Bucket, BuildError, NoIdentity
 
 pub use service::{AdmissionFuture, AdmissionService};
 
-pub use response::{AdmissionBody, NEVER_RETRY_SECONDS};
+pub use refusal::{NEVER_RETRY_SECONDS, Refusal};
+
+pub use response::AdmissionBody;
 
 #[cfg(feature = "axum")]
 pub use extract::{Agent, NoAgent};

@@ -16,15 +16,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
+use super::{
+    grpc,
+    refusal::{NEVER_RETRY_SECONDS, Refusal},
+};
 use crate::{
     identity::IdentityError,
     problem::{Problem, QUOTA_EXCEEDED, REDUCED_CAPACITY},
     store::Verdict,
 };
-
-/// `Retry-After` when waiting will not help, because the limits in force never let the request
-/// pass: a day.
-pub const NEVER_RETRY_SECONDS: u64 = 24 * 3600;
 
 /// `Retry-After` while the store does not answer.
 const OUTAGE_RETRY_SECONDS: u64 = 1;
@@ -47,7 +47,7 @@ impl<B> AdmissionBody<B> {
     }
 
     fn refusal(text: Bytes) -> Self {
-        Self { passed: None, refusal: Some(text) }
+        Self { passed: None, refusal: (!text.is_empty()).then_some(text) }
     }
 }
 
@@ -87,8 +87,13 @@ impl<B: Body<Data = Bytes>> Body for AdmissionBody<B> {
     }
 }
 
-fn answer<B>(problem: Problem) -> Response<AdmissionBody<B>> {
-    problem.into_response().map(AdmissionBody::refusal)
+/// The answer to a request with the fields `head`, in what its caller speaks.
+fn answer<B>(refusal: &Refusal, problem: Problem, head: &HeaderMap) -> Response<AdmissionBody<B>> {
+    let response = match grpc::speaks(head) {
+        true => grpc::response(refusal, problem.detail()),
+        false => problem.into_response(),
+    };
+    response.map(AdmissionBody::refusal)
 }
 
 fn whole_seconds(milliseconds: u64) -> u64 {
@@ -96,11 +101,20 @@ fn whole_seconds(milliseconds: u64) -> u64 {
 }
 
 /// 401 or 403: nobody was learned.
-pub(super) fn unidentified<B>(error: &IdentityError, realm: &str) -> Response<AdmissionBody<B>> {
-    let Some(challenge) = error.challenge(realm) else {
-        return answer(Problem::new(StatusCode::FORBIDDEN, error.to_string()));
+pub(super) fn unidentified<B>(
+    error: IdentityError,
+    realm: &str,
+    head: &HeaderMap,
+) -> Response<AdmissionBody<B>> {
+    let (challenge, detail) = (error.challenge(realm), error.to_string());
+    let refusal = match error {
+        IdentityError::NoAgent(error) => Refusal::NoAgent(error),
+        error @ IdentityError::Unauthenticated { .. } => Refusal::Unauthenticated(error),
     };
-    let mut response = answer(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
+    let Some(challenge) = challenge else {
+        return answer(&refusal, Problem::new(StatusCode::FORBIDDEN, detail), head);
+    };
+    let mut response = answer(&refusal, Problem::new(StatusCode::UNAUTHORIZED, detail), head);
     response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
 }
@@ -110,8 +124,10 @@ pub(super) fn denied<B>(
     verdict: &Verdict,
     wait_ms: Option<u64>,
     headers: bool,
+    head: &HeaderMap,
 ) -> Response<AdmissionBody<B>> {
-    let retry_after = wait_ms.map_or(NEVER_RETRY_SECONDS, whole_seconds);
+    let retry_after_ms = wait_ms.unwrap_or(NEVER_RETRY_SECONDS * 1000);
+    let retry_after = whole_seconds(retry_after_ms);
     let short = || verdict.held().filter(|held| held.short);
     let names: Vec<&str> = short().map(|held| held.bucket.as_str()).collect();
     let limits = short().next().unwrap_or(&verdict.first).limits;
@@ -135,9 +151,11 @@ pub(super) fn denied<B>(
         "Request cannot be satisfied as assigned quota has been exceeded",
         detail,
     )
-    .with("retry_after_ms", wait_ms.unwrap_or(NEVER_RETRY_SECONDS * 1000))
+    .with("retry_after_ms", retry_after_ms)
     .with("violated-policies", names.iter().map(ToString::to_string).collect::<Vec<_>>());
-    let mut response = answer(problem);
+    let violated = short().map(|held| held.bucket.clone()).collect();
+    let refusal = Refusal::Denied { retry_after, retry_after_ms, violated, limits };
+    let mut response = answer(&refusal, problem, head);
     response.headers_mut().insert(header::RETRY_AFTER, retry_after.into());
     if headers {
         put_fields(response.headers_mut(), verdict, Some(retry_after));
@@ -146,22 +164,24 @@ pub(super) fn denied<B>(
 }
 
 /// 403: banned.
-pub(super) fn banned<B>(for_ms: u64) -> Response<AdmissionBody<B>> {
+pub(super) fn banned<B>(for_ms: u64, head: &HeaderMap) -> Response<AdmissionBody<B>> {
     let seconds = whole_seconds(for_ms);
     let detail = format!("this agent is banned for another {seconds} s");
-    let mut response = answer(Problem::new(StatusCode::FORBIDDEN, detail));
+    let problem = Problem::new(StatusCode::FORBIDDEN, detail);
+    let mut response = answer(&Refusal::Banned { for_ms }, problem, head);
     response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
     response
 }
 
 /// 503: the store does not answer, and the policy is to refuse.
-pub(super) fn store_down<B>() -> Response<AdmissionBody<B>> {
-    let mut response = answer(Problem::typed(
+pub(super) fn store_down<B>(head: &HeaderMap) -> Response<AdmissionBody<B>> {
+    let problem = Problem::typed(
         StatusCode::SERVICE_UNAVAILABLE,
         REDUCED_CAPACITY,
         "Request cannot be satisfied due to temporary server capacity constraints",
         "the bucket store does not answer, and this service is configured to refuse then",
-    ));
+    );
+    let mut response = answer(&Refusal::StoreDown, problem, head);
     response.headers_mut().insert(header::RETRY_AFTER, OUTAGE_RETRY_SECONDS.into());
     response
 }

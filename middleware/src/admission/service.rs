@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
@@ -130,13 +130,14 @@ where
                                 gate.metrics.unauthenticated.increment(1);
                             }
                         }
-                        return Poll::Ready(Ok(response::unidentified(&error, &gate.realm)));
+                        let head = head(this.waiting);
+                        return Poll::Ready(Ok(response::unidentified(error, &gate.realm, head)));
                     }
                 },
                 StepProjection::Spend { pending, caller } => {
                     let answer = ready!(pending.poll(context));
                     gate.metrics.seconds.record(this.began.elapsed());
-                    match refusal(gate, &answer) {
+                    match refusal(gate, &answer, head(this.waiting)) {
                         Some(refusal) => return Poll::Ready(Ok(refusal)),
                         None => {
                             let (mut inner, mut request) =
@@ -169,8 +170,17 @@ where
     }
 }
 
+/// Returns the fields of the request that waits to pass.
+fn head<T, B>(waiting: &Option<(T, Request<B>)>) -> &HeaderMap {
+    waiting.as_ref().expect("a request that waits is there").1.headers()
+}
+
 /// Counts the decision, and returns what to answer instead of passing the request on.
-fn refusal<S, I, B>(gate: &Gate<S, I>, answer: &Answer) -> Option<Response<AdmissionBody<B>>> {
+fn refusal<S, I, B>(
+    gate: &Gate<S, I>,
+    answer: &Answer,
+    head: &HeaderMap,
+) -> Option<Response<AdmissionBody<B>>> {
     let metrics = &gate.metrics;
     let verdict = match answer {
         Answer::Decided(verdict) => verdict,
@@ -180,12 +190,12 @@ fn refusal<S, I, B>(gate: &Gate<S, I>, answer: &Answer) -> Option<Response<Admis
         }
         Answer::Closed => {
             metrics.outage_closed.increment(1);
-            return Some(response::store_down());
+            return Some(response::store_down(head));
         }
     };
     if let Decision::Banned { for_ms } = verdict.decision {
         metrics.banned.increment(1);
-        return Some(response::banned(for_ms));
+        return Some(response::banned(for_ms, head));
     }
     for held in verdict.held() {
         metrics.utilization.record(held.utilization());
@@ -193,7 +203,7 @@ fn refusal<S, I, B>(gate: &Gate<S, I>, answer: &Answer) -> Option<Response<Admis
     match verdict.decision {
         Decision::Denied { wait_ms } => {
             metrics.denied.increment(1);
-            Some(response::denied(verdict, wait_ms, gate.headers))
+            Some(response::denied(verdict, wait_ms, gate.headers, head))
         }
         _ => {
             metrics.admitted.increment(1);
