@@ -252,7 +252,8 @@ impl ReceiptKeys {
         }
     }
 
-    /// Returns the keys in `text`: `id:secret` each, separated by commas or line breaks. Spaces
+    /// Returns the keys in `text`: `id:secret` each, separated by commas or line breaks (which a
+    /// secret cannot hold here; base64 never does). Spaces
     /// around a key are no part of it; empty lines are skipped.
     ///
     /// # Errors
