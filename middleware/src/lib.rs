@@ -1,4 +1,4 @@
-//! Rate limits that AI agents earn: a Tower layer for axum and hyper services.
+//! Rate limits that AI agents earn: a Tower layer for axum, tonic and hyper services.
 //!
 //! The layer learns the agent from its JWT, takes a token from the agent's bucket, and passes the
 //! request on or answers 429 with `Retry-After`. Buckets live in Redis, shared by every node; the

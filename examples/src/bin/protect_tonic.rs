@@ -75,7 +75,9 @@ async fn call() -> anyhow::Result<()> {
                     break;
                 }
                 Err(status) => {
-                    let wait = wait(&status).ok_or_else(|| status.clone())?;
+                    let Some(wait) = wait(&status) else {
+                        anyhow::bail!("{:?}: {}", status.code(), status.message());
+                    };
                     println!("{at:5.2} s  call {number}: {}; waiting {wait:?}", status.message());
                     tokio::time::sleep(wait).await;
                 }
