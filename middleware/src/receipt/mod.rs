@@ -372,5 +372,5 @@ fn read(body: &[u8]) -> Option<Receipt> {
     Some(Receipt { agent, rater: rater.into(), request: RequestId::from(*request), issued_at })
 }
 
-#[cfg(all(test, feature = "aws-lc-rs"))]
+#[cfg(test)]
 mod tests;
