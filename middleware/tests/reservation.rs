@@ -185,7 +185,7 @@ async fn a_trailer_at_the_end_of_a_streamed_answer_settles() {
 
 struct Frames(std::collections::VecDeque<Frame<Bytes>>);
 
-impl futures_core::Stream for Frames {
+impl futures_util::Stream for Frames {
     type Item = Result<Frame<Bytes>, Infallible>;
 
     fn poll_next(
