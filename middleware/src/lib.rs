@@ -41,7 +41,9 @@ pub mod admission;
 
 pub use admission::{AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError};
 pub use agent::{AGENT_ID_MAX, AgentId, AgentIdError};
-pub use identity::{Caller, Identify, JwtIdentity, JwtVerifier};
+pub use identity::{
+    ApiKeyIdentity, Caller, Identify, JwtIdentity, JwtVerifier, PeerAddr, PeerIdentity,
+};
 pub use outage::{FAILURES_TO_OPEN, Outage, PROBE_INTERVAL};
 pub use problem::Problem;
 pub use store::{MemoryStore, RedisStore, Spend, Tune};

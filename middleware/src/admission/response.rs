@@ -95,13 +95,15 @@ fn whole_seconds(milliseconds: u64) -> u64 {
     milliseconds.div_ceil(1000).max(1)
 }
 
-/// 401 or 403: nobody was learned.
+/// 401, 403 or 503: nobody was learned.
 pub(super) fn unidentified<B>(error: &IdentityError, realm: &str) -> Response<AdmissionBody<B>> {
-    let Some(challenge) = error.challenge(realm) else {
-        return answer(Problem::new(StatusCode::FORBIDDEN, error.to_string()));
-    };
-    let mut response = answer(Problem::new(StatusCode::UNAUTHORIZED, error.to_string()));
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    let mut response = answer(Problem::new(error.status(), error.to_string()));
+    if let Some(challenge) = error.challenge(realm) {
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    }
+    if let Some(seconds) = error.retry_after_s() {
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
     response
 }
 

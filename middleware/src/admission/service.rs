@@ -126,7 +126,11 @@ where
                     Err(error) => {
                         match &error {
                             IdentityError::NoAgent(_) => gate.metrics.no_agent.increment(1),
-                            IdentityError::Unauthenticated { .. } => {
+                            IdentityError::Unavailable { .. } => {
+                                gate.metrics.identity_unavailable.increment(1);
+                            }
+                            IdentityError::Unauthenticated { .. }
+                            | IdentityError::ApiKey { .. } => {
                                 gate.metrics.unauthenticated.increment(1);
                             }
                         }
