@@ -109,12 +109,14 @@ pub(super) struct Ring {
 
 struct State {
     set: Option<Arc<KeySet>>,
-    /// When the last good fetch began and ended.
-    good: Option<(Instant, Instant)>,
-    /// When the fetch began that ended last, however it ended.
-    tried: Option<Instant>,
-    /// When the fetch began that is under way or wanted.
-    flight: Option<Instant>,
+    /// How many fetches were begun; their numbers run from 1.
+    begun: u64,
+    /// The number of the fetch that is under way or wanted.
+    flight: Option<u64>,
+    /// The number of the fetch that ended last, however it ended.
+    tried: u64,
+    /// The number of the last good fetch, and when it ended.
+    good: Option<(u64, Instant)>,
     /// When the task fetches next, if nobody wants it earlier.
     next: Instant,
     /// No fetch for the sake of unknown key ids before.
@@ -170,9 +172,10 @@ impl Ring {
             times,
             state: Mutex::new(State {
                 set: None,
-                good: None,
-                tried: None,
+                begun: 0,
                 flight: None,
+                tried: 0,
+                good: None,
                 next: Instant::now(),
                 cooled: None,
                 unknown: LruCache::new(unknown),
@@ -205,7 +208,7 @@ impl Ring {
         kid: Option<&str>,
         algorithm: Algorithm,
     ) -> Result<Arc<Key>, IdentityError> {
-        let asked = Instant::now();
+        let asked = self.lock().begun;
         let _place = self.waiting.try_acquire().map_err(|_| away(Duration::ZERO))?;
         loop {
             // Subscribed before looking: a fetch that ends in between is not missed.
@@ -221,7 +224,7 @@ impl Ring {
         }
     }
 
-    fn look(self: &Arc<Self>, kid: Option<&str>, algorithm: Algorithm, asked: Instant) -> Look {
+    fn look(self: &Arc<Self>, kid: Option<&str>, algorithm: Algorithm, asked: u64) -> Look {
         let mut state = self.lock();
         let now = Instant::now();
         if !self.attended(&mut state) {
@@ -235,7 +238,7 @@ impl Ring {
                     if state.unknown.get(kid).is_some_and(proved) {
                         return Look::Refused(NoKey::Unknown);
                     }
-                    if state.good.is_some_and(|(began, _)| began >= asked) {
+                    if state.good.is_some_and(|(flight, _)| flight > asked) {
                         state.unknown.put(kid.into(), now);
                         return Look::Refused(NoKey::Unknown);
                     }
@@ -247,12 +250,12 @@ impl Ring {
             return Look::Wait;
         }
         let cooled = state.cooled.filter(|cooled| *cooled > now);
-        if state.tried.is_some_and(|tried| tried >= asked) || cooled.is_some() {
+        if state.tried > asked || cooled.is_some() {
             let soonest = cooled.map_or(state.next, |cooled| cooled.min(state.next));
             return Look::Away(soonest.saturating_duration_since(now));
         }
         state.cooled = Some(now + self.times.cool_down);
-        state.flight = Some(now);
+        state.begin();
         self.wanted.notify_one();
         Look::Wait
     }
@@ -287,7 +290,7 @@ impl Ring {
             return true;
         }
         let Ok(runtime) = Handle::try_current() else { return false };
-        state.flight = Some(Instant::now());
+        state.begin();
         let task = attend(Arc::downgrade(self), Arc::clone(&self.wanted));
         state.task = Some(runtime.spawn(task));
         true
@@ -295,7 +298,10 @@ impl Ring {
 
     /// Fetches once, and puts what came in force.
     async fn fetch(&self) {
-        let began = *self.lock().flight.get_or_insert_with(Instant::now);
+        let flight = {
+            let mut state = self.lock();
+            state.flight.unwrap_or_else(|| state.begin())
+        };
         let fetched = timeout(FETCH_TIMEOUT, self.source.fetch()).await;
         let parsed = match fetched {
             Ok(Ok(document)) => jwks::parse(&document, &self.algorithms)
@@ -308,17 +314,17 @@ impl Ring {
         };
         let mut state = self.lock();
         match parsed {
-            Ok(parsed) => self.take(&mut state, parsed, began),
+            Ok(parsed) => self.take(&mut state, parsed, flight),
             Err(error) => self.fail(&mut state, error),
         }
-        state.tried = Some(began);
+        state.tried = flight;
         state.flight = None;
         self.show(&state);
         drop(state);
         self.ended.send_modify(|count| *count += 1);
     }
 
-    fn take(&self, state: &mut State, parsed: Parsed, began: Instant) {
+    fn take(&self, state: &mut State, parsed: Parsed, flight: u64) {
         let source = self.source.name();
         self.metrics.fetched.increment(1);
         if parsed.unusable != state.unusable {
@@ -336,7 +342,7 @@ impl Ring {
         }
         let now = Instant::now();
         state.set = Some(next);
-        state.good = Some((began, now));
+        state.good = Some((flight, now));
         state.next = now + self.times.refresh;
         state.failures = 0;
         state.error = None;
@@ -384,6 +390,12 @@ impl Ring {
 }
 
 impl State {
+    fn begin(&mut self) -> u64 {
+        self.begun += 1;
+        self.flight = Some(self.begun);
+        self.begun
+    }
+
     fn forget(&mut self) {
         if let Some(set) = self.set.take() {
             set.retire_for(None);
@@ -439,7 +451,7 @@ impl Drop for Unattended {
         if let Some(ring) = self.0.upgrade() {
             let mut state = ring.lock();
             state.forget();
-            state.tried = state.flight.take().or(state.tried);
+            state.tried = state.flight.take().unwrap_or(state.tried);
             state.error = Some(Arc::new(KeysError::NoRuntime { name: ring.name() }));
             drop(state);
             ring.ended.send_modify(|count| *count += 1);
