@@ -70,7 +70,7 @@ impl JwtVerifier {
     fn answer<T: Send + 'static>(
         &self,
         token: &[u8],
-        read: fn(&Arc<Token>) -> Result<T, IdentityError>,
+        read: impl Fn(&Arc<Token>) -> Result<T, IdentityError> + Copy + Send + 'static,
     ) -> Verifying<T> {
         let inner = &*self.inner;
         let now = unix_seconds();
@@ -86,7 +86,7 @@ impl JwtVerifier {
         &self,
         token: &[u8],
         now: u64,
-        read: fn(&Arc<Token>) -> Result<T, IdentityError>,
+        read: impl Fn(&Arc<Token>) -> Result<T, IdentityError> + Copy + Send + 'static,
     ) -> Verifying<T> {
         let inner = &*self.inner;
         let Ok(token) = str::from_utf8(token) else {
@@ -105,7 +105,10 @@ impl JwtVerifier {
             Err(error) => Verifying::ready(Err(error)),
             Ok(None) => {
                 let (inner, token) = (Arc::clone(&self.inner), token.to_owned());
-                Verifying::waiting(async move { read(&inner.wait(&token).await?) })
+                Verifying::waiting(async move {
+                    let verified = inner.wait(&token).await?;
+                    read(&verified)
+                })
             }
         }
     }
