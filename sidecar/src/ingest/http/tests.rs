@@ -26,7 +26,8 @@ fn edge_with(config: Config, capacity: usize, subject: SubjectMode) -> Edge {
     let (publisher, consumer) = in_process::channel(&bus);
     let verifier = JwtIdentity::hs256(SECRET).build().unwrap();
     let keys = ApiKeys::parse("KEYS", &format!("feed:{API_KEY}")).unwrap();
-    let ingest = Ingest::new(config, Publisher::InProcess(publisher), verifier, keys, subject);
+    let ingest =
+        Ingest::new(config, Publisher::InProcess(publisher), Some(verifier), keys, subject);
     Edge { router: ingest.router(), consumer: Consumer::InProcess(consumer) }
 }
 
