@@ -167,12 +167,8 @@ async fn start_with<S: Spend + Tune + Clone>(
     };
     let mut handing_on = None;
     if let (Some(listener), Some(verifier)) = (listeners.gateway, &verifier) {
-        let admission = AdmissionLayer::builder(store.clone())
-            .identity(verifier.clone())
-            .bucket(config.default_bucket())
-            .on_outage(config.store.on_outage)
-            .expected_nodes(config.store.expected_nodes)
-            .build()?;
+        let admission = AdmissionLayer::builder(store.clone()).identity(verifier.clone());
+        let admission = config.admission(admission).build()?;
         let tee =
             intake.clone().filter(|_| tees).map(|intake| {
                 gateway::Tee::new(move |request| {
