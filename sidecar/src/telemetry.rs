@@ -177,6 +177,11 @@ fn describe() {
         Unit::Count,
         "Ratings refused at ingest, by reason"
     );
+    describe_counter!(
+        "merit_receipts_checked_total",
+        Unit::Count,
+        "Ratings whose receipt was looked at, by outcome"
+    );
     describe_histogram!(
         "merit_ingest_seconds",
         Unit::Seconds,
@@ -258,6 +263,11 @@ fn describe() {
         "merit_decisions_total",
         Unit::Count,
         "Requests decided by admission, by outcome"
+    );
+    describe_counter!(
+        "merit_receipts_issued_total",
+        Unit::Count,
+        "Answers for a user other than the agent, by whether they carry a receipt"
     );
     describe_histogram!(
         "merit_decision_seconds",

@@ -12,6 +12,7 @@ use super::{
     layer::{AdmissionLayer, Gate},
     metrics::Metrics,
     plan::{Defaults, Plan},
+    proof::Receipts,
     response::Answers,
     route::ROUTES_MAX,
 };
@@ -20,6 +21,7 @@ use crate::{
     bucket::{BucketNameError, CAPACITY_MAX, LimitsError},
     identity::{IdentityConfigError, IntoIdentify},
     outage::{Guard, Outage},
+    receipt::ReceiptKeys,
     store::{BucketRule, Spend, TAKES_MAX},
 };
 
@@ -158,6 +160,7 @@ struct Settings {
     nodes: NonZeroU32,
     allow: HashSet<AgentId>,
     answers: Answers,
+    receipts: Option<ReceiptKeys>,
 }
 
 impl<S, I> std::fmt::Debug for AdmissionBuilder<S, I> {
@@ -180,6 +183,7 @@ impl<S> AdmissionBuilder<S, NoIdentity> {
             nodes: NonZeroU32::MIN,
             allow: HashSet::new(),
             answers: Answers { realm: "merit".to_owned(), choice, jitter_max_ms: 0, hook: None },
+            receipts: None,
         };
         Self { store, identity: NoIdentity(()), settings }
     }
@@ -302,6 +306,17 @@ impl<S: Spend, I> AdmissionBuilder<S, I> {
         self.settings.answers.hook = Some(Arc::new(hook));
         self
     }
+
+    /// Issues a [receipt](crate::receipt) with every answer to a request that passed and that the
+    /// agent made for somebody else ([`Caller::rater`](crate::Caller::rater)): in the field
+    /// [`merit-receipt`](crate::receipt::RECEIPT_FIELD). None are issued unless set.
+    ///
+    /// A receipt belongs to one answer. `Cache-Control` is left as the service set it: answers that
+    /// a shared cache may store hand one receipt to many, of which one can count.
+    pub fn receipts(mut self, keys: ReceiptKeys) -> Self {
+        self.settings.receipts = Some(keys);
+        self
+    }
 }
 
 impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
@@ -311,7 +326,8 @@ impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
     ///
     /// When a bucket is missing or out of range, a route cannot be, or the identity cannot work.
     pub fn build(self) -> Result<AdmissionLayer<S, I::Identify>, BuildError> {
-        let Settings { buckets, routes, cost, defaults, nodes, allow, answers } = self.settings;
+        let Settings { buckets, routes, cost, defaults, nodes, allow, answers, receipts } =
+            self.settings;
         if Duration::from_millis(answers.jitter_max_ms) > RETRY_JITTER_MAX {
             return Err(BuildError::Jitter);
         }
@@ -330,6 +346,7 @@ impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
             allow,
             in_flight: defaults.concurrency.map(InFlight::new),
             answers,
+            receipts: receipts.map(Receipts::new),
             metrics: Metrics::new(),
             buckets,
             defaults,

@@ -12,7 +12,9 @@
 //! 7. Every answer carries `RateLimit` and `RateLimit-Policy`; those of the service stay.
 //! 8. The store did not answer in time: [`Outage`](crate::Outage) says what happens.
 //! 9. Banned agents get 403 until the ban ends.
-//! 10. In shadow mode all of this is decided and counted, and the request passes on.
+//! 10. With [`receipts`](AdmissionBuilder::receipts), the answer to a request that passed and whose
+//!     credential names a user other than the agent carries a [receipt](crate::receipt).
+//! 11. In shadow mode all of this is decided and counted, and the request passes on.
 //!
 //! A connection that is upgraded (WebSocket) was one request: it is charged once, and holds a place
 //! among those in flight until its 101 is answered.
@@ -38,6 +40,15 @@ mod service;
 mod reservation;
 
 mod refusal;
+
+#[cfg(feature = "grpc")]
+mod grpc;
+
+#[cfg(not(feature = "grpc"))]
+#[path = "grpc_absent.rs"]
+mod grpc;
+
+mod proof;
 
 mod response;
 

@@ -8,6 +8,7 @@ use http::{HeaderMap, Response, StatusCode, header};
 use super::{
     concurrency::CONCURRENCY_POLICY,
     fields::{Choice, Outcome, Shown},
+    grpc,
     refusal::{Refusal, never_passes},
 };
 use crate::{
@@ -34,16 +35,19 @@ impl Answers {
         if self.jitter_max_ms == 0 { 0 } else { fastrand::u64(0..=self.jitter_max_ms) }
     }
 
-    /// Returns the answer to a request with the fields `_head` that is refused.
+    /// Returns the answer to a request with the fields `head` that is refused.
     pub(super) fn respond(
         &self,
         refusal: &Refusal,
-        _head: &HeaderMap,
+        head: &HeaderMap,
         shown: &Shown,
         verdict: Option<&Verdict>,
     ) -> Response<Bytes> {
-        // The seam for callers that speak something else than problem+json.
-        let mut response = self.problem(refusal).into_response();
+        let problem = self.problem(refusal);
+        let mut response = match grpc::speaks(head) {
+            true => grpc::response(refusal, problem.detail()),
+            false => problem.into_response(),
+        };
         let headers = response.headers_mut();
         let retry_after = refusal.retry_after_seconds().and_then(NonZeroU64::new);
         if let Some(seconds) = retry_after {

@@ -93,6 +93,7 @@ where
             takes: None,
             verdict: None,
             reservation: None,
+            proof: None,
         };
         AdmissionFuture { step: Step::Decide { decision, waiting }, state }
     }
@@ -196,6 +197,8 @@ struct State<S, I> {
     /// What the buckets held, for the answer to tell.
     verdict: Option<Verdict>,
     reservation: Option<Reservation>,
+    /// Who is to get a receipt with the answer.
+    proof: Option<Caller>,
 }
 
 /// What comes after the caller is known, or not.
@@ -296,8 +299,9 @@ impl<S: Spend, I: Identify> State<S, I> {
 
     /// Tells the service behind who is asking, and hands it the reservation if it wants one.
     fn introduce(&mut self, extensions: &mut Extensions) {
-        if let Some(Caller { agent, .. }) = self.caller.take() {
-            extensions.insert(agent);
+        if let Some(caller) = self.caller.take() {
+            self.proof = self.gate.receipts.as_ref().and_then(|receipts| receipts.due(&caller));
+            extensions.insert(caller.agent);
         }
         if let Some(reservation) = &self.reservation
             && self.plan().reserve
@@ -334,6 +338,9 @@ impl<S: Spend, I: Identify> State<S, I> {
         if !plan.shadow && (verdict.is_some() || places_left.is_some()) {
             let outcome = Outcome { verdict, retry_after: None, places_left };
             plan.shown.put(response.headers_mut(), self.gate.answers.choice, outcome);
+        }
+        if let (Some(receipts), Some(caller)) = (&self.gate.receipts, &self.proof) {
+            receipts.attach(caller, response.headers_mut());
         }
         let permit = self.permit.take();
         Ok(response.map(|body| AdmissionBody::passed(body, permit, settlement)))

@@ -162,12 +162,16 @@ async fn start_with<S: Spend + Tune + Clone>(
             verifier.clone(),
             config.ingest.api_keys()?,
             config.ratings.subject,
+            config.ratings.receipts().map_err(AppError::Config)?,
         )),
         _ => None,
     };
     let mut handing_on = None;
     if let (Some(listener), Some(verifier)) = (listeners.gateway, &verifier) {
-        let admission = AdmissionLayer::builder(store.clone()).identity(verifier.clone());
+        let mut admission = AdmissionLayer::builder(store.clone()).identity(verifier.clone());
+        if let Some(keys) = config.ratings.receipt_keys().map_err(AppError::Config)? {
+            admission = admission.receipts(keys);
+        }
         let admission = config.admission(admission).build()?;
         let tee =
             intake.clone().filter(|_| tees).map(|intake| {

@@ -19,7 +19,7 @@ use figment::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tower_merit::{
-    JwtIdentity,
+    JwtIdentity, ReceiptKeys,
     bucket::Limits,
     identity::{IdentityConfigError, jwt::Algorithm},
 };
@@ -264,6 +264,51 @@ impl Config {
     }
 }
 
+impl Ratings {
+    /// Returns the keys of receipts; nothing when none are configured.
+    ///
+    /// # Errors
+    ///
+    /// With the fault and its path. No secret is repeated.
+    pub fn receipt_keys(&self) -> Result<Option<ReceiptKeys>, String> {
+        let (path, text) = match (&self.receipt_keys_env, &self.receipt_keys_file) {
+            (None, None) if self.receipts == ingest::ReceiptMode::Off => return Ok(None),
+            (Some(name), None) => {
+                let path = "ratings.receipt_keys_env";
+                let unset = |_| format!("{path}: environment variable {name} is not set");
+                (path, std::env::var(name).map_err(unset)?)
+            }
+            (None, Some(file)) => {
+                let path = "ratings.receipt_keys_file";
+                let unread = |error: ConfigError| format!("{path}: {error}: {}", cause(&error));
+                (path, read(file).map_err(unread)?)
+            }
+            _ => {
+                return Err("ratings.receipt_keys_env: set it or receipt_keys_file for receipts, \
+                            one of them"
+                    .to_owned());
+            }
+        };
+        let keys = ReceiptKeys::parse(&text);
+        keys.map(Some).map_err(|error| format!("{path}: {error}"))
+    }
+
+    /// Returns how ingest looks at receipts.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ratings::receipt_keys`].
+    pub fn receipts(&self) -> Result<ingest::Receipts, String> {
+        let keys = self.receipt_keys()?;
+        Ok(match (keys, self.receipts) {
+            (None, _) | (_, ingest::ReceiptMode::Off) => ingest::Receipts::off(),
+            (Some(keys), mode) => {
+                ingest::Receipts::verified_with(keys, mode == ingest::ReceiptMode::Require)
+            }
+        })
+    }
+}
+
 impl Identity {
     fn algorithm(&self) -> Result<Algorithm, String> {
         const KNOWN: &str = "`HS256`, `RS256`, `ES256` or `EdDSA`";
@@ -394,4 +439,45 @@ fn bucket_files(folder: &Path, pattern: &str, faults: &mut Vec<String>) -> Vec<B
         }
     }
     buckets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::ReceiptMode;
+
+    fn ratings(receipts: ReceiptMode, env: Option<&str>, file: Option<PathBuf>) -> Ratings {
+        let receipt_keys_env = env.map(ToOwned::to_owned);
+        Ratings { receipts, receipt_keys_env, receipt_keys_file: file, ..Ratings::default() }
+    }
+
+    #[test]
+    fn receipts_that_are_looked_at_need_keys_and_exactly_one_place_for_them() {
+        assert!(ratings(ReceiptMode::Off, None, None).receipt_keys().unwrap().is_none());
+        for table in [
+            ratings(ReceiptMode::Prefer, None, None),
+            ratings(ReceiptMode::Require, None, None),
+            ratings(ReceiptMode::Off, Some("A"), Some("b".into())),
+        ] {
+            let fault = table.receipts().unwrap_err();
+            assert!(fault.starts_with("ratings.receipt_keys_env: set it or"), "{fault}");
+        }
+        let unset = ratings(ReceiptMode::Off, Some("MERIT_TEST_NO_SUCH_VARIABLE"), None);
+        assert!(unset.receipt_keys().unwrap_err().contains("MERIT_TEST_NO_SUCH_VARIABLE"));
+    }
+
+    #[test]
+    fn keys_in_a_file_are_read_and_a_faulty_one_is_named_without_its_secret() {
+        let folder = std::env::temp_dir();
+        let file = folder.join(format!("merit-receipt-keys-{}", std::process::id()));
+        fs::write(&file, "new:the secret of receipts: thirty-two bytes\r\nold:abc\n").unwrap();
+        let table = ratings(ReceiptMode::Require, None, Some(file.clone()));
+        let fault = table.receipt_keys().unwrap_err();
+        assert!(fault.starts_with("ratings.receipt_keys_file: "), "{fault}");
+        assert!(fault.contains("key 2") && !fault.contains("abc"), "{fault}");
+        fs::write(&file, "new:the secret of receipts: thirty-two bytes\n").unwrap();
+        let keys = table.receipt_keys().unwrap().unwrap();
+        fs::remove_file(&file).unwrap();
+        assert_eq!(format!("{keys:?}"), r#"["new"]"#);
+    }
 }

@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use tower_merit::Outage;
 
-use crate::{bus::duration, rating::SubjectMode, telemetry::LogFormat};
+use crate::{bus::duration, ingest::ReceiptMode, rating::SubjectMode, telemetry::LogFormat};
 
 /// `[identity]`: one for ingest and gateway.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -132,6 +132,14 @@ pub struct Ratings {
     /// Whose limits a rating moves that names no agent: nobody's (`agent`, default), or the item's
     /// (`item`), taking the item for the agent.
     pub subject: SubjectMode,
+    /// What a rating needs a receipt for: nothing (`off`, default), to count in full (`prefer`), or to
+    /// be taken at all (`require`).
+    pub receipts: ReceiptMode,
+    /// Environment variable with the keys of receipts, `id:secret` separated by commas; the first
+    /// signs, all verify; `head -c 32 /dev/urandom | base64` makes a secret. Once there are keys the gateway issues receipts, whatever `receipts` says.
+    pub receipt_keys_env: Option<String>,
+    /// File with the keys of receipts, one a line.
+    pub receipt_keys_file: Option<PathBuf>,
 }
 
 /// `[log]`.

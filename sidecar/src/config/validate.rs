@@ -33,6 +33,9 @@ impl Config {
             || listens(role.guards(), self.gateway.listen.is_some())
         {
             self.validate_identity(faults);
+            if let Err(fault) = self.ratings.receipt_keys() {
+                faults.push(fault);
+            }
         }
         if role == Role::Ingest && self.ingest.listen.is_none() {
             faults.push("ingest.listen: must be set for role `ingest`".to_owned());

@@ -18,6 +18,7 @@ use super::{
     Config, Refusal,
     meter::Meter,
     raters::{ApiKeys, Rater, Raters},
+    receipts::Receipts,
 };
 use crate::{
     bus::{PublishError, Publisher},
@@ -42,6 +43,7 @@ pub(super) struct Inner {
     raters: Raters,
     publisher: Publisher,
     subject: SubjectMode,
+    receipts: Receipts,
 }
 
 /// A rating that the bus has acknowledged.
@@ -51,6 +53,8 @@ pub struct Accepted {
     pub id: RatingId,
     /// False when the rating names no agent, and so moves no limit.
     pub moves_a_limit: bool,
+    /// Whether its receipt holds; nothing while receipts are not looked at.
+    pub receipted: Option<bool>,
 }
 
 impl Ingest {
@@ -65,6 +69,7 @@ impl Ingest {
         verifier: JwtVerifier,
         keys: ApiKeys,
         subject: SubjectMode,
+        receipts: Receipts,
     ) -> Self {
         let inner = Inner {
             in_flight: Semaphore::new(config.max_in_flight),
@@ -74,6 +79,7 @@ impl Ingest {
             config,
             publisher,
             subject,
+            receipts,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -125,7 +131,7 @@ impl Ingest {
         rater.may_send(&request)?;
         let rating = request.into_rating(rater.poster().clone(), unix_now_us())?;
         rater.may_move(&rating, self.inner.subject)?;
-        Ok(rating)
+        self.inner.receipts.check(rating, self.inner.subject).map_err(Refusal::Receipt)
     }
 
     /// Puts `rating` on the bus, and returns when the bus has acknowledged it.
@@ -139,7 +145,9 @@ impl Ingest {
             Ok(Ok(())) => {
                 self.inner.meter.accepted();
                 let moves_a_limit = rating.subject(self.inner.subject).is_some();
-                Ok(Accepted { id: id(), moves_a_limit })
+                let checked = self.inner.receipts.are_checked();
+                let receipted = checked.then(|| rating.receipt_id().is_some());
+                Ok(Accepted { id: id(), moves_a_limit, receipted })
             }
             Ok(Err(source)) => {
                 match &source {

@@ -110,14 +110,18 @@ async fn many(State(ingest): State<Ingest>, request: Request<Body>) -> Response 
 impl Accepted {
     /// Returns what the poster reads.
     pub(super) fn to_json(&self) -> Value {
-        match self.moves_a_limit {
+        let mut answer = match self.moves_a_limit {
             true => json!({ "id": self.id.as_str() }),
             false => json!({
                 "id": self.id.as_str(),
                 "moves": null,
                 "note": "names no agent, so it moves no limit; it counts for personalised ratings",
             }),
+        };
+        if let Some(receipted) = self.receipted {
+            answer["receipted"] = receipted.into();
         }
+        answer
     }
 }
 

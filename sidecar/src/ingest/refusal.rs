@@ -6,7 +6,10 @@ use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 use tower_merit::{Problem, identity::IdentityError, problem::REDUCED_CAPACITY};
 
-use super::raters::{WRITE, WRITE_ANY};
+use super::{
+    raters::{WRITE, WRITE_ANY},
+    receipts::ReceiptFault,
+};
 use crate::{
     bus::PublishError,
     rating::{RatingError, RatingId, TextError},
@@ -88,6 +91,9 @@ pub enum Refusal {
     /// The body is no rating: 400 when it is no JSON, else 422.
     #[error(transparent)]
     Rating(#[from] RatingError),
+    /// It must have a receipt that holds, and has none: 422.
+    #[error("receipt {0}")]
+    Receipt(#[source] ReceiptFault),
     /// The bus did not take it: 503, or 500 when it never will.
     #[error("{}", bus_message(source))]
     Bus {
@@ -140,7 +146,7 @@ impl Refusal {
             | Self::IdempotencyKey { .. }
             | Self::TwoNames(_)
             | Self::Rating(RatingError::Json { .. }) => StatusCode::BAD_REQUEST,
-            Self::Empty | Self::Rating(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Empty | Self::Rating(_) | Self::Receipt(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Bus { source: PublishError::Refused { .. }, .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -162,6 +168,7 @@ impl Refusal {
             Self::Array { .. } | Self::BrokenOff | Self::Rating(RatingError::Json { .. }) => "json",
             Self::IdempotencyKey { .. } | Self::TwoNames(_) => "idempotency_key",
             Self::Empty | Self::Rating(_) => "invalid",
+            Self::Receipt(_) => "receipt",
             Self::Bus { source: PublishError::Full { .. }, .. } => "bus_full",
             Self::Bus { source: PublishError::Refused { .. }, .. } => "bus_refused",
             Self::Bus { .. } | Self::Late { .. } => "bus_unavailable",
@@ -176,6 +183,7 @@ impl Refusal {
         match self {
             Self::OtherUser => Some("user_id"),
             Self::OwnAgent => Some("agent_id"),
+            Self::Receipt(_) => Some("receipt"),
             Self::MediaType { .. } => Some("content-type"),
             Self::Encoding => Some("content-encoding"),
             Self::IdempotencyKey { .. } => Some("idempotency-key"),
