@@ -15,6 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -170,7 +171,7 @@ async fn a_trailer_at_the_end_of_a_streamed_answer_settles() {
                 trailers.insert(USED, trailer.parse().unwrap());
             }
             let frames = [Frame::data(Bytes::from("a")), Frame::trailers(trailers)];
-            let body = StreamBody::new(Frames(frames.into_iter().collect()));
+            let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
             ready(Ok::<_, Infallible>(Response::new(body)))
         });
         let response = layer.layer(service).oneshot(get("/chat")).await.unwrap();
@@ -180,19 +181,6 @@ async fn a_trailer_at_the_end_of_a_streamed_answer_settles() {
         let trailers = body.trailers().unwrap();
         assert_eq!(trailers.contains_key(USED), !strip && !trailer.is_empty());
         assert!(trailers.contains_key("x-other"));
-    }
-}
-
-struct Frames(std::collections::VecDeque<Frame<Bytes>>);
-
-impl futures_util::Stream for Frames {
-    type Item = Result<Frame<Bytes>, Infallible>;
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        std::task::Poll::Ready(self.0.pop_front().map(Ok))
     }
 }
 

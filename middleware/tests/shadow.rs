@@ -53,10 +53,11 @@ async fn in_shadow_mode_everything_passes_and_is_counted_once() {
     assert_eq!(ask(&layer, request).await.status, StatusCode::OK);
     assert_eq!(ask(&layer, get("//x")).await.status, StatusCode::OK);
     let count = |name| outcome(&recorder, name);
-    assert_eq!((count("admitted"), count("denied"), count("shadow_denied")), (2, 0, 4));
+    assert_eq!((count("admitted"), count("denied"), count("shadow_denied")), (2, 0, 3));
+    assert_eq!((count("shadow_ambiguous_path"), count("ambiguous_path")), (1, 0));
     assert_eq!((count("shadow_unauthenticated"), count("unauthenticated")), (1, 0));
     assert_eq!((count("shadow_banned"), count("banned")), (1, 0));
-    assert_eq!(counted(&recorder, "merit_would_deny_total{bucket=\"requests\"}"), 4);
+    assert_eq!(counted(&recorder, "merit_would_deny_total{bucket=\"requests\"}"), 3);
 }
 
 #[tokio::test(start_paused = true)]

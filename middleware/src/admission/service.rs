@@ -232,7 +232,7 @@ impl<S: Spend, I: Identify> State<S, I> {
             return Asked::Clear;
         }
         let plan = plan(gate, self.own.as_ref(), self.route);
-        if self.route.is_err() && !plan.shadow {
+        if self.route.is_err() {
             return self.refuse(Refusal::AmbiguousPath).into();
         }
         if let Some(places) = &gate.in_flight {

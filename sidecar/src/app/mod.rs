@@ -176,15 +176,11 @@ async fn start_with<S: Spend + Tune + Clone>(
     let mut handing_on = None;
     if let Some(listener) = listeners.gateway {
         let agents = config.agents(verifier.as_ref()).map_err(faults)?;
-        let mut admission = AdmissionLayer::builder(store.clone())
-            .identity(agents)
-            .bucket(config.default_bucket())
-            .on_outage(config.store.on_outage)
-            .expected_nodes(config.store.expected_nodes);
+        let mut admission = AdmissionLayer::builder(store.clone()).identity(agents);
         if let Some(keys) = config.ratings.receipt_keys().map_err(AppError::Config)? {
             admission = admission.receipts(keys);
         }
-        let admission = admission.build()?;
+        let admission = config.admission(admission).build()?;
         let tee =
             intake.clone().filter(|_| tees).map(|intake| {
                 gateway::Tee::new(move |request| {

@@ -17,15 +17,17 @@ use figment::{
     value::Value,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tower_merit::{Bucket, ReceiptKeys, bucket::Limits};
+use tower_merit::{ReceiptKeys, bucket::Limits};
 
 use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
 mod identity;
+mod routes;
 mod tables;
 mod validate;
 
 pub use identity::{Agents, Identity, Learning};
+pub use routes::{CostHeader, RouteConfig};
 pub use tables::{BucketConfig, Log, Ratings, Role, Store, StoreKind, StoreMode};
 
 /// What the environment variables that override the file begin with.
@@ -44,6 +46,8 @@ pub struct Config {
     pub store: Store,
     /// The buckets; exactly one is the default.
     pub bucket: Vec<BucketConfig>,
+    /// Requests that are charged otherwise than by the default bucket alone.
+    pub route: Vec<RouteConfig>,
     /// What carries ratings from ingest to the tuner.
     pub bus: BusConfig,
     /// What ratings are about.
@@ -83,11 +87,12 @@ pub enum ConfigError {
 }
 
 /// The tables of the file, and `bucket_files`.
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 14] = [
     "identity",
     "store",
     "bucket",
     "bucket_files",
+    "route",
     "bus",
     "ratings",
     "policy",
@@ -100,7 +105,7 @@ const TABLES: [&str; 13] = [
 ];
 
 /// Tables that the contract names and this version does not have.
-const LATER: [&str; 2] = ["route", "feed"];
+const LATER: [&str; 1] = ["feed"];
 
 impl Config {
     /// Reads the file at `path` and the environment, and checks everything for `role`.
@@ -162,6 +167,7 @@ impl Config {
             identity: table(figment, "identity", faults),
             store: table(figment, "store", faults),
             bucket,
+            route: table(figment, "route", faults),
             bus: table(figment, "bus", faults),
             ratings: table(figment, "ratings", faults),
             policy: table(figment, "policy", faults),
@@ -172,13 +178,6 @@ impl Config {
             admin: table(figment, "admin", faults),
             log: table(figment, "log", faults),
         }
-    }
-
-    /// Returns the default bucket, as a layer takes it.
-    #[must_use]
-    pub fn default_bucket(&self) -> Bucket {
-        let bucket = self.bucket.iter().find(|bucket| bucket.default).expect("validated");
-        Bucket::per_second(bucket.refill_rate).capacity(bucket.capacity).named(&bucket.bucket_name)
     }
 
     /// Returns the limits of agents that have none of their own.

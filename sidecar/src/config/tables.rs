@@ -89,6 +89,14 @@ pub struct BucketConfig {
     pub refill_rate: f64,
     /// Tokens it holds at most: the largest burst.
     pub capacity: u64,
+    /// True for a bucket that is only watched: it refuses nothing, and what it would have refused is
+    /// counted (`merit_would_deny_total`).
+    #[serde(default)]
+    pub shadow: bool,
+    /// Whether its limits move with the agent's ratings as the default bucket's do; not in this
+    /// version.
+    #[serde(default)]
+    pub earned: bool,
     /// Where the agent id stands, when `[identity]` does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_selector: Option<String>,

@@ -19,6 +19,7 @@ impl Config {
             _ => {}
         }
         self.validate_buckets(faults);
+        self.validate_routes(faults);
         self.validate_store(role, faults);
         self.bus.validate("bus", faults);
         self.policy.validate("policy", faults);
@@ -61,6 +62,9 @@ impl Config {
             if !names.insert(&bucket.bucket_name) {
                 faults.push(format!("{path}.bucket_name: {:?} stands twice", bucket.bucket_name));
             }
+            if bucket.earned {
+                faults.push(format!("{path}.earned: not in this version yet: remove it"));
+            }
             if let Err(error) = Limits::per_second(bucket.refill_rate, bucket.capacity) {
                 faults.push(format!("{path}: {error}"));
             } else if bucket.refill_rate < 0.000_001 || bucket.capacity == 0 {
@@ -78,12 +82,6 @@ impl Config {
                 faults
                     .push(format!("bucket: exactly one must have `default = true`, {count} have"));
             }
-        }
-        if self.bucket.len() > 1 {
-            faults.push(
-                "bucket: this version charges the default bucket only: remove the others"
-                    .to_owned(),
-            );
         }
         self.validate_selectors(faults);
     }
@@ -133,6 +131,21 @@ impl Config {
             self.store.on_outage == Outage::Open,
             "store.on_outage: `open`: nobody is limited while Redis does not answer",
         );
+        warn(
+            self.gateway.shadow,
+            "gateway.shadow: nobody is limited, refused or asked for a token: everything passes",
+        );
+        let named =
+            |name: &str| self.route.iter().any(|route| route.buckets.iter().any(|b| b == name));
+        for bucket in self.bucket.iter().filter(|bucket| !bucket.default) {
+            if !named(&bucket.bucket_name) {
+                let name = &bucket.bucket_name;
+                warn(
+                    true,
+                    &format!("bucket: `{name}`: no [[route]] names it: it is never charged"),
+                );
+            }
+        }
         let limits = self.default_limits();
         let start = limits.refill().tokens();
         warn(
