@@ -48,7 +48,9 @@ pub use admission::{
     Reservation, Route,
 };
 pub use agent::{AGENT_ID_MAX, AgentId, AgentIdError};
-pub use identity::{Caller, Identify, JwtIdentity, JwtVerifier};
+pub use identity::{
+    ApiKeyIdentity, Caller, Identify, JwtIdentity, JwtVerifier, PeerAddr, PeerIdentity,
+};
 pub use outage::{FAILURES_TO_OPEN, Outage, PROBE_INTERVAL};
 pub use problem::Problem;
 pub use receipt::ReceiptKeys;

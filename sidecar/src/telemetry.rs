@@ -285,6 +285,17 @@ fn describe() {
         "Decisions made without the store while its breaker was open"
     );
     describe_counter!(
+        "merit_jwks_fetches_total",
+        Unit::Count,
+        "Fetches of the key set, by outcome: ok, failed, or refused for what it holds"
+    );
+    describe_gauge!("merit_jwks_keys", Unit::Count, "Keys of the key set that are in force");
+    describe_gauge!(
+        "merit_jwks_age_seconds",
+        Unit::Seconds,
+        "Time since the key set was last fetched"
+    );
+    describe_counter!(
         "merit_gateway_failures_total",
         Unit::Count,
         "Requests without an answer of the upstream, by reason"

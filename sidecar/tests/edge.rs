@@ -46,7 +46,7 @@ async fn edge(answer: StatusCode) -> Edge {
     let ingest = Ingest::new(
         ingest::Config::default(),
         publisher,
-        verifier(),
+        Some(verifier()),
         keys,
         SubjectMode::Agent,
         ingest::Receipts::off(),

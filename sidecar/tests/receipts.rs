@@ -81,7 +81,7 @@ impl Loop {
         let ingest = Ingest::new(
             ingest::Config::default(),
             Publisher::InProcess(publisher),
-            JwtIdentity::hs256(SECRET).build().unwrap(),
+            Some(JwtIdentity::hs256(SECRET).build().unwrap()),
             ApiKeys::default(),
             subject,
             receipts,

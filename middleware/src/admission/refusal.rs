@@ -93,9 +93,10 @@ impl Refusal {
         match self {
             Self::Denied { retry_after_ms, .. } => Some(*retry_after_ms),
             Self::Banned { for_ms } => Some(*for_ms),
-            Self::TooManyInFlight { .. } | Self::StoreDown | Self::IdentityUnavailable(_) => {
-                Some(SOON_MS)
+            Self::IdentityUnavailable(error) => {
+                Some(error.retry_after_s().map_or(SOON_MS, |seconds| seconds.saturating_mul(1000)))
             }
+            Self::TooManyInFlight { .. } | Self::StoreDown => Some(SOON_MS),
             Self::Unauthenticated(_) | Self::NoAgent(_) | Self::AmbiguousPath => None,
         }
     }
@@ -126,7 +127,10 @@ impl From<IdentityError> for Refusal {
     fn from(error: IdentityError) -> Self {
         match error {
             IdentityError::NoAgent(error) => Self::NoAgent(error),
-            IdentityError::Unauthenticated { .. } => Self::Unauthenticated(error),
+            IdentityError::Unauthenticated { .. } | IdentityError::ApiKey { .. } => {
+                Self::Unauthenticated(error)
+            }
+            IdentityError::Unavailable { .. } => Self::IdentityUnavailable(error),
         }
     }
 }

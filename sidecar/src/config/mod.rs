@@ -9,7 +9,6 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use figment::{
@@ -18,24 +17,18 @@ use figment::{
     value::Value,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tower_merit::{
-    JwtIdentity, ReceiptKeys,
-    bucket::Limits,
-    identity::{IdentityConfigError, jwt::Algorithm},
-};
+use tower_merit::{ReceiptKeys, bucket::Limits};
 
-use crate::{
-    admin,
-    bus::{BusConfig, duration},
-    gateway, ingest, policy, tuner,
-};
+use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
+mod identity;
 mod routes;
 mod tables;
 mod validate;
 
+pub use identity::{Agents, Identity, Learning};
 pub use routes::{CostHeader, RouteConfig};
-pub use tables::{BucketConfig, Identity, Log, Ratings, Role, Store, StoreKind, StoreMode};
+pub use tables::{BucketConfig, Log, Ratings, Role, Store, StoreKind, StoreMode};
 
 /// What the environment variables that override the file begin with.
 pub const ENV_PREFIX: &str = "MERIT__";
@@ -187,61 +180,6 @@ impl Config {
         }
     }
 
-    fn selectors(&self) -> impl Iterator<Item = &str> {
-        let own = self.identity.key_selector.as_deref();
-        let buckets = self.bucket.iter().filter_map(|bucket| bucket.key_selector.as_deref());
-        // `[identity]` decides when it says; buckets among themselves must agree either way.
-        own.into_iter().take(1).chain(buckets.filter(move |_| own.is_none()))
-    }
-
-    /// Returns the path of the claim that names the agent.
-    ///
-    /// # Errors
-    ///
-    /// When the selector is of a kind that this version does not have.
-    pub fn claim(&self) -> Result<&str, String> {
-        let selector = self.selectors().next().unwrap_or("jwt.claims.agent_id");
-        selector.strip_prefix("jwt.claims.").ok_or_else(|| {
-            format!("identity.key_selector: `{selector}` is not in this version: use `jwt.claims.<path>`")
-        })
-    }
-
-    /// Returns how tokens are verified, with the key read from where the configuration says.
-    ///
-    /// # Errors
-    ///
-    /// With the fault and its path.
-    pub fn identity(&self) -> Result<JwtIdentity, String> {
-        let Identity { issuer, audience, leeway, .. } = &self.identity;
-        let mut identity = match self.identity.algorithm()? {
-            Algorithm::HS256 => JwtIdentity::hs256(self.identity.secret()?),
-            algorithm => {
-                let path = self.identity.public_key_file.as_deref();
-                let path =
-                    path.ok_or("identity.public_key_file: must be set for this algorithm")?;
-                let pem = read(path).map_err(|error| {
-                    format!("identity.public_key_file: {error}: {}", cause(&error))
-                })?;
-                JwtIdentity::public_key(algorithm, pem)
-            }
-        };
-        identity = identity.claim(self.claim()?);
-        if let Some(issuer) = issuer {
-            identity = identity.issuer(issuer);
-        }
-        if let Some(audience) = audience {
-            identity = identity.audience(audience);
-        }
-        if let Some(text) = leeway {
-            let leeway = duration::parse(text)
-                .filter(|leeway| *leeway <= Duration::from_secs(300))
-                .ok_or(format!("identity.leeway: must be 0s to 5m, is {text:?}"))?;
-            identity = identity.leeway(leeway);
-        }
-        let fault = |error: IdentityConfigError| format!("identity: {error}");
-        identity.clone().build().map_err(fault).map(|_| identity)
-    }
-
     /// Returns the limits of agents that have none of their own.
     #[must_use]
     pub fn default_limits(&self) -> Limits {
@@ -306,58 +244,6 @@ impl Ratings {
                 ingest::Receipts::verified_with(keys, mode == ingest::ReceiptMode::Require)
             }
         })
-    }
-}
-
-impl Identity {
-    fn algorithm(&self) -> Result<Algorithm, String> {
-        const KNOWN: &str = "`HS256`, `RS256`, `ES256` or `EdDSA`";
-        match &self.algorithms[..] {
-            [one] => match one.as_str() {
-                "HS256" => Ok(Algorithm::HS256),
-                "RS256" => Ok(Algorithm::RS256),
-                "ES256" => Ok(Algorithm::ES256),
-                "EdDSA" => Ok(Algorithm::EdDSA),
-                other => Err(format!("identity.algorithms: must be one of {KNOWN}, is {other:?}")),
-            },
-            list => {
-                Err(format!("identity.algorithms: must name one of {KNOWN}, names {}", list.len()))
-            }
-        }
-    }
-
-    /// Returns the HS256 secret.
-    ///
-    /// # Errors
-    ///
-    /// When it is not where the configuration says.
-    pub fn secret(&self) -> Result<Vec<u8>, String> {
-        match (&self.secret_env, &self.secret_file) {
-            (Some(name), None) => std::env::var(name).map(String::into_bytes).map_err(|_| {
-                format!("identity.secret_env: environment variable {name} is not set")
-            }),
-            (None, Some(path)) => match read(path) {
-                Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).as_bytes().to_vec()),
-                Err(error) => Err(format!("identity.secret_file: {error}: {}", cause(&error))),
-            },
-            _ => {
-                Err("identity.secret_env: set it or secret_file for HS256, one of them".to_owned())
-            }
-        }
-    }
-
-    /// Returns the secret to sign development tokens with.
-    ///
-    /// # Errors
-    ///
-    /// When tokens are not signed with a secret, or it is not there.
-    pub fn signing_secret(&self) -> Result<Vec<u8>, String> {
-        match self.algorithm()? {
-            Algorithm::HS256 => self.secret(),
-            other => Err(format!(
-                "identity.algorithms: tokens are signed with {other:?}, whose private key is not here; only HS256 tokens can be made"
-            )),
-        }
     }
 }
 

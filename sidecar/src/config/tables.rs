@@ -7,29 +7,6 @@ use tower_merit::Outage;
 
 use crate::{bus::duration, ingest::ReceiptMode, rating::SubjectMode, telemetry::LogFormat};
 
-/// `[identity]`: one for ingest and gateway.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Identity {
-    /// Where the agent id stands: `jwt.claims.<path>`; the bucket's own selector when absent, and
-    /// `jwt.claims.agent_id` when neither says.
-    pub key_selector: Option<String>,
-    /// The one algorithm that tokens are signed with: `HS256`, `RS256`, `ES256` or `EdDSA`.
-    pub algorithms: Vec<String>,
-    /// PEM file of the public key, for the asymmetric ones.
-    pub public_key_file: Option<PathBuf>,
-    /// Environment variable with the secret, at least 32 bytes, for HS256.
-    pub secret_env: Option<String>,
-    /// File with the secret; a line break at its end is no part of it.
-    pub secret_file: Option<PathBuf>,
-    /// What `iss` must be.
-    pub issuer: Option<String>,
-    /// What `aud` must be or contain.
-    pub audience: Option<String>,
-    /// Clock difference to the issuer that is forgiven; default 5s.
-    pub leeway: Option<String>,
-}
-
 /// `[store]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -28,11 +28,11 @@ impl Config {
         self.gateway.validate("gateway", faults);
         self.metrics.validate("metrics", faults);
         self.admin.validate("admin", faults);
-        let listens = |on: bool, listen: bool| on && listen;
-        if listens(role.ingests(), self.ingest.listen.is_some())
-            || listens(role.guards(), self.gateway.listen.is_some())
-        {
-            self.validate_identity(faults);
+        let guards = role.guards() && self.gateway.listen.is_some();
+        let rates = (role.ingests() && self.ingest.listen.is_some())
+            || (guards && self.gateway.tee_ratings.is_some());
+        if guards || rates {
+            self.validate_identity(rates, guards, faults);
             if let Err(fault) = self.ratings.receipt_keys() {
                 faults.push(fault);
             }
@@ -83,14 +83,7 @@ impl Config {
                     .push(format!("bucket: exactly one must have `default = true`, {count} have"));
             }
         }
-        let selectors: BTreeSet<&str> = self.selectors().collect();
-        if selectors.len() > 1 {
-            let all: Vec<&str> = selectors.into_iter().collect();
-            faults.push(format!(
-                "bucket.key_selector: all buckets share one selector, found `{}`",
-                all.join("`, `")
-            ));
-        }
+        self.validate_selectors(faults);
     }
 
     fn validate_store(&self, role: Role, faults: &mut Vec<String>) {
@@ -114,21 +107,6 @@ impl Config {
         if !(least..=most).contains(&store.timeout) {
             let found = duration::format(store.timeout);
             faults.push(format!("store.timeout: must be 1ms to 10s, is {found}"));
-        }
-    }
-
-    fn validate_identity(&self, faults: &mut Vec<String>) {
-        for (name, value) in
-            [("issuer", &self.identity.issuer), ("audience", &self.identity.audience)]
-        {
-            if value.as_deref().is_none_or(str::is_empty) {
-                faults.push(format!(
-                    "identity.{name}: must be set: tokens for others must not pass here"
-                ));
-            }
-        }
-        if let Err(fault) = self.identity() {
-            faults.push(fault);
         }
     }
 

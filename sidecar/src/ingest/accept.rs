@@ -58,7 +58,8 @@ pub struct Accepted {
 }
 
 impl Ingest {
-    /// Returns an ingest that puts ratings on `publisher`. It must be called within a tokio runtime:
+    /// Returns an ingest that puts ratings on `publisher`. Without a verifier no token is taken, and
+    /// API keys alone may rate. It must be called within a tokio runtime:
     /// a task keeps the gauge `rating_rate` current until the last clone is gone.
     ///
     /// Install the metrics recorder before: handles are taken here.
@@ -66,7 +67,7 @@ impl Ingest {
     pub fn new(
         config: Config,
         publisher: Publisher,
-        verifier: JwtVerifier,
+        verifier: Option<JwtVerifier>,
         keys: ApiKeys,
         subject: SubjectMode,
         receipts: Receipts,
@@ -93,7 +94,7 @@ impl Ingest {
     pub async fn take(&self, request: &Request<Bytes>) -> Result<Accepted, Refusal> {
         let deadline = Instant::now() + self.inner.config.timeout;
         let outcome = async {
-            let rater = self.identify(request)?;
+            let rater = self.identify(request).await?;
             let name = idempotency_key(request.headers())?;
             self.accept(&rater, name, request.body(), deadline).await
         };
@@ -101,7 +102,10 @@ impl Ingest {
     }
 
     /// Returns who sent `request`, when it may post ratings.
-    pub(super) fn identify<B>(&self, request: &Request<B>) -> Result<Rater, Refusal> {
+    pub(super) fn identify<B>(
+        &self,
+        request: &Request<B>,
+    ) -> impl Future<Output = Result<Rater, Refusal>> + Send + 'static {
         self.inner.raters.identify(request)
     }
 

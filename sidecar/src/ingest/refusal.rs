@@ -130,15 +130,10 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Unauthenticated(IdentityError::Unauthenticated { .. }) => {
-                StatusCode::UNAUTHORIZED
+            Self::Unauthenticated(error) => error.status(),
+            Self::Scope | Self::NoSubject | Self::Subject(_) | Self::OtherUser | Self::OwnAgent => {
+                StatusCode::FORBIDDEN
             }
-            Self::Unauthenticated(_)
-            | Self::Scope
-            | Self::NoSubject
-            | Self::Subject(_)
-            | Self::OtherUser
-            | Self::OwnAgent => StatusCode::FORBIDDEN,
             Self::MediaType { .. } | Self::Encoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge { .. } | Self::TooMany { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Array { .. }
@@ -159,6 +154,7 @@ impl Refusal {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Unauthenticated(IdentityError::Unavailable { .. }) => "keys_unavailable",
             Self::Unauthenticated(_) => "unauthenticated",
             Self::Scope | Self::NoSubject | Self::Subject(_) => "scope",
             Self::OtherUser => "other_user",
@@ -198,6 +194,7 @@ impl Refusal {
         match self {
             Self::Bus { source, .. } => source.retry_after(),
             Self::Late { .. } | Self::Busy => Some(BUSY_RETRY_AFTER),
+            Self::Unauthenticated(error) => error.retry_after_s().map(Duration::from_secs),
             _ => None,
         }
     }

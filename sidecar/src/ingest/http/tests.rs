@@ -36,7 +36,7 @@ fn edge_checking(
     let verifier = JwtIdentity::hs256(SECRET).build().unwrap();
     let keys = ApiKeys::parse("KEYS", &format!("feed:{API_KEY}")).unwrap();
     let publisher = Publisher::InProcess(publisher);
-    let ingest = Ingest::new(config, publisher, verifier, keys, subject, receipts);
+    let ingest = Ingest::new(config, publisher, Some(verifier), keys, subject, receipts);
     Edge { router: ingest.router(), consumer: Consumer::InProcess(consumer) }
 }
 
