@@ -2,34 +2,12 @@
 
 use std::{fmt, sync::Arc};
 
-use http::{Extensions, HeaderMap, HeaderName, Method, Request, Uri};
+use http::{HeaderMap, HeaderName, Request};
 
-use crate::bucket::{CAPACITY_MAX, Tokens};
-
-/// A request without its body, as a [`Cost::by`] closure sees it.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct RequestHead<'a> {
-    /// The method.
-    pub method: &'a Method,
-    /// The target.
-    pub uri: &'a Uri,
-    /// The fields.
-    pub headers: &'a HeaderMap,
-    /// What earlier layers left.
-    pub extensions: &'a Extensions,
-}
-
-impl<'a> RequestHead<'a> {
-    pub(super) fn of<B>(request: &'a Request<B>) -> Self {
-        Self {
-            method: request.method(),
-            uri: request.uri(),
-            headers: request.headers(),
-            extensions: request.extensions(),
-        }
-    }
-}
+use crate::{
+    bucket::{CAPACITY_MAX, Tokens},
+    identity::RequestHead,
+};
 
 /// What a request costs, in tokens; `0` only looks.
 ///
@@ -104,12 +82,17 @@ impl Cost {
         Self(Kind::Closure(Arc::new(cost)))
     }
 
-    /// Returns what the request `head` costs.
-    pub(super) fn of(&self, head: &RequestHead<'_>) -> Tokens {
+    /// Returns what `request` costs.
+    pub(super) fn of<B>(&self, request: &Request<B>) -> Tokens {
         match &self.0 {
             Kind::Constant(tokens) => clamped(*tokens),
-            Kind::Header(header) => header.read(head.headers),
-            Kind::Closure(cost) => clamped(cost(head)),
+            Kind::Header(header) => header.read(request.headers()),
+            Kind::Closure(cost) => clamped(cost(&RequestHead {
+                method: request.method(),
+                uri: request.uri(),
+                headers: request.headers(),
+                extensions: request.extensions(),
+            })),
         }
     }
 }
@@ -171,7 +154,7 @@ mod tests {
         for value in values {
             request = request.header("x-cost", *value);
         }
-        cost.of(&RequestHead::of(&request.body(()).unwrap())).get()
+        cost.of(&request.body(()).unwrap()).get()
     }
 
     #[test]

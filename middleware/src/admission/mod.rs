@@ -63,7 +63,7 @@ mod extract;
 
 pub use bucket::Bucket;
 
-pub use cost::{Cost, RequestHead};
+pub use cost::Cost;
 
 pub use route::{ROUTES_MAX, Route};
 

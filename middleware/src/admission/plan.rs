@@ -7,7 +7,7 @@ use metrics::{Counter, counter};
 
 use super::{
     BuildError, Route,
-    cost::{Cost, Kind, RequestHead},
+    cost::{Cost, Kind},
     fields::Shown,
 };
 use crate::{
@@ -104,7 +104,7 @@ impl Plan {
     pub(super) fn takes<B>(&self, request: &Request<B>) -> Arc<[Take]> {
         match &self.constant {
             Some(takes) => Arc::clone(takes),
-            None => self.at(self.cost.of(&RequestHead::of(request))),
+            None => self.at(self.cost.of(request)),
         }
     }
 
