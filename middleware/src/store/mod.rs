@@ -212,6 +212,14 @@ pub struct Loan {
     pub ahead: u32,
 }
 
+impl<S: Lend> Lend for Arc<S> {
+    type Loan = S::Loan;
+
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
+        S::lend(self, charge, most)
+    }
+}
+
 /// What the control plane remembers of one agent, together with the limits in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -327,8 +335,8 @@ pub trait Tune: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-/// Why the store gave no answer.
-#[derive(Debug, thiserror::Error)]
+/// Why the store gave no answer. Requests that travelled in one call share its failure.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// No answer within the deadline.
