@@ -16,8 +16,8 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::{
-    BucketRule, Change, Charge, Decision, Demand, Direction, Held, Life, Record, Settlement, Spend,
-    StoreError, Take, Tune, Verdict, Written,
+    BucketRule, Change, Charge, Decision, Demand, Direction, Held, Lend, Life, Loan, Record,
+    Settlement, Spend, StoreError, Take, Tune, Verdict, Written,
 };
 use crate::{
     AgentId,
@@ -278,6 +278,35 @@ impl Spend for MemoryStore {
                 }
             }
         });
+    }
+}
+
+impl Lend for MemoryStore {
+    type Loan = Ready<Result<Loan, StoreError>>;
+
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
+        let mut verdict = self.decide(&charge);
+        let mut ahead = 0;
+        if verdict.decision == Decision::Admitted {
+            let now_ms = self.now_ms();
+            ahead = self.with(&charge.agent, |entry| {
+                let mut ahead = most;
+                for Take { bucket, cost } in charge.takes.iter().filter(|t| t.cost > Tokens::ZERO) {
+                    let half = entry.settled(bucket, now_ms).tokens.0.max(0) / 2;
+                    let fit = u32::try_from(half / cost.nano().0).unwrap_or(u32::MAX);
+                    ahead = ahead.min(fit);
+                }
+                let held = std::iter::once(&mut verdict.first).chain(&mut verdict.rest);
+                for (Take { bucket, cost }, held) in charge.takes.iter().zip(held) {
+                    let level = entry.settled(bucket, now_ms);
+                    let all = cost.get() * u64::from(ahead);
+                    level.take(Tokens::new(all).expect("at most half of a bucket"));
+                    held.tokens = level.tokens;
+                }
+                ahead
+            });
+        }
+        ready(Ok(Loan { verdict, ahead }))
     }
 }
 

@@ -10,12 +10,16 @@ pub mod memory;
 
 pub mod redis;
 
+pub mod leased;
+
 #[cfg(any(test, feature = "test-util"))]
 pub mod contract;
 
 pub use memory::MemoryStore;
 
 pub use redis::{RedisStore, RedisStoreBuilder};
+
+pub use leased::{Leased, LeasedBuilder, LeasedError};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -328,7 +332,7 @@ pub trait Tune: Send + Sync + 'static {
 }
 
 /// Why the store gave no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// No answer within the deadline.
