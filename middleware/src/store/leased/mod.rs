@@ -43,46 +43,46 @@
 //! [`MemoryStore`]: super::MemoryStore
 //! [`RedisStore`]: super::RedisStore
 
+mod builder;
+
 mod agents;
+
+mod lease;
 
 mod flight;
 
-mod lease;
+mod future;
 
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-mod stress;
+pub use builder::{LeasedBuilder, LeasedError};
+
+pub use future::LeasedFuture;
 
 use std::{
-    future::Future,
     hash::{BuildHasher, RandomState},
-    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use metrics::{Counter, counter};
-use pin_project_lite::pin_project;
 use tokio::{
     runtime::Handle,
-    sync::{Notify, oneshot},
+    sync::Notify,
     time::{Instant, MissedTickBehavior},
 };
 
 use self::{
     agents::{Agents, Asked, Returned},
     flight::{Flight, Led, hand_out},
-    lease::{Answer, Bounds, multiplied},
+    lease::{Bounds, multiplied},
 };
 use super::{
-    Change, Charge, Decision, Direction, Lend, Life, Record, Settlement, Spend, StoreError, Tune,
-    Verdict, Written,
+    Change, Charge, Direction, Lend, Life, Record, Settlement, Spend, StoreError, Tune, Written,
 };
 use crate::{AgentId, bucket::Tokens};
 
@@ -127,93 +127,6 @@ const SWEEP_BATCH: usize = 256;
 /// ```
 pub struct Leased<S: Lend> {
     inner: Arc<Inner<S>>,
-}
-
-/// Builds a [`Leased`] store.
-#[derive(Clone, Debug)]
-pub struct LeasedBuilder<S> {
-    store: S,
-    term: Duration,
-    ahead_max: u32,
-    agents_max: usize,
-}
-
-/// Why leases cannot be given as configured.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LeasedError {
-    /// The term is out of range.
-    #[error("lease term must be 10 ms to 1 s, is {} ms", .0.as_millis())]
-    Term(Duration),
-    /// Nothing could be taken ahead, or no agent have a lease.
-    #[error("lease bounds must be at least 1: {ahead_max} requests ahead, {agents_max} agents")]
-    Nothing {
-        /// The most requests that a lease can admit.
-        ahead_max: u32,
-        /// The most agents with a lease.
-        agents_max: usize,
-    },
-}
-
-impl<S: Lend> LeasedBuilder<S> {
-    /// Sets how long a lease lasts, 10 ms to [`LEASE_TERM_MAX`]; [`LEASE_TERM`] unless set.
-    #[must_use]
-    pub fn term(mut self, term: Duration) -> Self {
-        self.term = term;
-        self
-    }
-
-    /// Sets the most requests that a lease can admit without asking; [`AHEAD_MAX`] unless set.
-    #[must_use]
-    pub fn ahead_max(mut self, requests: u32) -> Self {
-        self.ahead_max = requests;
-        self
-    }
-
-    /// Sets the most agents with a lease on this node (rounded up to a multiple of 64); beyond it the
-    /// one that was not here for longest makes room. [`LEASES_MAX`] unless set. An agent takes about
-    /// 400 bytes, and 250 for each further plan (four at most).
-    #[must_use]
-    pub fn agents_max(mut self, agents: usize) -> Self {
-        self.agents_max = agents;
-        self
-    }
-
-    /// Returns the store, and starts the task that returns what nobody spends: it ends with the
-    /// store's last clone.
-    ///
-    /// # Errors
-    ///
-    /// When a bound is out of range.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime, or in one without a timer.
-    pub fn build(self) -> Result<Leased<S>, LeasedError> {
-        let Self { store, term, ahead_max, agents_max } = self;
-        if !(LEASE_TERM_MIN..=LEASE_TERM_MAX).contains(&term) {
-            return Err(LeasedError::Term(term));
-        }
-        if ahead_max == 0 || agents_max == 0 {
-            return Err(LeasedError::Nothing { ahead_max, agents_max });
-        }
-        let hasher = RandomState::new();
-        let shard = |_| Mutex::new(Agents::new(agents_max.div_ceil(SHARDS), hasher.clone()));
-        let term_ms = u64::try_from(term.as_millis()).expect("at most a second");
-        let inner = Arc::new(Inner {
-            store,
-            shards: (0..SHARDS).map(shard).collect(),
-            hasher: hasher.clone(),
-            bounds: Bounds { term_ms, ahead_max },
-            started: Instant::now(),
-            runtime: Handle::current(),
-            closed: AtomicBool::new(false),
-            landed: Notify::new(),
-            meters: Meters::new(),
-        });
-        inner.runtime.spawn(sweep(Arc::downgrade(&inner), term / SWEEPS_PER_TERM));
-        Ok(Leased { inner })
-    }
 }
 
 struct Inner<S: Lend> {
@@ -364,7 +277,7 @@ impl<S: Lend> Leased<S> {
     /// Returns a builder of leases over `store`.
     #[must_use]
     pub fn builder(store: S) -> LeasedBuilder<S> {
-        LeasedBuilder { store, term: LEASE_TERM, ahead_max: AHEAD_MAX, agents_max: LEASES_MAX }
+        LeasedBuilder::new(store)
     }
 
     /// Returns the store that the tokens come from.
@@ -450,9 +363,9 @@ impl<S: Lend> Spend for Leased<S> {
             }
             Asked::Lead(most) => match Flight::lead(inner, charge.clone(), most) {
                 Led::Answered(answer) => LeasedFuture::answered(answer),
-                Led::Wait(receiver) => LeasedFuture::waiting(Waiting::new(inner, charge, receiver)),
+                Led::Wait(receiver) => LeasedFuture::waiting(inner, charge, receiver),
             },
-            Asked::Wait(receiver) => LeasedFuture::waiting(Waiting::new(inner, charge, receiver)),
+            Asked::Wait(receiver) => LeasedFuture::waiting(inner, charge, receiver),
             Asked::Bypass => LeasedFuture::asking(inner.store.spend(charge)),
         }
     }
@@ -466,96 +379,6 @@ impl<S: Lend> Spend for Leased<S> {
             }
             Direction::TakeMore => self.inner.store.settle(settlement),
         }
-    }
-}
-
-/// A request that waits for a loan on its way.
-struct Waiting<S: Lend> {
-    inner: Arc<Inner<S>>,
-    /// None once it is answered.
-    charge: Option<Charge>,
-    receiver: oneshot::Receiver<Answer>,
-}
-
-impl<S: Lend> Waiting<S> {
-    fn new(inner: &Arc<Inner<S>>, charge: Charge, receiver: oneshot::Receiver<Answer>) -> Self {
-        Self { inner: Arc::clone(inner), charge: Some(charge), receiver }
-    }
-}
-
-/// What was taken for a caller who went away is put back.
-impl<S: Lend> Drop for Waiting<S> {
-    fn drop(&mut self) {
-        let Some(charge) = self.charge.take() else { return };
-        self.receiver.close();
-        if let Ok(Ok(verdict)) = self.receiver.try_recv()
-            && verdict.decision == Decision::Admitted
-        {
-            self.inner.put_back(charge);
-        }
-    }
-}
-
-pin_project! {
-    /// A decision of a [`Leased`] store.
-    pub struct LeasedFuture<S: Lend> {
-        #[pin]
-        step: Step<S>,
-    }
-}
-
-pin_project! {
-    #[project = StepProjection]
-    enum Step<S: Lend> {
-        Answered { answer: Option<Answer> },
-        Waiting { waiting: Waiting<S> },
-        Asking { #[pin] asking: S::Future },
-    }
-}
-
-impl<S: Lend> LeasedFuture<S> {
-    fn answered(answer: Answer) -> Self {
-        Self { step: Step::Answered { answer: Some(answer) } }
-    }
-
-    fn waiting(waiting: Waiting<S>) -> Self {
-        Self { step: Step::Waiting { waiting } }
-    }
-
-    fn asking(asking: S::Future) -> Self {
-        Self { step: Step::Asking { asking } }
-    }
-}
-
-impl<S: Lend> Future for LeasedFuture<S> {
-    type Output = Result<Verdict, StoreError>;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut step = self.project().step;
-        loop {
-            let next = match step.as_mut().project() {
-                StepProjection::Answered { answer } => {
-                    return Poll::Ready(answer.take().expect("polled after it was ready"));
-                }
-                StepProjection::Waiting { waiting } => {
-                    let answer = ready!(Pin::new(&mut waiting.receiver).poll(context));
-                    let charge = waiting.charge.take().expect("polled after it was ready");
-                    match answer {
-                        Ok(answer) => return Poll::Ready(answer),
-                        // Whoever carried the loan was cut off.
-                        Err(_) => Step::Asking { asking: waiting.inner.store.spend(charge) },
-                    }
-                }
-                StepProjection::Asking { asking } => return asking.poll(context),
-            };
-            step.set(next);
-        }
-    }
-}
-
-impl<S: Lend> std::fmt::Debug for LeasedFuture<S> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LeasedFuture").finish_non_exhaustive()
     }
 }
 
