@@ -88,6 +88,9 @@ pub enum Direction {
     GiveBack,
     /// The request cost more than was taken: tokens go, even those that are not there (debt).
     TakeMore,
+    /// Nothing was taken: the tokens were refused by one who knew the answer without asking, and
+    /// are only to be counted.
+    Refused,
 }
 
 /// The answer to a [`Charge`].
@@ -216,6 +219,14 @@ pub struct Loan {
     pub ahead: u32,
 }
 
+impl<S: Lend> Lend for Arc<S> {
+    type Loan = S::Loan;
+
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
+        S::lend(self, charge, most)
+    }
+}
+
 /// What the control plane remembers of one agent, together with the limits in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -331,7 +342,7 @@ pub trait Tune: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-/// Why the store gave no answer.
+/// Why the store gave no answer. Requests that travelled in one call share its failure.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use super::lease::{Answer, Bounds, Lease};
 use crate::{
     AgentId,
-    store::{Charge, Take, Verdict},
+    store::{Charge, Direction, Take, Verdict},
 };
 
 /// The most plans of one agent with a lease of their own; the one not used for longest makes room.
@@ -22,12 +22,26 @@ pub(super) const WAITERS_MAX: usize = 1024;
 /// How many agents are looked at to find one that can make room.
 const EVICT_TRIES: usize = 8;
 
-/// Multiples on their way back to the store.
+/// Multiples of charges that the store is to book: on their way back, or refused.
 #[derive(Debug)]
-pub(super) struct Returned {
+pub(super) struct Booking {
     pub(super) agent: AgentId,
     pub(super) takes: Arc<[Take]>,
     pub(super) count: u32,
+    pub(super) direction: Direction,
+}
+
+impl Booking {
+    /// Multiples that come back.
+    pub(super) fn back(agent: &AgentId, takes: &Arc<[Take]>, count: u32) -> Self {
+        let direction = Direction::GiveBack;
+        Self { agent: agent.clone(), takes: Arc::clone(takes), count, direction }
+    }
+
+    /// Refusals told from memory.
+    pub(super) fn refused(agent: &AgentId, (takes, count): (Arc<[Take]>, u32)) -> Self {
+        Self { agent: agent.clone(), takes, count, direction: Direction::Refused }
+    }
 }
 
 /// What to do with a request.
@@ -81,7 +95,7 @@ impl Agent {
         id: &AgentId,
         takes: &Arc<[Take]>,
         now_ms: u64,
-        back: &mut Vec<Returned>,
+        books: &mut Vec<Booking>,
     ) -> Option<&mut Lease> {
         if self.find(takes).is_none() {
             let fresh = Lease::new(Arc::clone(takes), now_ms);
@@ -90,7 +104,7 @@ impl Agent {
             } else {
                 let idle = self.leases().filter(|lease| lease.flight.is_none());
                 let place = idle.min_by_key(|lease| lease.used_ms())?;
-                end(id, place, now_ms, true, back);
+                end(id, place, now_ms, true, books);
                 *place = fresh;
             }
         }
@@ -98,17 +112,20 @@ impl Agent {
     }
 
     /// Ends the leases whose term is over, or all that are not in flight.
-    fn end(&mut self, id: &AgentId, now_ms: u64, now: bool, back: &mut Vec<Returned>) {
+    fn end(&mut self, id: &AgentId, now_ms: u64, now: bool, books: &mut Vec<Booking>) {
         for lease in self.leases() {
-            end(id, lease, now_ms, now, back);
+            end(id, lease, now_ms, now, books);
         }
     }
 }
 
-fn end(id: &AgentId, lease: &mut Lease, now_ms: u64, now: bool, back: &mut Vec<Returned>) {
+fn end(id: &AgentId, lease: &mut Lease, now_ms: u64, now: bool, books: &mut Vec<Booking>) {
+    if now {
+        books.extend(lease.uncounted().map(|refused| Booking::refused(id, refused)));
+    }
     let count = lease.end(now_ms, now);
     if count > 0 {
-        back.push(Returned { agent: id.clone(), takes: Arc::clone(&lease.takes), count });
+        books.push(Booking::back(id, &lease.takes, count));
     }
 }
 
@@ -132,11 +149,11 @@ impl Agents {
         charge: &Charge,
         now_ms: u64,
         bounds: &Bounds,
-        back: &mut Vec<Returned>,
+        books: &mut Vec<Booking>,
     ) -> Asked {
         let Charge { agent: id, takes } = charge;
         let Some(agent) = self.agents.get_mut(id) else {
-            return self.first_seen(charge, now_ms, bounds, back);
+            return self.first_seen(charge, now_ms, bounds, books);
         };
         agent.seen_ms = now_ms;
         if let Some(lease) = agent.find(takes) {
@@ -147,15 +164,15 @@ impl Agents {
                 // The charge that is asked about is a multiple itself.
                 let most = lease.wanted(0, now_ms, bounds).saturating_sub(1);
                 lease.flight = Some(Box::default());
-                agent.end(id, now_ms, false, back);
+                agent.end(id, now_ms, false, books);
                 return Asked::Renew(verdict, most);
             }
             if let Some(refusal) = lease.refused(now_ms) {
                 return Asked::Answered(refusal);
             }
         }
-        agent.end(id, now_ms, false, back);
-        let Some(lease) = agent.find_or_insert(id, takes, now_ms, back) else {
+        agent.end(id, now_ms, false, books);
+        let Some(lease) = agent.find_or_insert(id, takes, now_ms, books) else {
             return Asked::Bypass;
         };
         match &mut lease.flight {
@@ -177,9 +194,9 @@ impl Agents {
         charge: &Charge,
         now_ms: u64,
         bounds: &Bounds,
-        back: &mut Vec<Returned>,
+        books: &mut Vec<Booking>,
     ) -> Asked {
-        if self.agents.len() >= self.most && !self.make_room(now_ms, back) {
+        if self.agents.len() >= self.most && !self.make_room(now_ms, books) {
             return Asked::Bypass;
         }
         let mut first = Lease::new(Arc::clone(&charge.takes), now_ms);
@@ -191,11 +208,11 @@ impl Agents {
     }
 
     /// Drops the agent that was not here for longest.
-    fn make_room(&mut self, now_ms: u64, back: &mut Vec<Returned>) -> bool {
+    fn make_room(&mut self, now_ms: u64, books: &mut Vec<Booking>) -> bool {
         for _ in 0..EVICT_TRIES {
             let Some((id, mut agent)) = self.agents.pop_lru() else { return true };
             if !agent.in_flight() {
-                agent.end(&id, now_ms, true, back);
+                agent.end(&id, now_ms, true, books);
                 return true;
             }
             self.agents.put(id, agent);
@@ -210,7 +227,7 @@ impl Agents {
         now_ms: u64,
         bounds: &Bounds,
         batch: usize,
-        back: &mut Vec<Returned>,
+        books: &mut Vec<Booking>,
     ) -> bool {
         for _ in 0..batch {
             let idle = |agent: &Agent| now_ms.saturating_sub(agent.seen_ms) >= bounds.term_ms;
@@ -223,24 +240,24 @@ impl Agents {
                 agent.seen_ms = now_ms;
                 self.agents.put(id, agent);
             } else {
-                agent.end(&id, now_ms, true, back);
+                agent.end(&id, now_ms, true, books);
             }
         }
         true
     }
 
     /// Ends every lease of one agent.
-    pub(super) fn recall(&mut self, id: &AgentId, now_ms: u64, back: &mut Vec<Returned>) {
+    pub(super) fn recall(&mut self, id: &AgentId, now_ms: u64, books: &mut Vec<Booking>) {
         if let Some(agent) = self.agents.peek_mut(id) {
-            agent.end(id, now_ms, true, back);
+            agent.end(id, now_ms, true, books);
         }
     }
 
     /// Ends every lease; returns true when no loan is on its way.
-    pub(super) fn recall_all(&mut self, now_ms: u64, back: &mut Vec<Returned>) -> bool {
+    pub(super) fn recall_all(&mut self, now_ms: u64, books: &mut Vec<Booking>) -> bool {
         let mut all = true;
         for (id, agent) in &mut self.agents {
-            agent.end(id, now_ms, true, back);
+            agent.end(id, now_ms, true, books);
             all &= !agent.in_flight();
         }
         all

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{
     Inner,
-    agents::Returned,
+    agents::Booking,
     lease::{Answer, Lease, Waiters},
 };
 use crate::store::{Charge, Decision, Lend, Loan, StoreError};
@@ -121,6 +121,8 @@ impl<S: Lend> Flight<S> {
         let lease = agents.lease(&self.charge).expect("a lease in flight is never dropped");
         let mut waiters = lease.flight.take().expect("this loan is the one in flight");
 
+        let Charge { agent, takes } = self.charge.clone();
+        let refused = lease.uncounted().map(|refused| Booking::refused(&agent, refused));
         let mut count = 0;
         let outcome = match result {
             Ok(loan) => {
@@ -172,8 +174,7 @@ impl<S: Lend> Flight<S> {
         }
         drop(agents);
 
-        let Charge { agent, takes } = self.charge.clone();
-        inner.give_back([Returned { agent, takes, count }]);
+        inner.book(refused.into_iter().chain([Booking::back(&agent, &takes, count)]));
         if next.is_none() {
             inner.landed();
         }

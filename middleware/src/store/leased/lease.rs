@@ -53,6 +53,8 @@ pub(super) struct Lease {
     told_ms: u64,
     /// A refusal in `known` holds until here.
     refused_until_ms: u64,
+    /// Refusals told from memory that the bucket has not counted yet.
+    uncounted: u32,
     /// Nothing is taken ahead before this moment.
     renew_from_ms: u64,
     /// Requests admitted here since `window_ms`, and per window before that, in eighths.
@@ -72,6 +74,7 @@ impl Lease {
             known: None,
             told_ms: 0,
             refused_until_ms: 0,
+            uncounted: 0,
             renew_from_ms: 0,
             window_ms: now_ms,
             used: 0,
@@ -111,7 +114,7 @@ impl Lease {
     }
 
     /// Returns the refusal that still holds, with what is left of its wait.
-    pub(super) fn refused(&self, now_ms: u64) -> Option<Verdict> {
+    pub(super) fn refused(&mut self, now_ms: u64) -> Option<Verdict> {
         if now_ms >= self.refused_until_ms {
             return None;
         }
@@ -120,6 +123,7 @@ impl Lease {
         let decision = match known.decision {
             Decision::Admitted => return None,
             Decision::Denied { wait_ms } => {
+                self.uncounted = self.uncounted.saturating_add(1);
                 Decision::Denied { wait_ms: wait_ms.map(|wait| wait.saturating_sub(passed_ms)) }
             }
             Decision::Banned { for_ms } => {
@@ -127,6 +131,16 @@ impl Lease {
             }
         };
         Some(Verdict { decision, ..known.clone() })
+    }
+
+    /// Returns the refusals told from memory since the last time, for the buckets to count that were
+    /// short. To be asked before another answer is taken in.
+    pub(super) fn uncounted(&mut self) -> Option<(Arc<[Take]>, u32)> {
+        let count = mem::take(&mut self.uncounted);
+        let known = self.known.as_ref().filter(|_| count > 0)?;
+        let short = known.held().zip(&*self.takes).filter(|(held, _)| held.short);
+        let short: Arc<[Take]> = short.map(|(_, take)| take.clone()).collect();
+        (!short.is_empty()).then_some((short, count))
     }
 
     /// Returns how many multiples to take ahead for `waiting` requests and what is used in a window;

@@ -12,7 +12,7 @@
 //! 4. A lease is spent within [`LEASE_TERM_MAX`] of the moment it was asked for, and renewing asks
 //!    for the limits and the ban anew: an operator's change is honoured within a second.
 //! 5. A refusal is believed until the moment at which the charge would pass, at most 100 ms; so is a
-//!    ban. Refusals told from memory are not counted in the bucket.
+//!    ban. The bucket counts refusals told from memory when the store is next asked or the term ends.
 //! 6. When the store fails, leases go on until their terms end; then its errors are passed on.
 //!
 //! # Never more than the bucket
@@ -77,7 +77,7 @@ use tokio::{
 };
 
 use self::{
-    agents::{Agents, Asked, Returned},
+    agents::{Agents, Asked, Booking},
     flight::{Flight, Led, hand_out},
     lease::{Bounds, multiplied},
 };
@@ -184,13 +184,14 @@ impl<S: Lend> Inner<S> {
         }
     }
 
-    /// Gives multiples back to the store. No lock is held.
-    fn give_back(&self, returned: impl IntoIterator<Item = Returned>) {
-        for Returned { agent, takes, count } in returned {
-            self.meters.returned.increment(u64::from(count));
+    /// Hands to the store what it is to book. No lock is held.
+    fn book(&self, books: impl IntoIterator<Item = Booking>) {
+        for Booking { agent, takes, count, direction } in books {
+            if direction == Direction::GiveBack {
+                self.meters.returned.increment(u64::from(count));
+            }
             for takes in multiplied(&takes, count) {
-                let agent = agent.clone();
-                self.store.settle(Settlement { agent, takes, direction: Direction::GiveBack });
+                self.store.settle(Settlement { agent: agent.clone(), takes, direction });
             }
         }
     }
@@ -219,9 +220,9 @@ impl<S: Lend> Inner<S> {
     fn recall_all(&self) -> bool {
         let mut all = true;
         for shard in &self.shards {
-            let mut back = Vec::new();
-            all &= lock(shard).recall_all(self.now_ms(), &mut back);
-            self.give_back(back);
+            let mut books = Vec::new();
+            all &= lock(shard).recall_all(self.now_ms(), &mut books);
+            self.book(books);
         }
         all
     }
@@ -251,10 +252,10 @@ async fn sweep<S: Lend>(inner: Weak<Inner<S>>, every: Duration) {
         for shard in &inner.shards {
             let mut more = true;
             while more {
-                let mut back = Vec::new();
+                let mut books = Vec::new();
                 let now_ms = inner.now_ms();
-                more = lock(shard).drop_idle(now_ms, &inner.bounds, SWEEP_BATCH, &mut back);
-                inner.give_back(back);
+                more = lock(shard).drop_idle(now_ms, &inner.bounds, SWEEP_BATCH, &mut books);
+                inner.book(books);
                 if more {
                     tokio::task::yield_now().await;
                 }
@@ -341,16 +342,16 @@ impl<S: Lend> Spend for Leased<S> {
             return LeasedFuture::asking(inner.store.spend(charge));
         }
         let now_ms = inner.now_ms();
-        let mut back = Vec::new();
+        let mut books = Vec::new();
         let asked = {
             let mut agents = inner.agents(&charge.agent);
             if inner.is_closed() {
                 Asked::Bypass
             } else {
-                agents.ask(&charge, now_ms, &inner.bounds, &mut back)
+                agents.ask(&charge, now_ms, &inner.bounds, &mut books)
             }
         };
-        inner.give_back(back);
+        inner.book(books);
         match asked {
             Asked::Answered(verdict) => {
                 inner.meters.here.increment(1);
@@ -377,7 +378,7 @@ impl<S: Lend> Spend for Leased<S> {
                 let Settlement { agent, takes, .. } = settlement;
                 self.inner.put_back(Charge { agent, takes });
             }
-            Direction::TakeMore => self.inner.store.settle(settlement),
+            Direction::TakeMore | Direction::Refused => self.inner.store.settle(settlement),
         }
     }
 }
@@ -396,12 +397,12 @@ impl<S: Lend + Tune> Tune for Leased<S> {
         changes: &[Change],
     ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
         let written = self.inner.store.write(changes).await;
-        let mut back = Vec::new();
+        let mut books = Vec::new();
         for Change { agent, .. } in changes {
             let now_ms = self.inner.now_ms();
-            self.inner.agents(agent).recall(agent, now_ms, &mut back);
+            self.inner.agents(agent).recall(agent, now_ms, &mut books);
         }
-        self.inner.give_back(back);
+        self.inner.book(books);
         written
     }
 

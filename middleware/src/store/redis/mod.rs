@@ -5,6 +5,8 @@
 //! client reconnects in the background, every 10 to 250 ms; scripts that a restarted server has
 //! forgotten are sent again.
 
+mod batch;
+
 mod control;
 
 mod link;
@@ -21,12 +23,11 @@ use redis::{
 use tokio::sync::Mutex;
 
 use self::{
-    link::{Control, run, script_load, within},
-    wire::{
-        bucket_key, is_no_script, is_wrong_type, malformed, of_another_type, record_key, verdict,
-    },
+    batch::{Group, Kind, Outcome},
+    link::{Control, Link, within},
+    wire::{is_no_script, malformed, of_another_type},
 };
-use super::{Charge, Spend, StoreError, TAKES_MAX, Take, Verdict};
+use super::{Charge, Direction, Lend, Loan, Settlement, Spend, StoreError, Verdict};
 
 /// The longest a decision waits for Redis, unless configured: 20 ms.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(20);
@@ -50,6 +51,8 @@ const PROGRESS_KEY: &str = "merit:progress";
 
 #[cfg(any(test, feature = "test-util"))]
 pub(super) const BUCKET_LUA: &str = include_str!("bucket.lua");
+#[cfg(any(test, feature = "test-util"))]
+pub(super) use self::wire::HELD;
 const SPEND_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("spend.lua"));
 const SET_LIMITS_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("set_limits.lua"));
 
@@ -74,7 +77,7 @@ pub struct RedisStore {
 
 struct Inner {
     client: Client,
-    connection: ConnectionManager,
+    link: Link,
     control: Mutex<Control>,
     address: String,
     timeout: Duration,
@@ -136,7 +139,7 @@ impl RedisStoreBuilder {
         Ok(RedisStore {
             inner: Arc::new(Inner {
                 client,
-                connection,
+                link: Link::new(connection),
                 control: Mutex::new(Control::Fresh),
                 address,
                 timeout: self.timeout,
@@ -174,8 +177,7 @@ impl RedisStore {
     ///
     /// When it does not answer within 2 s.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let mut connection = self.inner.connection.clone();
-        within(CONTROL_TIMEOUT, run(&mut connection, &redis::cmd("PING")))
+        within(CONTROL_TIMEOUT, self.inner.link.call(&redis::cmd("PING")))
             .await?
             .map(drop)
             .map_err(|error| self.unavailable(error))
@@ -191,37 +193,26 @@ impl RedisStore {
         StoreError::Unavailable { address: self.inner.address.clone(), source }
     }
 
-    /// Runs the spend script, and sends it first when the server does not know it.
-    async fn decide(&self, charge: &Charge) -> Result<Verdict, StoreError> {
+    /// Runs one group by itself.
+    async fn decide(&self, group: &Group) -> Result<Outcome, StoreError> {
         let inner = &*self.inner;
-        debug_assert!((1..=TAKES_MAX).contains(&charge.takes.len()));
-        let mut connection = inner.connection.clone();
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(inner.spend.get_hash()).arg(2);
-        command.arg(bucket_key(&charge.agent)).arg(record_key(&charge.agent));
-        for Take { bucket, cost } in &*charge.takes {
-            if bucket.is_default {
-                command.arg("");
-            } else {
-                command.arg([bucket.name.as_str(), "."].concat());
-            }
-            command.arg(bucket.limits.capacity().get());
-            command.arg(bucket.limits.refill().micro());
-            command.arg(cost.get());
-        }
+        let groups = std::iter::once(group);
         let call = async {
-            match run(&mut connection, &command).await {
+            let mut command = redis::cmd("EVALSHA");
+            command.arg(inner.spend.get_hash());
+            match inner.link.call(&batch::call(command, groups.clone())).await {
+                // A server that forgot the script is sent it with the call.
                 Err(error) if is_no_script(&error) => {
-                    run(&mut connection, &script_load(SPEND_LUA)).await?;
-                    run(&mut connection, &command).await
+                    let mut command = redis::cmd("EVAL");
+                    command.arg(SPEND_LUA);
+                    inner.link.call(&batch::call(command, groups.clone())).await
                 }
                 answer => answer,
             }
         };
-        let answer = within(inner.timeout, call).await?.map_err(|error| {
-            if is_wrong_type(&error) { of_another_type() } else { self.unavailable(error) }
-        })?;
-        verdict(charge, &answer).ok_or_else(|| malformed(&answer))
+        let answer = within(inner.timeout, call).await?.map_err(|error| self.unavailable(error))?;
+        let outcomes = batch::outcomes(groups, &answer).ok_or_else(|| malformed(&answer))?;
+        outcomes.into_iter().next().ok_or_else(|| malformed(&answer))
     }
 }
 
@@ -230,11 +221,44 @@ impl Spend for RedisStore {
 
     fn spend(&self, charge: Charge) -> Self::Future {
         let store = self.clone();
-        Box::pin(async move { store.decide(&charge).await })
+        Box::pin(async move {
+            let Charge { agent, takes } = charge;
+            let group = Group { agent, takes, kind: Kind::Take, count: 1 };
+            let outcome = store.decide(&group).await?;
+            outcome.verdict(&group, 0).ok_or_else(of_another_type)
+        })
     }
 
-    fn settle(&self, settlement: super::Settlement) {
-        let _ = settlement;
+    fn settle(&self, settlement: Settlement) {
+        let store = self.clone();
+        let Settlement { agent, takes, direction } = settlement;
+        let kind = match direction {
+            Direction::GiveBack => Kind::GiveBack,
+            Direction::TakeMore => Kind::TakeMore,
+            Direction::Refused => Kind::Refuse { short: u32::MAX },
+        };
+        tokio::spawn(async move {
+            let _ = store.decide(&Group { agent, takes, kind, count: 1 }).await;
+        });
+    }
+}
+
+impl Lend for RedisStore {
+    type Loan = Pin<Box<dyn Future<Output = Result<Loan, StoreError>> + Send>>;
+
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
+        let store = self.clone();
+        Box::pin(async move {
+            let Charge { agent, takes } = charge;
+            let group = Group { agent, takes, kind: Kind::Lend { most }, count: 1 };
+            let outcome = store.decide(&group).await?;
+            let ahead = match &outcome {
+                Outcome::Spent(spent) => spent.ahead,
+                _ => 0,
+            };
+            let verdict = outcome.verdict(&group, 0).ok_or_else(of_another_type)?;
+            Ok(Loan { verdict, ahead })
+        })
     }
 }
 

@@ -206,6 +206,7 @@ async fn a_refusal_is_believed_until_it_would_pass_and_at_most_100_ms() {
     }
     assert_eq!(far.lends().len(), 1 + 3);
     assert!(admits(&leased, "a", &takes).await, "waited as told and was refused");
+    assert_eq!(denied(&store, "a").await, 250, "told from memory and not counted");
 }
 
 #[tokio::test(start_paused = true)]

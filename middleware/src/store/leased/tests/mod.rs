@@ -110,7 +110,7 @@ impl Spend for Far {
 
     fn spend(&self, charge: Charge) -> Self::Future {
         let store = self.clone();
-        Box::pin(async move { store.asked(|store| store.decide(&charge)).await })
+        Box::pin(async move { store.asked(|store| store.decide(charge)).await })
     }
 
     fn settle(&self, settlement: Settlement) {
@@ -156,6 +156,11 @@ fn charge(name: &str, takes: &Arc<[Take]>) -> Charge {
 /// Tokens taken from the store and not given back.
 async fn taken(store: &MemoryStore, name: &str) -> u64 {
     store.load(&[agent(name)]).await.unwrap()[0].as_ref().unwrap().demand.admitted
+}
+
+/// Tokens that the bucket counted as refused.
+async fn denied(store: &MemoryStore, name: &str) -> u64 {
+    store.load(&[agent(name)]).await.unwrap()[0].as_ref().unwrap().demand.denied
 }
 
 async fn admits<S: Lend>(leased: &Leased<S>, name: &str, takes: &Arc<[Take]>) -> bool {

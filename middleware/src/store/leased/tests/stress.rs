@@ -53,7 +53,7 @@ impl Spend for Shaky {
         let store = self.clone();
         Box::pin(async move {
             store.turns().await;
-            Ok(store.store.decide(&charge))
+            Ok(store.store.decide(charge))
         })
     }
 
