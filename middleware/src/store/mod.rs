@@ -19,7 +19,7 @@ pub use memory::MemoryStore;
 
 pub use redis::{RedisStore, RedisStoreBuilder};
 
-pub use leased::{Leased, LeasedBuilder, LeasedError};
+pub use leased::{Leased, LeasedBuilder, LeasedError, LeasedFuture};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
