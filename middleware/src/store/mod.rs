@@ -358,6 +358,12 @@ pub enum StoreError {
         #[source]
         source: ::redis::RedisError,
     },
+    /// More requests wait for the store than may wait.
+    #[error("{waiting} requests wait for the bucket store already: add nodes, or lease")]
+    Overloaded {
+        /// The most that may wait.
+        waiting: usize,
+    },
     /// The control plane's connection broke: what was written last may be lost. [`Tune::life`]
     /// connects anew and says whether this is still the same store.
     #[error("bucket store connection was lost: ask which life of the store this is")]
@@ -378,6 +384,9 @@ impl StoreError {
     /// Returns true when the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost)
+        matches!(
+            self,
+            Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost | Self::Overloaded { .. }
+        )
     }
 }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use redis::{Cmd, Value};
 
-use super::wire::{bucket_key, integer, items, record_key, unsigned};
+use super::wire::{bucket_key, integer, items, of_another_type, record_key, unsigned};
 use crate::{
     AgentId,
     bucket::{Level, Limits, MicroTokensPerSecond, NanoTokens, Tokens},
-    store::{Decision, Held, TAKES_MAX, Take, Verdict, memory::banned},
+    store::{Decision, Held, Loan, StoreError, TAKES_MAX, Take, Verdict, memory::banned},
 };
 
 /// What the requests of one group ask.
@@ -43,6 +43,13 @@ impl Kind {
     }
 }
 
+impl Kind {
+    /// True for what somebody waits for.
+    pub(super) fn is_asked(self) -> bool {
+        matches!(self, Self::Take | Self::Lend { .. })
+    }
+}
+
 /// Equal requests of one agent.
 #[derive(Clone, Debug)]
 pub(super) struct Group {
@@ -51,6 +58,18 @@ pub(super) struct Group {
     pub(super) kind: Kind,
     /// How many; of [`Kind::Lend`] always one.
     pub(super) count: u32,
+}
+
+impl Group {
+    /// Returns true when `other` may be counted into this group.
+    pub(super) fn joins(&self, other: &Self) -> bool {
+        let lends = matches!(self.kind, Kind::Lend { .. });
+        self.kind == other.kind
+            && !lends
+            && self.agent == other.agent
+            && (Arc::ptr_eq(&self.takes, &other.takes) || self.takes == other.takes)
+            && self.count.checked_add(other.count).is_some()
+    }
 }
 
 /// What became of a group.
@@ -87,8 +106,8 @@ struct After {
 }
 
 /// Returns the call that decides `groups`: `command` names the script.
-pub(super) fn call<'a>(mut command: Cmd, groups: impl Iterator<Item = &'a Group> + Clone) -> Cmd {
-    command.arg(groups.clone().count() * 2);
+pub(super) fn call<'a>(mut command: Cmd, groups: impl ExactSizeIterator<Item = &'a Group>) -> Cmd {
+    command.arg(groups.len() * 2);
     let mut plans: Vec<&Arc<[Take]>> = Vec::new();
     let mut asked = Vec::new();
     for group in groups {
@@ -178,12 +197,27 @@ fn outcome(group: &Group, numbers: &mut std::slice::Iter<'_, Value>) -> Option<O
 }
 
 impl Outcome {
-    /// Returns the verdict on the group's request at `index`, from 0; `None` when there is none.
-    pub(super) fn verdict(&self, group: &Group, index: u32) -> Option<Verdict> {
+    /// Returns the answer to the group's request at `index`, from 0.
+    pub(super) fn loan(&self, group: &Group, index: u32) -> Result<Loan, StoreError> {
         match self {
-            Self::Spent(spent) => Some(spent.verdict(&group.takes, index)),
-            Self::Banned { for_ms } => Some(banned(&group.takes, *for_ms)),
-            Self::Done | Self::NoHash => None,
+            Self::Spent(spent) => {
+                Ok(Loan { verdict: spent.verdict(&group.takes, index), ahead: spent.ahead })
+            }
+            Self::Banned { for_ms } => {
+                Ok(Loan { verdict: banned(&group.takes, *for_ms), ahead: 0 })
+            }
+            Self::NoHash => Err(of_another_type()),
+            Self::Done => unreachable!("nobody waits for a settlement"),
+        }
+    }
+
+    /// Returns the verdict on the first of the group's charges that was denied.
+    pub(super) fn refusal(&self, group: &Group) -> Option<Verdict> {
+        match self {
+            Self::Spent(spent) if spent.passed < group.count => {
+                Some(spent.verdict(&group.takes, spent.passed))
+            }
+            _ => None,
         }
     }
 }

@@ -7,27 +7,41 @@
 
 mod batch;
 
+mod coalesce;
+
 mod control;
+
+mod denials;
 
 mod link;
 
 mod wire;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use redis::{
     Client, ConnectionInfo, IntoConnectionInfo, RedisError, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
     io::tcp::TcpSettings,
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use self::{
-    batch::{Group, Kind, Outcome},
+    batch::Kind,
+    coalesce::{Coalescer, Options},
     link::{Control, Link, within},
-    wire::{is_no_script, malformed, of_another_type},
 };
-use super::{Charge, Direction, Lend, Loan, Settlement, Spend, StoreError, Verdict};
+pub use self::{
+    coalesce::{GROUPS_MAX, IN_FLIGHT_MAX, WAITING_MAX},
+    denials::{DENIAL_MAX, DENIALS_MAX},
+};
+use super::{Charge, Lend, Loan, Settlement, Spend, StoreError, Verdict};
 
 /// The longest a decision waits for Redis, unless configured: 20 ms.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(20);
@@ -81,7 +95,7 @@ struct Inner {
     control: Mutex<Control>,
     address: String,
     timeout: Duration,
-    spend: Script,
+    coalescer: Arc<Coalescer>,
     set_limits: Script,
 }
 
@@ -89,14 +103,31 @@ struct Inner {
 #[derive(Clone)]
 pub struct RedisStoreBuilder {
     url: String,
-    timeout: Duration,
+    options: Options,
 }
 
 impl RedisStoreBuilder {
     /// Sets the longest a decision waits for Redis; 20 ms unless set.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// Sets whether requests that arrive while calls are in flight travel together in the next one;
+    /// they do unless told not to. Either way the decisions are the same.
+    #[must_use]
+    pub fn coalesce(mut self, on: bool) -> Self {
+        self.options.coalesce = on;
+        self
+    }
+
+    /// Sets whether a refusal is repeated, without asking Redis, until the request would pass (at most
+    /// [`DENIAL_MAX`]); it is unless told not to. Limits that are raised meanwhile, and tokens that
+    /// another node gives back, are seen that much later.
+    #[must_use]
+    pub fn cache_denials(mut self, on: bool) -> Self {
+        self.options.cache_denials = on;
         self
     }
 
@@ -136,14 +167,15 @@ impl RedisStoreBuilder {
             .set_pipeline_buffer_size(PIPELINE_MAX);
         let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)
             .map_err(StoreError::Address)?;
+        let link = Link::new(connection);
         Ok(RedisStore {
             inner: Arc::new(Inner {
                 client,
-                link: Link::new(connection),
+                coalescer: Coalescer::new(self.options, link.clone(), address.clone()),
+                link,
                 control: Mutex::new(Control::Fresh),
                 address,
-                timeout: self.timeout,
-                spend: Script::new(SPEND_LUA),
+                timeout: self.options.timeout,
                 set_limits: Script::new(SET_LIMITS_LUA),
             }),
         })
@@ -168,7 +200,10 @@ impl RedisStore {
     /// Returns a builder for a store at `url`.
     #[must_use]
     pub fn builder(url: &str) -> RedisStoreBuilder {
-        RedisStoreBuilder { url: url.to_owned(), timeout: TIMEOUT_DEFAULT }
+        RedisStoreBuilder {
+            url: url.to_owned(),
+            options: Options { timeout: TIMEOUT_DEFAULT, coalesce: true, cache_denials: true },
+        }
     }
 
     /// Asks the server for a sign of life.
@@ -192,73 +227,73 @@ impl RedisStore {
     fn unavailable(&self, source: RedisError) -> StoreError {
         StoreError::Unavailable { address: self.inner.address.clone(), source }
     }
+}
 
-    /// Runs one group by itself.
-    async fn decide(&self, group: &Group) -> Result<Outcome, StoreError> {
-        let inner = &*self.inner;
-        let groups = std::iter::once(group);
-        let call = async {
-            let mut command = redis::cmd("EVALSHA");
-            command.arg(inner.spend.get_hash());
-            match inner.link.call(&batch::call(command, groups.clone())).await {
-                // A server that forgot the script is sent it with the call.
-                Err(error) if is_no_script(&error) => {
-                    let mut command = redis::cmd("EVAL");
-                    command.arg(SPEND_LUA);
-                    inner.link.call(&batch::call(command, groups.clone())).await
-                }
-                answer => answer,
+/// A pending answer of [`RedisStore`]: of a charge that was just refused, at hand.
+enum Asked {
+    Refused(Option<Loan>),
+    Waiting(Pin<Box<dyn Future<Output = Result<Loan, StoreError>> + Send>>),
+}
+
+impl Asked {
+    fn new(store: &RedisStore, charge: Charge, kind: Kind) -> Self {
+        let coalescer = &store.inner.coalescer;
+        match coalescer.refuse(&charge) {
+            Some(refused) => Self::Refused(Some(refused)),
+            None => {
+                let asked = Arc::clone(coalescer).ask(charge, kind, Instant::now());
+                Self::Waiting(Box::pin(asked))
             }
-        };
-        let answer = within(inner.timeout, call).await?.map_err(|error| self.unavailable(error))?;
-        let outcomes = batch::outcomes(groups, &answer).ok_or_else(|| malformed(&answer))?;
-        outcomes.into_iter().next().ok_or_else(|| malformed(&answer))
+        }
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Loan, StoreError>> {
+        match self {
+            Self::Refused(loan) => Poll::Ready(Ok(loan.take().expect("polled after the answer"))),
+            Self::Waiting(asked) => asked.as_mut().poll(context),
+        }
+    }
+}
+
+/// A pending verdict. A request that is dropped before its call is sent is not charged.
+pub struct Spending(Asked);
+
+impl Future for Spending {
+    type Output = Result<Verdict, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(context).map_ok(|loan| loan.verdict)
+    }
+}
+
+/// A pending loan.
+pub struct Lending(Asked);
+
+impl Future for Lending {
+    type Output = Result<Loan, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(context)
     }
 }
 
 impl Spend for RedisStore {
-    type Future = Pin<Box<dyn Future<Output = Result<Verdict, StoreError>> + Send>>;
+    type Future = Spending;
 
-    fn spend(&self, charge: Charge) -> Self::Future {
-        let store = self.clone();
-        Box::pin(async move {
-            let Charge { agent, takes } = charge;
-            let group = Group { agent, takes, kind: Kind::Take, count: 1 };
-            let outcome = store.decide(&group).await?;
-            outcome.verdict(&group, 0).ok_or_else(of_another_type)
-        })
+    fn spend(&self, charge: Charge) -> Spending {
+        Spending(Asked::new(self, charge, Kind::Take))
     }
 
     fn settle(&self, settlement: Settlement) {
-        let store = self.clone();
-        let Settlement { agent, takes, direction } = settlement;
-        let kind = match direction {
-            Direction::GiveBack => Kind::GiveBack,
-            Direction::TakeMore => Kind::TakeMore,
-            Direction::Refused => Kind::Refuse { short: u32::MAX },
-        };
-        tokio::spawn(async move {
-            let _ = store.decide(&Group { agent, takes, kind, count: 1 }).await;
-        });
+        self.inner.coalescer.settle(settlement);
     }
 }
 
 impl Lend for RedisStore {
-    type Loan = Pin<Box<dyn Future<Output = Result<Loan, StoreError>> + Send>>;
+    type Loan = Lending;
 
-    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
-        let store = self.clone();
-        Box::pin(async move {
-            let Charge { agent, takes } = charge;
-            let group = Group { agent, takes, kind: Kind::Lend { most }, count: 1 };
-            let outcome = store.decide(&group).await?;
-            let ahead = match &outcome {
-                Outcome::Spent(spent) => spent.ahead,
-                _ => 0,
-            };
-            let verdict = outcome.verdict(&group, 0).ok_or_else(of_another_type)?;
-            Ok(Loan { verdict, ahead })
-        })
+    fn lend(&self, charge: Charge, most: u32) -> Lending {
+        Lending(Asked::new(self, charge, Kind::Lend { most }))
     }
 }
 
@@ -271,6 +306,6 @@ impl std::fmt::Debug for RedisStore {
 /// The address may carry a password: it is not shown.
 impl std::fmt::Debug for RedisStoreBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisStoreBuilder").field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("RedisStoreBuilder").field("options", &self.options).finish_non_exhaustive()
     }
 }
