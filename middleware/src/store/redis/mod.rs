@@ -5,23 +5,34 @@
 //! client reconnects in the background, every 10 to 250 ms; scripts that a restarted server has
 //! forgotten are sent again.
 
-mod control;
+mod builder;
+
+mod topology;
+
+mod sentinel;
+
+mod cluster;
 
 mod link;
 
+mod masters;
+
+mod marks;
+
+mod control;
+
 mod wire;
+
+pub use builder::RedisStoreBuilder;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use redis::{
-    Client, ConnectionInfo, IntoConnectionInfo, RedisError, Script,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-    io::tcp::TcpSettings,
-};
+use redis::{Cmd, RedisError, Script};
 use tokio::sync::Mutex;
 
 use self::{
-    link::{Control, run, script_load, within},
+    link::{Link, within},
+    masters::Control,
     wire::{
         bucket_key, is_no_script, is_wrong_type, malformed, of_another_type, record_key, verdict,
     },
@@ -34,12 +45,6 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(20);
 /// The longest a connection attempt or a control-plane call takes: 2 s. Longer than any decision,
 /// because a batch of thousands of writes is one call.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Bytes that stay unacknowledged this long mean that the server's host is gone: 3 s.
-const DEAD_LINK_TIMEOUT: Duration = Duration::from_secs(3);
-
-const RECONNECT_MIN: Duration = Duration::from_millis(10);
-const RECONNECT_MAX: Duration = Duration::from_millis(250);
 
 /// Commands that wait for the socket; further ones wait for a place, and run into their deadline.
 const PIPELINE_MAX: usize = 1024;
@@ -73,8 +78,7 @@ pub struct RedisStore {
 }
 
 struct Inner {
-    client: Client,
-    connection: ConnectionManager,
+    link: Link,
     control: Mutex<Control>,
     address: String,
     timeout: Duration,
@@ -82,103 +86,15 @@ struct Inner {
     set_limits: Script,
 }
 
-/// Builds a [`RedisStore`].
-#[derive(Clone)]
-pub struct RedisStoreBuilder {
-    url: String,
-    timeout: Duration,
-}
-
-impl RedisStoreBuilder {
-    /// Sets the longest a decision waits for Redis; 20 ms unless set.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Connects, and waits until the server has answered once.
-    ///
-    /// # Errors
-    ///
-    /// When the address cannot be parsed, or the server does not answer within 2 s.
-    pub async fn connect(self) -> Result<RedisStore, StoreError> {
-        let store = self.connect_lazily()?;
-        store.ping().await?;
-        Ok(store)
-    }
-
-    /// Returns a store that connects in the background: until it has, every decision follows the
-    /// outage policy.
-    ///
-    /// # Errors
-    ///
-    /// When the address cannot be parsed.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub fn connect_lazily(self) -> Result<RedisStore, StoreError> {
-        let info = self.url.as_str().into_connection_info().map_err(StoreError::Address)?;
-        let address = address_of(&info);
-        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(DEAD_LINK_TIMEOUT);
-        let client = Client::open(info.set_tcp_settings(tcp)).map_err(StoreError::Address)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONTROL_TIMEOUT))
-            // Deadlines are ours, one for each kind of call.
-            .set_response_timeout(None)
-            .set_min_delay(RECONNECT_MIN)
-            .set_max_delay(RECONNECT_MAX)
-            .set_number_of_retries(usize::MAX)
-            .set_pipeline_buffer_size(PIPELINE_MAX);
-        let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)
-            .map_err(StoreError::Address)?;
-        Ok(RedisStore {
-            inner: Arc::new(Inner {
-                client,
-                connection,
-                control: Mutex::new(Control::Fresh),
-                address,
-                timeout: self.timeout,
-                spend: Script::new(SPEND_LUA),
-                set_limits: Script::new(SET_LIMITS_LUA),
-            }),
-        })
-    }
-}
-
-/// Returns `host:port` or the socket's path: never the user or the password.
-fn address_of(info: &ConnectionInfo) -> String {
-    info.addr().to_string()
-}
-
 impl RedisStore {
-    /// Connects to `url`: `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.
+    /// Asks whether the servers serve: of a cluster, all of its slots.
     ///
     /// # Errors
     ///
-    /// When the address cannot be parsed, or the server does not answer within 2 s.
-    pub async fn connect(url: &str) -> Result<Self, StoreError> {
-        Self::builder(url).connect().await
-    }
-
-    /// Returns a builder for a store at `url`.
-    #[must_use]
-    pub fn builder(url: &str) -> RedisStoreBuilder {
-        RedisStoreBuilder { url: url.to_owned(), timeout: TIMEOUT_DEFAULT }
-    }
-
-    /// Asks the server for a sign of life.
-    ///
-    /// # Errors
-    ///
-    /// When it does not answer within 2 s.
+    /// When they do not, or do not answer within 2 s.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let mut connection = self.inner.connection.clone();
-        within(CONTROL_TIMEOUT, run(&mut connection, &redis::cmd("PING")))
-            .await?
-            .map(drop)
-            .map_err(|error| self.unavailable(error))
+        let answer = within(CONTROL_TIMEOUT, self.inner.link.ping()).await?;
+        answer.map_err(|error| self.unavailable(error))
     }
 
     /// Returns the longest a decision waits.
@@ -195,25 +111,13 @@ impl RedisStore {
     async fn decide(&self, charge: &Charge) -> Result<Verdict, StoreError> {
         let inner = &*self.inner;
         debug_assert!((1..=TAKES_MAX).contains(&charge.takes.len()));
-        let mut connection = inner.connection.clone();
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(inner.spend.get_hash()).arg(2);
-        command.arg(bucket_key(&charge.agent)).arg(record_key(&charge.agent));
-        for Take { bucket, cost } in &*charge.takes {
-            if bucket.is_default {
-                command.arg("");
-            } else {
-                command.arg([bucket.name.as_str(), "."].concat());
-            }
-            command.arg(bucket.limits.capacity().get());
-            command.arg(bucket.limits.refill().micro());
-            command.arg(cost.get());
-        }
         let call = async {
-            match run(&mut connection, &command).await {
+            let command = spending(charge, "EVALSHA", inner.spend.get_hash());
+            match inner.link.call(&command).await {
+                // To the master of the agent's slot, whichever that is: of a cluster, each one lacks
+                // the script by itself.
                 Err(error) if is_no_script(&error) => {
-                    run(&mut connection, &script_load(SPEND_LUA)).await?;
-                    run(&mut connection, &command).await
+                    inner.link.call(&spending(charge, "EVAL", SPEND_LUA)).await
                 }
                 answer => answer,
             }
@@ -223,6 +127,24 @@ impl RedisStore {
         })?;
         verdict(charge, &answer).ok_or_else(|| malformed(&answer))
     }
+}
+
+/// Returns the command that decides `charge`.
+fn spending(charge: &Charge, verb: &'static str, script: &str) -> Cmd {
+    let mut command = redis::cmd(verb);
+    command.arg(script).arg(2);
+    command.arg(bucket_key(&charge.agent)).arg(record_key(&charge.agent));
+    for Take { bucket, cost } in &*charge.takes {
+        if bucket.is_default {
+            command.arg("");
+        } else {
+            command.arg([bucket.name.as_str(), "."].concat());
+        }
+        command.arg(bucket.limits.capacity().get());
+        command.arg(bucket.limits.refill().micro());
+        command.arg(cost.get());
+    }
+    command
 }
 
 impl Spend for RedisStore {
@@ -241,12 +163,5 @@ impl Spend for RedisStore {
 impl std::fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisStore").field("address", &self.inner.address).finish_non_exhaustive()
-    }
-}
-
-/// The address may carry a password: it is not shown.
-impl std::fmt::Debug for RedisStoreBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisStoreBuilder").field("timeout", &self.timeout).finish_non_exhaustive()
     }
 }
