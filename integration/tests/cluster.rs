@@ -164,7 +164,7 @@ async fn a_master_that_forgot_the_scripts_is_sent_them_again() {
         contract::spend_one(&store, &agent).await;
         contract::write_next(&store, &agent).await;
         let _: String = master.ask(&["SCRIPT", "FLUSH"]).await;
-        assert_eq!(spend(&store, &agent).await, 98);
+        assert_eq!(spend(&store, &agent).await, 99);
         let _: String = master.ask(&["SCRIPT", "FLUSH"]).await;
         contract::write_next(&store, &agent).await;
     }

@@ -18,8 +18,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
-    AdmissionLayer, BuildError, JwtVerifier, MemoryStore, RedisStore, Spend, Tune,
-    store::StoreError,
+    AdmissionLayer, BuildError, JwtVerifier, MemoryStore, Spend, Tune, store::StoreError,
 };
 use tracing::{error, info, warn};
 
@@ -51,7 +50,7 @@ pub enum AppError {
         source: io::Error,
     },
     /// The store cannot be used as configured.
-    #[error("store.url")]
+    #[error("store")]
     Store(#[from] StoreError),
     /// The bus cannot be used as configured.
     #[error("bus")]
@@ -104,8 +103,8 @@ pub async fn start(
             start_with(config, role, metrics, MemoryStore::new(), Health::new()).await
         }
         StoreKind::Redis => {
-            let url = config.redis_url().map_err(AppError::Config)?;
-            let store = RedisStore::builder(&url).timeout(config.store.timeout).connect_lazily()?;
+            let builder = config.redis().map_err(|faults| AppError::Config(faults.join("; ")))?;
+            let store = builder.connect_lazily()?;
             let ping = store.clone();
             let health = Health::new().part("store", move || {
                 let store = ping.clone();

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
-    RedisError, Script, TlsCertificates, cluster::ClusterClientBuilder, io::tcp::TcpSettings,
+    RedisError, Script, TlsCertificates, io::tcp::TcpSettings,
 };
 use tokio::sync::Mutex;
 
@@ -14,25 +14,12 @@ use super::{
     link::Link,
     masters::Control,
     sentinel::Sentinels,
-    topology::{Cluster, Place, Topology, address},
+    topology::{Place, Topology, address},
 };
 use crate::store::StoreError;
 
 /// Bytes that stay unacknowledged this long mean that the server's host is gone: 3 s.
 const DEAD_LINK_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// The longest one attempt to connect to a node of a cluster, or one answer of it, takes: 500 ms. While
-/// the client looks for the masters anew it asks no other, so a frozen node holds up all decisions for
-/// so long, and no longer.
-const CLUSTER_NODE_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// How often the cluster's client sends a command again after MOVED, ASK, TRYAGAIN or a broken
-/// connection; decisions end at their own deadline.
-const CLUSTER_RETRIES: u32 = 8;
-
-/// Pauses between these, in milliseconds.
-const CLUSTER_RETRY_MIN_MS: u64 = 2;
-const CLUSTER_RETRY_MAX_MS: u64 = 100;
 
 /// Builds a [`RedisStore`].
 #[derive(Clone)]
@@ -219,24 +206,28 @@ impl RedisStoreBuilder {
     fn cluster_of(&self, urls: &[String]) -> Result<(Topology, String), StoreError> {
         let nodes: Vec<ConnectionInfo> =
             urls.iter().map(|url| self.node(url)).collect::<Result<_, _>>()?;
-        if nodes.iter().any(|node| node.redis_settings().db() != 0) {
-            return Err(unusable("a cluster has database 0 only: leave /<db> out"));
+        let Some(first) = nodes.first() else {
+            return Err(unusable("at least one node of the cluster is needed"));
+        };
+        for node in &nodes {
+            let (redis, like) = (node.redis_settings(), first.redis_settings());
+            if matches!(node.addr(), ConnectionAddr::Unix(_)) {
+                return Err(unusable("a cluster is reached over TCP, not through a socket file"));
+            }
+            if redis.db() != 0 {
+                return Err(unusable("a cluster has database 0 only: leave /<db> out"));
+            }
+            if (redis.username(), redis.password()) != (like.username(), like.password()) {
+                return Err(unusable("all nodes of a cluster have one user and password"));
+            }
+            if is_tls(node) != is_tls(first) {
+                return Err(unusable("all nodes of a cluster are redis://, or all are rediss://"));
+            }
         }
-        let mut client = ClusterClientBuilder::new(nodes.iter().cloned())
-            .connection_timeout(CLUSTER_NODE_TIMEOUT)
-            .response_timeout(CLUSTER_NODE_TIMEOUT)
-            .retries(CLUSTER_RETRIES)
-            .min_retry_wait(CLUSTER_RETRY_MIN_MS)
-            .max_retry_wait(CLUSTER_RETRY_MAX_MS)
-            .tcp_settings(tcp());
-        if nodes.iter().any(is_tls) && self.has_certificates() {
-            client = client.certs(self.certificates());
-        }
-        let client = client.build().map_err(StoreError::Address)?;
         let seeds: Vec<Client> =
             nodes.into_iter().map(|node| self.client(node)).collect::<Result<_, _>>()?;
         let shown = seeds.iter().map(address).collect::<Vec<_>>().join(", ");
-        Ok((Topology::Cluster(Cluster { client, seeds }), shown))
+        Ok((Topology::Cluster(seeds.into()), shown))
     }
 
     fn behind_sentinels(
@@ -393,10 +384,10 @@ mod tests {
             (builder("rediss://h/#insecure"), "trust anybody"),
             (builder("redis://h").ca_certificates("x"), "rediss://"),
             (builder("rediss://h").ca_certificates("x"), "found none"),
-            (RedisStore::cluster(none), "empty"),
+            (RedisStore::cluster(none), "at least one"),
             (RedisStore::cluster(["redis://a/2"]), "database 0"),
-            (RedisStore::cluster(["redis://a", "rediss://b"]), "TLS"),
-            (RedisStore::cluster(["redis://u:p@a", "redis://u:q@b"]), "password"),
+            (RedisStore::cluster(["redis://a", "rediss://b"]), "all are rediss://"),
+            (RedisStore::cluster(["redis://u:p@a", "redis://u:q@b"]), "one user"),
             (RedisStore::sentinel("m", none), "at least one"),
             (RedisStore::sentinel("", ["redis://a"]), "name"),
             (RedisStore::sentinel("m", ["redis://a/1"]), "no databases"),

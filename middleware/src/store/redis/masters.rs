@@ -16,9 +16,10 @@ use tracing::warn;
 
 use super::{
     CONTROL_TIMEOUT, SET_LIMITS_LUA,
-    cluster::Slots,
+    cluster::{Asked, Slots, agreed},
     link::{count_failover, within},
-    topology::{Cluster, Place, Topology, address, at, host, open},
+    shards::{node, redirection, seeds},
+    topology::{Place, Topology, address, open},
     wire::{is_fault, is_no_script, is_wrong_type, malformed, text},
 };
 use crate::store::StoreError;
@@ -47,9 +48,12 @@ enum State {
 
 /// A connection to every master.
 pub(super) struct Masters {
+    /// In the order of `slots`; behind them, nodes that a slot is moving to and that serve none yet.
     nodes: Vec<Node>,
     /// Who serves which slot; `None` when there is one master.
     slots: Option<Slots>,
+    /// Any node of the cluster, for user, password and certificates.
+    like: Option<Client>,
     /// The epoch of the marks, as they were last read.
     pub(super) epoch: Option<String>,
 }
@@ -57,11 +61,22 @@ pub(super) struct Masters {
 #[derive(Clone)]
 struct Node {
     address: String,
-    client: Option<Client>,
     link: MultiplexedConnection,
 }
 
 impl Node {
+    async fn open(client: &Client) -> Result<Self, StoreError> {
+        let address = address(client);
+        match within(CONTROL_TIMEOUT, open(client)).await? {
+            Ok(link) => Ok(Self { address, link }),
+            Err(source) => Err(StoreError::Unavailable { address, source }),
+        }
+    }
+
+    fn host(&self) -> &str {
+        self.address.rsplit_once(':').map_or("", |(host, _)| host)
+    }
+
     fn unavailable(&self, source: RedisError) -> StoreError {
         StoreError::Unavailable { address: self.address.clone(), source }
     }
@@ -144,31 +159,37 @@ async fn one(
     let (address, link) = within(CONTROL_TIMEOUT, place.connect())
         .await?
         .map_err(|source| StoreError::Unavailable { address: name.to_owned(), source })?;
-    let nodes = vec![Node { address, client: None, link }];
-    Ok(Masters { nodes, slots: None, epoch: None })
+    let nodes = vec![Node { address, link }];
+    Ok(Masters { nodes, slots: None, like: None, epoch: None })
 }
 
 /// Connects to all masters of a cluster.
 async fn all(
-    cluster: &Cluster,
+    cluster: &[Client],
     before: Option<Masters>,
     name: &str,
 ) -> Result<Masters, StoreError> {
     let (nodes, epoch) = before.map_or((Vec::new(), None), |before| (before.nodes, before.epoch));
-    let slots = slots(cluster, &nodes, name).await?;
+    let unavailable = |source| StoreError::Unavailable { address: name.to_owned(), source };
+    let connected = nodes.iter().map(|node| {
+        let mut link = node.link.clone();
+        let ask = async move { link.req_packed_command(&Slots::question()).await?.extract_error() };
+        Asked { host: node.host().to_owned(), answer: Box::pin(ask) }
+    });
+    let mut slots = agreed(connected.collect()).await;
+    if slots.is_err() {
+        slots = agreed(seeds(cluster)).await;
+    }
+    let slots = slots.map_err(unavailable)?;
     let mut opening = JoinSet::new();
-    for (index, (host, port)) in slots.masters.iter().enumerate() {
-        let like = cluster.seeds[0].get_connection_info();
-        let client = Client::open(at(like, host.clone(), *port)).map_err(StoreError::Address)?;
-        let address = address(&client);
-        let kept = nodes.iter().find(|node| node.address == address).cloned();
+    for (index, master) in slots.masters.iter().enumerate() {
+        let client = node(&cluster[0], master).map_err(StoreError::Address)?;
+        let kept = nodes.iter().find(|node| node.address == address(&client)).cloned();
         opening.spawn(async move {
-            if let Some(node) = kept {
-                return Ok((index, node));
+            match kept {
+                Some(node) => Ok((index, node)),
+                None => Ok((index, Node::open(&client).await?)),
             }
-            let unavailable = |source| StoreError::Unavailable { address: address.clone(), source };
-            let link = within(CONTROL_TIMEOUT, open(&client)).await?.map_err(unavailable)?;
-            Ok((index, Node { address, client: Some(client), link }))
         });
     }
     let mut nodes: BTreeMap<usize, Node> = BTreeMap::new();
@@ -176,39 +197,8 @@ async fn all(
         let (index, node) = opened.map_err(|_| StoreError::Lost)??;
         nodes.insert(index, node);
     }
-    Ok(Masters { nodes: nodes.into_values().collect(), slots: Some(slots), epoch })
-}
-
-/// Asks for the table of slots: a master that is connected, or else the nodes of the configuration.
-async fn slots(cluster: &Cluster, nodes: &[Node], name: &str) -> Result<Slots, StoreError> {
-    let mut command = redis::cmd("CLUSTER");
-    command.arg("SLOTS");
-    let mut failure = None;
-    let connected = nodes.iter().filter_map(|node| Some((node.client.as_ref()?, Some(node))));
-    for (client, node) in connected.chain(cluster.seeds.iter().map(|seed| (seed, None))) {
-        let ask = async {
-            let mut link = match node {
-                Some(node) => node.link.clone(),
-                None => open(client).await?,
-            };
-            link.req_packed_command(&command).await?.extract_error()
-        };
-        match within(CONTROL_TIMEOUT, ask).await {
-            Ok(Ok(answer)) => match Slots::read(&answer, host(client)) {
-                Some(slots) => return Ok(slots),
-                None => {
-                    let kind = ErrorKind::Server(ServerErrorKind::ClusterDown);
-                    failure = Some((kind, "some slots of the cluster are served by nobody").into());
-                }
-            },
-            Ok(Err(error)) => failure = Some(error),
-            Err(late) if failure.is_none() && cluster.seeds.len() == 1 => return Err(late),
-            Err(_) => {}
-        }
-    }
-    let silent = || (ErrorKind::Io, "no node of the cluster answered in time").into();
-    let source = failure.unwrap_or_else(silent);
-    Err(StoreError::Unavailable { address: name.to_owned(), source })
+    let like = Some(cluster[0].clone());
+    Ok(Masters { nodes: nodes.into_values().collect(), slots: Some(slots), like, epoch })
 }
 
 /// A command on its way: its place among the answers, and the node that it goes to.
@@ -233,8 +223,9 @@ impl Masters {
     pub(super) async fn run_ids(&mut self) -> Result<BTreeMap<String, String>, StoreError> {
         let mut command = redis::cmd("INFO");
         command.arg("server");
-        let all = (0..self.nodes.len()).map(|node| Pending { index: node, node, asking: false });
-        let commands = vec![command; self.nodes.len()];
+        let masters = self.slots.as_ref().map_or(1, |slots| slots.masters.len());
+        let all = (0..masters).map(|node| Pending { index: node, node, asking: false });
+        let commands = vec![command; masters];
         let answers = self.deliver(all.collect(), &commands).await?;
         let run_id = |(node, answer): (&Node, &Value)| {
             let info = match answer {
@@ -272,8 +263,12 @@ impl Masters {
             let mut again = Again::default();
             for (at, answer) in self.round(&pending, commands).await? {
                 match self.judge(at, &answer, &mut again)? {
-                    Some(next) => again.pending.push(next),
-                    None => answers[at.index] = answer,
+                    Next::Answered => answers[at.index] = answer,
+                    Next::Again => again.pending.push(at),
+                    Next::Elsewhere(to) => {
+                        let node = self.node(&to).await?;
+                        again.pending.push(Pending { node, asking: true, ..at });
+                    }
                 }
             }
             if again.pending.is_empty() {
@@ -334,41 +329,45 @@ impl Masters {
         Ok(answered)
     }
 
-    /// Returns how to go on with a command; `None` when it is answered.
-    fn judge(
-        &self,
-        at: Pending,
-        answer: &Value,
-        again: &mut Again,
-    ) -> Result<Option<Pending>, StoreError> {
+    /// Returns how to go on with a command.
+    fn judge(&self, at: Pending, answer: &Value, again: &mut Again) -> Result<Next, StoreError> {
         if !is_fault(answer) {
-            return Ok(None);
+            return Ok(Next::Answered);
         }
-        let Err(error) = answer.clone().extract_error() else { return Ok(None) };
+        let Err(error) = answer.clone().extract_error() else { return Ok(Next::Answered) };
         if is_wrong_type(&error) {
-            return Ok(None);
+            return Ok(Next::Answered);
         }
         if is_no_script(&error) {
             if !again.lacking.contains(&at.node) {
                 again.lacking.push(at.node);
             }
-            return Ok(Some(at));
+            return Ok(Next::Again);
         }
+        let node = &self.nodes[at.node];
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::TryAgain) => {
                 again.moving = true;
-                Ok(Some(at))
+                Ok(Next::Again)
             }
-            ErrorKind::Server(ServerErrorKind::Ask) => {
-                let asked = error.redirect_node().map(|(address, _)| address);
-                let node = self.nodes.iter().position(|node| Some(&*node.address) == asked);
-                match node {
-                    Some(node) => Ok(Some(Pending { node, asking: true, ..at })),
-                    None => Err(self.nodes[at.node].unavailable(error)),
-                }
-            }
-            _ => Err(self.nodes[at.node].unavailable(error)),
+            ErrorKind::Server(ServerErrorKind::Ask) => match redirection(&error, node.host()) {
+                Some(to) => Ok(Next::Elsewhere(to)),
+                None => Err(node.unavailable(error)),
+            },
+            _ => Err(node.unavailable(error)),
         }
+    }
+
+    /// Returns the index of the node at an address, connecting to it when it is new.
+    async fn node(&mut self, to: &(String, u16)) -> Result<usize, StoreError> {
+        let Some(like) = &self.like else { return Err(StoreError::Lost) };
+        let client = node(like, to).map_err(StoreError::Address)?;
+        let address = address(&client);
+        if let Some(known) = self.nodes.iter().position(|node| node.address == address) {
+            return Ok(known);
+        }
+        self.nodes.push(Node::open(&client).await?);
+        Ok(self.nodes.len() - 1)
     }
 
     async fn load_script(&self, node: usize) -> Result<(), StoreError> {
@@ -380,6 +379,15 @@ impl Masters {
         let loaded = loaded.and_then(Value::extract_error);
         loaded.map(drop).map_err(|error| node.unavailable(error))
     }
+}
+
+/// How to go on with a command.
+enum Next {
+    Answered,
+    /// At the same node.
+    Again,
+    /// At a node that has the slot in part.
+    Elsewhere((String, u16)),
 }
 
 /// What a round leaves for the next one.

@@ -13,6 +13,10 @@ mod sentinel;
 
 mod cluster;
 
+mod followed;
+
+mod shards;
+
 mod link;
 
 mod masters;
@@ -87,7 +91,8 @@ struct Inner {
 }
 
 impl RedisStore {
-    /// Asks whether the servers serve: of a cluster, all of its slots.
+    /// Asks whether the servers serve: a master whether it is there, a cluster whether it says so of
+    /// itself.
     ///
     /// # Errors
     ///

@@ -1,10 +1,10 @@
 //! Where the masters are: one server, the master that sentinels name, or the masters of a cluster.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, RedisError,
-    aio::MultiplexedConnection, cluster::ClusterClient,
+    aio::MultiplexedConnection,
 };
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -22,7 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub(super) enum Topology {
     Master(Place),
-    Cluster(Cluster),
+    /// The nodes that are asked for the others; at least one.
+    Cluster(Arc<[Client]>),
 }
 
 /// Where a single master is.
@@ -30,13 +31,6 @@ pub(super) enum Topology {
 pub(super) enum Place {
     Fixed(Client),
     Sentinel(Sentinels),
-}
-
-/// A cluster, and the nodes that are asked for the others.
-#[derive(Clone)]
-pub(super) struct Cluster {
-    pub(super) client: ClusterClient,
-    pub(super) seeds: Vec<Client>,
 }
 
 impl Place {
