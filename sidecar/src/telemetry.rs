@@ -280,6 +280,11 @@ fn describe() {
         "Decisions that the bucket store failed to give in time"
     );
     describe_counter!(
+        "merit_store_failovers_total",
+        Unit::Count,
+        "Masters of the bucket store that were replaced or restarted, as seen by decisions or limits"
+    );
+    describe_counter!(
         "merit_store_skipped_total",
         Unit::Count,
         "Decisions made without the store while its breaker was open"

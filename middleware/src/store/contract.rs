@@ -615,14 +615,24 @@ fn unpack(held: &[u8]) -> Level {
     }
 }
 
+/// Returns a charge of one token of `agent`, out of a thousand that do not come back in a test's time.
+#[must_use]
+pub fn one_token(agent: &AgentId) -> Charge {
+    let take = Take { bucket: bucket("default", slow(1000)), cost: Tokens::ONE };
+    Charge { agent: agent.clone(), takes: [take].into() }
+}
+
+/// Returns the change that follows revision `rev` of `agent`.
+#[must_use]
+pub fn next_change(agent: &AgentId, rev: u64) -> Change {
+    change(agent, rev, slow(100 + rev))
+}
+
 /// Takes one token of `agent`, trying again while the store reconnects.
 pub async fn spend_one<S: Spend>(store: &S, agent: &AgentId) {
-    let takes: Arc<[Take]> =
-        [Take { bucket: bucket("default", slow(1000)), cost: Tokens::ONE }].into();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     loop {
-        let charge = Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
-        match store.spend(charge).await {
+        match store.spend(one_token(agent)).await {
             Ok(verdict) => return assert_eq!(verdict.decision, Decision::Admitted),
             Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
         }
@@ -633,6 +643,6 @@ pub async fn spend_one<S: Spend>(store: &S, agent: &AgentId) {
 /// Writes the next limits of `agent`, whatever its record's revision.
 pub async fn write_next<T: Tune>(store: &T, agent: &AgentId) {
     let record = load_one(store, agent).await;
-    let written = write_one(store, change(agent, record.rev, slow(100 + record.rev))).await;
+    let written = write_one(store, next_change(agent, record.rev)).await;
     assert!(matches!(written, Written::Done { .. }), "{written:?}");
 }
