@@ -57,6 +57,7 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         };
         let mebi = |bytes: f64| number(bytes / f64::from(1 << 20));
         let in_redis = (used_memory(&redis).await? - empty) / f64::from(agents) / 2.0;
+        let asks_redis = mode != LOCAL && mode != Mode::InProcess.word();
         table.row([
             mode.to_owned(),
             mebi(before),
@@ -66,7 +67,7 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
             mebi(twice),
             mebi(peak),
             number((all - before) / f64::from(agents)),
-            number(in_redis),
+            if asks_redis { number(in_redis) } else { "–".to_owned() },
         ]);
     }
     println!("{agents} agents, then as many others\n\n{table}");
