@@ -60,8 +60,10 @@ enum Fault {
     Full,
     /// Made a replica of nobody: every write is refused with READONLY.
     Demoted,
-    /// 100 ms ± 50 more each way's answer.
+    /// Answers take 100 ms ± 50 more.
     Slow,
+    /// 15 ms ± 10: some answers within the deadline, some not.
+    Lagging,
     /// 1 kB/s.
     Narrow,
     /// Nothing arrives any more; the connection stays open.
@@ -70,12 +72,13 @@ enum Fault {
     Reset,
 }
 
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 9] = [
     Fault::Killed,
     Fault::Frozen,
     Fault::Full,
     Fault::Demoted,
     Fault::Slow,
+    Fault::Lagging,
     Fault::Narrow,
     Fault::Silent,
     Fault::Reset,
@@ -89,6 +92,7 @@ impl fmt::Display for Fault {
             Self::Full => "`maxmemory` reached, `noeviction`",
             Self::Demoted => "demoted to a replica",
             Self::Slow => "latency 100 ms ± 50",
+            Self::Lagging => "latency 15 ms ± 10",
             Self::Narrow => "bandwidth 1 kB/s",
             Self::Silent => "nothing arrives",
             Self::Reset => "connections reset",
@@ -98,7 +102,7 @@ impl fmt::Display for Fault {
 
 impl Fault {
     fn of_the_network(self) -> bool {
-        matches!(self, Self::Slow | Self::Narrow | Self::Silent | Self::Reset)
+        matches!(self, Self::Slow | Self::Lagging | Self::Narrow | Self::Silent | Self::Reset)
     }
 
     fn lasts(self) -> Duration {
@@ -115,10 +119,8 @@ impl Fault {
             Self::Demoted => {
                 let _: String = redis.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
             }
-            Self::Slow => {
-                let toxic = json!({"latency": 100, "jitter": 50});
-                network.toxic("latency", "downstream", &toxic).await?;
-            }
+            Self::Slow => network.latency(100, 50).await?,
+            Self::Lagging => network.latency(15, 10).await?,
             Self::Narrow => network.toxic("bandwidth", "upstream", &json!({"rate": 1})).await?,
             Self::Silent => network.toxic("timeout", "upstream", &json!({"timeout": 0})).await?,
             Self::Reset => {
@@ -138,7 +140,9 @@ impl Fault {
             Self::Demoted => {
                 let _: String = redis.ask(&["REPLICAOF", "NO", "ONE"]).await;
             }
-            Self::Slow | Self::Narrow | Self::Silent | Self::Reset => network.reset().await?,
+            Self::Slow | Self::Lagging | Self::Narrow | Self::Silent | Self::Reset => {
+                network.reset().await?
+            }
         }
         Ok(())
     }

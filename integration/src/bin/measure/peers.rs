@@ -67,17 +67,20 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         rivals.push((format!("{mode}, as a layer"), Rival::Layer(service)));
     }
 
-    let mut seen: Vec<[Vec<f64>; 4]> = rivals.iter().map(|_| Default::default()).collect();
+    let mut seen: Vec<[Vec<f64>; 5]> = rivals.iter().map(|_| Default::default()).collect();
     for (_, rival) in &rivals {
         rival.ask(&crowd, WARM_UP).await?;
     }
     for _ in 0..rounds {
         for ((_, rival), seen) in rivals.iter().zip(&mut seen) {
-            let before = Cost::now(&redis).await?;
+            let (before, used) = (Cost::now(&redis).await?, rival.processor()?);
             let (samples, lasted) = rival.ask(&crowd, seconds).await?;
+            let used = rival.processor()? - used;
             let cost = before.since(&redis, samples.len()).await?;
             #[allow(clippy::cast_precision_loss, reason = "a figure to look at")]
-            seen[0].push(samples.len() as f64 / lasted.as_secs_f64());
+            let decisions = samples.len() as f64;
+            seen[0].push(decisions / lasted.as_secs_f64());
+            seen[4].push(micros(used) / decisions);
             let [p50, p99] = samples.quantiles([0.5, 0.99]);
             seen[1].push(micros(p50));
             seen[2].push(micros(p99));
@@ -90,10 +93,12 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         "p50, µs",
         "p99, µs",
         "Redis CPU µs per decision",
+        "its own CPU µs per decision",
     ]);
-    for ((name, _), seen) in rivals.iter().zip(seen) {
-        let [per_second, p50, p99, processor] = seen.map(|values| Spread::of(values).to_string());
-        table.row([name.clone(), per_second, p50, p99, processor]);
+    for ((name, rival), seen) in rivals.iter().zip(seen) {
+        let [per_second, p50, p99, redis, own] = seen.map(|values| Spread::of(values).to_string());
+        let own = if matches!(rival, Rival::Served(_)) { own } else { "–".to_owned() };
+        table.row([name.clone(), per_second, p50, p99, redis, own]);
     }
     println!(
         "{rounds} rounds of {seconds:?} each, {AGENTS} agents, {CONCURRENT} concurrent\n\n{table}"
@@ -117,6 +122,14 @@ enum Rival {
 }
 
 impl Rival {
+    /// Returns the processor time of a server; a layer's cannot be told from its caller's.
+    fn processor(&self) -> anyhow::Result<Duration> {
+        match self {
+            Self::Served(server) => server.processor(),
+            Self::Layer(_) => Ok(Duration::ZERO),
+        }
+    }
+
     /// Asks for `duration`; every decision must be a yes.
     async fn ask(
         &self,

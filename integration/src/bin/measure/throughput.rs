@@ -11,7 +11,8 @@ use tokio::{net::TcpListener, process::Command};
 use crate::{
     Arguments,
     crowd::{self, AGENT_HEADER, Crowd},
-    figures::{Spread, Table, number},
+    figures::{Spread, Table, micros, number},
+    redis_cost::Cost,
     tools::Server,
     wear::{Fit, Mode},
 };
@@ -42,26 +43,40 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         let name = format!("serve-{}", mode.word());
         servers.push(Server::own(&name, &[SERVE, mode.word(), &redis.url()]).await?);
     }
-    let mut table =
-        Table::new(["agents", "server", "requests/s", "of no limiter", "p50, µs", "p99, µs"]);
+    let mut table = Table::new([
+        "agents",
+        "server",
+        "requests/s",
+        "of no limiter",
+        "p50, µs",
+        "p99, µs",
+        "server CPU µs per request",
+        "Redis CPU µs per request",
+    ]);
     for (agents, spread) in CROWDS {
         let wrk = Wrk::new(&Crowd::new(agents, spread));
-        let mut seen: Vec<[Vec<f64>; 4]> = MODES.map(|_| Default::default()).into();
+        let mut seen: Vec<[Vec<f64>; 6]> = MODES.map(|_| Default::default()).into();
         for server in &servers {
             wrk.ask(server.port, WARM_UP_SECONDS).await?;
         }
         for _ in 0..rounds {
             let mut bare = None;
             for (server, seen) in servers.iter().zip(&mut seen) {
+                let (before, used) = (Cost::now(&redis).await?, server.processor()?);
                 let answered = wrk.ask(server.port, seconds).await?;
+                let used = server.processor()? - used;
+                let cost = before.since(&redis, answered.requests).await?;
                 seen[0].push(answered.per_second);
                 seen[1].push(answered.per_second / *bare.get_or_insert(answered.per_second));
                 seen[2].push(answered.p50_us);
                 seen[3].push(answered.p99_us);
+                #[allow(clippy::cast_precision_loss, reason = "a figure to look at")]
+                seen[4].push(micros(used) / answered.requests as f64);
+                seen[5].push(cost.processor_us);
             }
         }
         for (mode, seen) in MODES.into_iter().zip(seen) {
-            let [per_second, ratio, p50, p99] = seen.map(Spread::of);
+            let [per_second, ratio, p50, p99, used, redis] = seen.map(Spread::of);
             table.row([
                 format!("{}, {spread}", number(agents.into())),
                 mode.to_string(),
@@ -69,6 +84,8 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
                 ratio.to_string(),
                 p50.to_string(),
                 p99.to_string(),
+                used.to_string(),
+                redis.to_string(),
             ]);
         }
     }
@@ -93,6 +110,7 @@ struct Wrk {
 }
 
 struct Answered {
+    requests: usize,
     per_second: f64,
     p50_us: f64,
     p99_us: f64,
@@ -148,7 +166,7 @@ impl Wrk {
             .context("wrk does not start: apt-get install wrk")?;
         let text = String::from_utf8_lossy(&output.stdout);
         let figures = text.lines().find_map(|line| line.strip_prefix("figures "));
-        let figures: Vec<f64> = figures
+        let figures: Vec<u32> = figures
             .with_context(|| format!("wrk printed {text}"))?
             .split(' ')
             .map(str::parse)
@@ -156,7 +174,12 @@ impl Wrk {
         let &[requests, micros, p50_us, p99_us, errors] = figures.as_slice() else {
             anyhow::bail!("wrk printed {text}");
         };
-        ensure!(errors == 0.0, "{errors} requests were not answered 200: {text}");
-        Ok(Answered { per_second: requests / micros * 1e6, p50_us, p99_us })
+        ensure!(errors == 0, "{errors} requests were not answered 200: {text}");
+        Ok(Answered {
+            requests: usize::try_from(requests)?,
+            per_second: f64::from(requests) / f64::from(micros) * 1e6,
+            p50_us: p50_us.into(),
+            p99_us: p99_us.into(),
+        })
     }
 }
