@@ -92,3 +92,25 @@ pub(crate) fn fields(agent: &str) -> HeaderMap {
     fields.insert(AGENT_HEADER, value(agent));
     fields
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng as _, rngs::SmallRng};
+
+    use super::*;
+
+    #[test]
+    fn in_a_zipf_crowd_the_first_agent_asks_as_often_as_its_rank_says() {
+        let crowd = Crowd::new(100, Spread::Zipf);
+        let mut random = SmallRng::seed_from_u64(1);
+        let mut asked = [0.0; 100];
+        for _ in 0..100_000 {
+            asked[crowd.pick(&mut random)] += 1.0;
+        }
+        for rank in [2_u8, 4, 8] {
+            let ratio = asked[0] / asked[usize::from(rank) - 1];
+            let expected = f64::from(rank).powf(ZIPF_EXPONENT);
+            assert!((ratio / expected - 1.0).abs() < 0.1, "rank {rank}: {ratio}, not {expected}");
+        }
+    }
+}

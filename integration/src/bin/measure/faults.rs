@@ -124,7 +124,7 @@ impl Fault {
             Self::Narrow => network.toxic("bandwidth", "upstream", &json!({"rate": 1})).await?,
             Self::Silent => network.toxic("timeout", "upstream", &json!({"timeout": 0})).await?,
             Self::Reset => {
-                network.toxic("reset_peer", "downstream", &json!({"timeout": 0})).await?
+                network.toxic("reset_peer", "downstream", &json!({"timeout": 0})).await?;
             }
         }
         Ok(())
@@ -141,7 +141,7 @@ impl Fault {
                 let _: String = redis.ask(&["REPLICAOF", "NO", "ONE"]).await;
             }
             Self::Slow | Self::Lagging | Self::Narrow | Self::Silent | Self::Reset => {
-                network.reset().await?
+                network.reset().await?;
             }
         }
         Ok(())

@@ -128,3 +128,30 @@ impl fmt::Display for Table {
         f.write_str(&self.text)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_of_the_sorted_samples() {
+        let mut samples = Samples::default();
+        for nanos in (0..=1_000).rev() {
+            samples.push(Duration::from_nanos(nanos));
+        }
+        let found = samples.quantiles([0.0, 0.5, 0.999, 1.0]);
+        assert_eq!(found, [0, 500, 999, 1_000].map(Duration::from_nanos));
+    }
+
+    #[test]
+    fn an_even_number_of_rounds_has_the_mean_of_the_middle_two_as_median() {
+        assert_eq!(Spread::of(vec![9.0, 1.0, 4.0, 2.0]).to_string(), "3.00 (1.00–9.00)");
+        assert_eq!(Spread::of(vec![9.0, 1.0, 4.0]).to_string(), "4.00 (1.00–9.00)");
+    }
+
+    #[test]
+    fn numbers_are_short_and_grouped() {
+        let text = [0.123, 12.34, 999.6, 1_234.0, 1_234_567.0, -12_345.0].map(number);
+        assert_eq!(text, ["0.12", "12.3", "1,000", "1,234", "1,234,567", "-12,345"]);
+    }
+}
