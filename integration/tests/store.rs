@@ -44,13 +44,7 @@ impl contract::Harness for OverRedis {
     }
 
     async fn advance(&self, agent: &AgentId, duration: Duration) {
-        let mut command = redis::cmd("HGET");
-        command.arg(format!("tb:{agent}")).arg("level");
-        let level: String = command.query_async(&mut self.link.clone()).await.unwrap();
-        let mut fields: Vec<String> = level.split(' ').map(str::to_owned).collect();
-        let at_ms: u128 = fields[1].parse().unwrap();
-        fields[1] = (at_ms - duration.as_millis()).to_string();
-        self.set(agent, &[("level", fields.join(" "))]).await;
+        contract::age(&mut self.link.clone(), agent, duration).await;
     }
 
     async fn operator_sets(&self, agent: &AgentId, limits: Limits) {

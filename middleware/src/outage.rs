@@ -162,7 +162,7 @@ where
         Poll::Ready(match (this.shared.policy, this.fallback.take()) {
             (Outage::Local, Some((charge, plan))) => {
                 let charge = Charge { takes: plan.local, ..charge };
-                Answer::Decided(this.shared.local.decide(&charge))
+                Answer::Decided(this.shared.local.decide(charge))
             }
             (Outage::Open, _) => Answer::Open,
             (Outage::Closed | Outage::Local, _) => Answer::Closed,

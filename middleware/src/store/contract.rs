@@ -9,7 +9,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
     BucketRule, Change, Charge, Decision, MemoryStore, Record, Spend, Take, Tune, Verdict, Written,
-    redis::BUCKET_LUA,
+    redis::{BUCKET_LUA, HELD},
 };
 use crate::{
     AgentId,
@@ -399,15 +399,9 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
                 if cost == Tokens::ZERO {
                     continue;
                 }
-                let stored: String = ::redis::cmd("HGET")
-                    .arg(&key)
-                    .arg("level")
-                    .query_async(&mut connection)
-                    .await
-                    .unwrap();
-                let now_ms = stored.split(' ').nth(1).unwrap().parse().unwrap();
-                let level = model.get_or_insert_with(|| Level::full(in_force, now_ms));
-                level.settle(in_force, now_ms);
+                let stored = level_of(&mut connection, &key).await.unwrap();
+                let level = model.get_or_insert_with(|| Level::full(in_force, stored.at_ms));
+                level.settle(in_force, stored.at_ms);
                 let expected = if level.affords(cost) {
                     level.take(cost);
                     Decision::Admitted
@@ -417,25 +411,82 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
                     Decision::Denied { wait_ms }
                 };
                 assert_eq!(verdict.decision, expected, "step {step}, cost {cost}, {level:?}");
-                assert_eq!(stored, level_text(level), "step {step}, cost {cost}");
+                assert_eq!(stored, *level, "step {step}, cost {cost}");
                 assert_eq!(verdict.first.tokens, level.tokens);
             }
         }
     }
 }
 
-/// Returns the text under which the scripts store `level`.
-fn level_text(level: &Level) -> String {
-    let Level { tokens, at_ms, admitted, denied, limits } = level;
-    let (capacity, refill) = (limits.capacity(), limits.refill().micro());
-    format!("{} {at_ms} {admitted} {denied} {capacity} {refill}", tokens.0)
+/// Returns the level of the default bucket as the scripts store it: six little-endian doubles.
+pub async fn level_of(
+    connection: &mut ::redis::aio::MultiplexedConnection,
+    key: &str,
+) -> Option<Level> {
+    let mut command = ::redis::cmd("HGET");
+    command.arg(key).arg(HELD);
+    let held: Option<Vec<u8>> = command.query_async(connection).await.unwrap();
+    held.map(|held| unpack(&held))
 }
 
 async fn set_level(connection: &mut ::redis::aio::MultiplexedConnection, key: &str, level: &Level) {
-    let text = level_text(level);
     let mut command = ::redis::cmd("HSET");
-    command.arg(key).arg("level").arg(text);
+    command.arg(key).arg(HELD).arg(pack(level));
     command.query_async::<()>(connection).await.unwrap();
+}
+
+/// Lets `duration` pass for all of the agent's buckets on the server of `connection`, by moving what
+/// they last settled into the past.
+pub async fn age(
+    connection: &mut ::redis::aio::MultiplexedConnection,
+    agent: &AgentId,
+    duration: Duration,
+) {
+    let key = format!("tb:{agent}");
+    let mut command = ::redis::cmd("HGETALL");
+    command.arg(&key);
+    let fields: Vec<(String, Vec<u8>)> = command.query_async(connection).await.unwrap();
+    for (field, held) in fields.iter().filter(|(field, _)| field.ends_with(HELD)) {
+        let mut level = unpack(held);
+        level.at_ms -= u64::try_from(duration.as_millis()).unwrap();
+        let mut command = ::redis::cmd("HSET");
+        command.arg(&key).arg(field).arg(pack(&level));
+        command.query_async::<()>(connection).await.unwrap();
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "all of them are below 2^53")]
+fn pack(level: &Level) -> Vec<u8> {
+    let Level { tokens, at_ms, admitted, denied, limits } = *level;
+    let whole = [at_ms, admitted, denied, limits.capacity().get(), limits.refill().micro()];
+    let numbers = std::iter::once(tokens.0 as f64).chain(whole.map(|number| number as f64));
+    numbers.flat_map(f64::to_le_bytes).collect()
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "checked to come back"
+)]
+fn unpack(held: &[u8]) -> Level {
+    let (bytes, []) = held.as_chunks::<8>() else { panic!("{held:?}") };
+    let numbers: Vec<f64> = bytes.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect();
+    let [tokens, at_ms, admitted, denied, capacity, rate] = numbers[..] else { panic!("{held:?}") };
+    let whole = |number: f64| {
+        assert!((number as u64) as f64 == number, "{number} is not a whole number");
+        number as u64
+    };
+    assert!((tokens as i64) as f64 == tokens, "{tokens} is not a whole number");
+    let capacity = Tokens::new(whole(capacity)).unwrap();
+    let refill = MicroTokensPerSecond::new(whole(rate)).unwrap();
+    Level {
+        tokens: NanoTokens(tokens as i64),
+        at_ms: whole(at_ms),
+        admitted: whole(admitted),
+        denied: whole(denied),
+        limits: Limits::new(capacity, refill),
+    }
 }
 
 /// Takes one token of `agent`, trying again while the store reconnects.

@@ -212,6 +212,14 @@ pub struct Loan {
     pub ahead: u32,
 }
 
+impl<S: Lend> Lend for Arc<S> {
+    type Loan = S::Loan;
+
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
+        S::lend(self, charge, most)
+    }
+}
+
 /// What the control plane remembers of one agent, together with the limits in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -327,8 +335,8 @@ pub trait Tune: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-/// Why the store gave no answer.
-#[derive(Debug, thiserror::Error)]
+/// Why the store gave no answer. Requests that travelled in one call share its failure.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// No answer within the deadline.
@@ -342,6 +350,12 @@ pub enum StoreError {
         /// What the client saw.
         #[source]
         source: ::redis::RedisError,
+    },
+    /// More requests wait for the store than may wait.
+    #[error("{waiting} requests wait for the bucket store already: add nodes, or lease")]
+    Overloaded {
+        /// The most that may wait.
+        waiting: usize,
     },
     /// The control plane's connection broke: what was written last may be lost. [`Tune::life`]
     /// connects anew and says whether this is still the same store.
@@ -363,6 +377,9 @@ impl StoreError {
     /// Returns true when the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost)
+        matches!(
+            self,
+            Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost | Self::Overloaded { .. }
+        )
     }
 }
