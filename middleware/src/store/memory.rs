@@ -345,6 +345,7 @@ impl Spend for MemoryStore {
                 match direction {
                     Direction::GiveBack => level.give_back(*cost),
                     Direction::TakeMore => level.take_more(*cost),
+                    Direction::Refused => level.refuse(*cost),
                 }
             }
         });

@@ -10,12 +10,16 @@ pub mod memory;
 
 pub mod redis;
 
+pub mod leased;
+
 #[cfg(any(test, feature = "test-util"))]
 pub mod contract;
 
 pub use memory::MemoryStore;
 
 pub use redis::{RedisStore, RedisStoreBuilder};
+
+pub use leased::{Leased, LeasedBuilder, LeasedError, LeasedFuture};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -84,6 +88,9 @@ pub enum Direction {
     GiveBack,
     /// The request cost more than was taken: tokens go, even those that are not there (debt).
     TakeMore,
+    /// Nothing was taken: the tokens were refused by one who knew the answer without asking, and
+    /// are only to be counted.
+    Refused,
 }
 
 /// The answer to a [`Charge`].

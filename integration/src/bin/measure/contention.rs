@@ -36,7 +36,7 @@ use crate::{
 /// The subcommand that is one of the nodes.
 pub(crate) const NODE: &str = "lease-node";
 
-const MODES: [Mode; 1] = [Mode::Exact];
+const MODES: [Mode; 2] = [Mode::Exact, Mode::Leased];
 
 const AGENT: &str = "contended";
 const CAPACITY: u32 = 500;
@@ -261,7 +261,7 @@ pub(crate) async fn node(arguments: &mut Arguments) -> anyhow::Result<()> {
     for ended in callers.join_all().await {
         ended?;
     }
-    service.close().await;
+    service.close(charge(0)?).await?;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use crate::{
 
 const AGENTS: u32 = 10_000;
 const CONCURRENT: [u64; 3] = [1, 64, 256];
-const MODES: [Mode; 2] = [Mode::Plain, Mode::Exact];
+const MODES: [Mode; 3] = [Mode::Plain, Mode::Exact, Mode::Leased];
 
 /// Long enough that nearly every agent has a bucket when counting begins.
 const WARM_UP: Duration = Duration::from_secs(3);

@@ -25,7 +25,7 @@ use crate::{
     wear::{Fit, Mode, Worn},
 };
 
-const MODES: [Mode; 1] = [Mode::Exact];
+const MODES: [Mode; 2] = [Mode::Exact, Mode::Leased];
 const POLICIES: [Outage; 3] = [Outage::Open, Outage::Closed, Outage::Local];
 
 const AGENTS: u32 = 20;

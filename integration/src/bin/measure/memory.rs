@@ -38,7 +38,7 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         "bytes per agent (before → all)",
         "Redis bytes per agent",
     ]);
-    for mode in [Mode::InProcess.word(), Mode::Exact.word(), LOCAL] {
+    for mode in [Mode::InProcess.word(), Mode::Exact.word(), Mode::Leased.word(), LOCAL] {
         let redis = Redis::start(Persistence::SnapshotOnDemand).await;
         let empty = used_memory(&redis).await?;
         let nobody = format!("redis://127.0.0.1:{}", ports::free());

@@ -39,7 +39,7 @@ const DOMAIN: &str = "merit";
 const KEY: &str = "agent";
 
 /// Our modes that are served.
-const MODES: [Mode; 1] = [Mode::Exact];
+const MODES: [Mode; 2] = [Mode::Exact, Mode::Leased];
 
 /// `REDIS_PIPELINE_WINDOW` and `REDIS_PIPELINE_LIMIT`: off as shipped, and as its README suggests.
 const PIPELINES: [Option<(&str, &str)>; 2] = [None, Some(("150us", "8"))];

@@ -20,7 +20,7 @@ use crate::{
 /// The subcommand that is one of the servers.
 pub(crate) const SERVE: &str = "serve";
 
-const MODES: [Mode; 4] = [Mode::Bare, Mode::InProcess, Mode::Plain, Mode::Exact];
+const MODES: [Mode; 5] = [Mode::Bare, Mode::InProcess, Mode::Leased, Mode::Exact, Mode::Plain];
 
 /// Connections that are kept alive; each has one request under way.
 const CONNECTIONS: u32 = 64;

@@ -12,6 +12,7 @@ use redis::{
 use tower::{Layer as _, Service, service_fn, util::BoxCloneSyncService};
 use tower_merit::{
     AdmissionLayer, Bucket, JwtIdentity, JwtVerifier, MemoryStore, RedisStore, Spend,
+    store::{Charge, Leased},
 };
 
 use crate::crowd::AGENT_HEADER;
@@ -25,8 +26,10 @@ pub(crate) enum Mode {
     InProcess,
     /// Written by hand: one EVALSHA of a plain bucket per request; a header for an identity.
     Plain,
-    /// Ours over Redis.
+    /// Ours over Redis: every decision is the server's.
     Exact,
+    /// Ours over Redis, with tokens taken ahead.
+    Leased,
 }
 
 impl Mode {
@@ -37,6 +40,7 @@ impl Mode {
             Self::InProcess => "in-process",
             Self::Plain => "plain",
             Self::Exact => "exact",
+            Self::Leased => "leased",
         }
     }
 }
@@ -48,19 +52,20 @@ impl fmt::Display for Mode {
             Self::InProcess => "`tower-merit`, in process",
             Self::Plain => "plain EVALSHA",
             Self::Exact => "`tower-merit`, exact",
+            Self::Leased => "`tower-merit`, leased",
         })
     }
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("must be bare, in-process, plain or exact")]
+#[error("must be bare, in-process, plain, exact or leased")]
 pub(crate) struct NoMode;
 
 impl FromStr for Mode {
     type Err = NoMode;
 
     fn from_str(text: &str) -> Result<Self, NoMode> {
-        let all = [Self::Bare, Self::InProcess, Self::Plain, Self::Exact];
+        let all = [Self::Bare, Self::InProcess, Self::Plain, Self::Exact, Self::Leased];
         all.into_iter().find(|mode| mode.word() == text).ok_or(NoMode)
     }
 }
@@ -119,6 +124,11 @@ impl Fit {
         Ok(match mode {
             Mode::Bare => Worn::of(service_fn(no_op)),
             Mode::InProcess => Worn::of(self.layer(MemoryStore::new())?.layer(service_fn(no_op))),
+            Mode::Leased => {
+                let store = Leased::new(self.exact().await?);
+                let worn = Worn::of(self.layer(store.clone())?.layer(service_fn(no_op)));
+                Worn { leased: Some(store), ..worn }
+            }
             Mode::Exact => Worn::of(self.layer(self.exact().await?)?.layer(service_fn(no_op))),
             Mode::Plain => {
                 let plain = Plain::connect(self).await?;
@@ -147,6 +157,7 @@ impl Fit {
         Ok(match mode {
             Mode::Bare => router,
             Mode::InProcess => router.layer(self.layer(MemoryStore::new())?),
+            Mode::Leased => router.layer(self.layer(Leased::new(self.exact().await?))?),
             Mode::Exact => router.layer(self.layer(self.exact().await?)?),
             Mode::Plain => {
                 let plain = Plain::connect(self).await?;
@@ -171,7 +182,10 @@ type Boxed = BoxCloneSyncService<Request<()>, Response<()>, Infallible>;
 
 /// A service behind whatever limits it.
 #[derive(Clone)]
-pub(crate) struct Worn(Boxed);
+pub(crate) struct Worn {
+    service: Boxed,
+    leased: Option<Leased<RedisStore>>,
+}
 
 impl Worn {
     fn of<S, B>(service: S) -> Self
@@ -184,21 +198,27 @@ impl Worn {
         S::Future: Send,
     {
         use tower::ServiceExt as _;
-        Self(BoxCloneSyncService::new(service.map_response(|response| response.map(drop))))
+        let service = service.map_response(|response| response.map(drop));
+        Self { service: BoxCloneSyncService::new(service), leased: None }
     }
 
-    /// Gives back what the layer holds ahead of requests.
-    pub(crate) async fn close(self) {
-        drop(self);
+    /// Gives back what the layer holds ahead of requests, and waits until Redis has it: `last`, which
+    /// costs nothing, follows over the same connection.
+    pub(crate) async fn close(self, last: Charge) -> anyhow::Result<()> {
+        if let Some(leased) = self.leased {
+            leased.close().await;
+            leased.store().spend(last).await?;
+        }
+        Ok(())
     }
 
     /// Asks once and returns the head of the answer.
     pub(crate) async fn ask(&mut self, fields: &http::HeaderMap) -> Response<()> {
         let mut request = Request::new(());
         request.headers_mut().clone_from(fields);
-        let ready = std::future::poll_fn(|context| self.0.poll_ready(context)).await;
+        let ready = std::future::poll_fn(|context| self.service.poll_ready(context)).await;
         ready.unwrap_or_else(|error| match error {});
-        self.0.call(request).await.unwrap_or_else(|error| match error {})
+        self.service.call(request).await.unwrap_or_else(|error| match error {})
     }
 }
 

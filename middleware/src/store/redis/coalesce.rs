@@ -264,6 +264,7 @@ impl Coalescer {
         let kind = match direction {
             Direction::GiveBack => Kind::GiveBack,
             Direction::TakeMore => Kind::TakeMore,
+            Direction::Refused => Kind::Refuse { short: u32::MAX },
         };
         let group = Group { agent, takes, kind, count: 1 };
         if kind == Kind::GiveBack {
