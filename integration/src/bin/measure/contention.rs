@@ -39,8 +39,45 @@ pub(crate) const NODE: &str = "lease-node";
 const MODES: [Mode; 2] = [Mode::Exact, Mode::Leased];
 
 const AGENT: &str = "contended";
-const CAPACITY: u32 = 500;
 const REFILL: u32 = 1_000;
+
+/// How much there is to contend for.
+#[derive(Clone, Copy, Debug)]
+struct Scene {
+    what: &'static str,
+    capacity: u32,
+    /// Taken before the nodes begin. Neither the brim nor, if they are to take much ahead, the ground
+    /// is reached, so that every token can be accounted for.
+    drained: u32,
+    /// Pause of a caller that passed.
+    pause: Duration,
+    killed: bool,
+}
+
+/// More is asked for than comes.
+const SCARCE: Scene = Scene {
+    what: "scarce; both stop",
+    capacity: 500,
+    drained: 500,
+    pause: Duration::ZERO,
+    killed: false,
+};
+
+/// Enough for everybody: nodes take as much ahead as they ever do.
+const PLENTY: Scene = Scene {
+    what: "plenty; both stop",
+    capacity: 1_000_000,
+    drained: 500_000,
+    pause: Duration::from_millis(2),
+    killed: false,
+};
+
+const SCENES: [Scene; 4] = [
+    SCARCE,
+    Scene { what: "scarce; one is killed with SIGKILL", killed: true, ..SCARCE },
+    PLENTY,
+    Scene { what: "plenty; one is killed with SIGKILL", killed: true, ..PLENTY },
+];
 
 /// Callers of one node, each with one request under way.
 const CALLERS: u32 = 16;
@@ -50,7 +87,7 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(2);
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// What one node may cost by dying, and by how much readings of two clocks may differ.
+/// How long the scenes last that show what a death costs, before it and after it.
 const KILLED_AFTER: Duration = Duration::from_secs(5);
 const GOES_ON_FOR: Duration = Duration::from_secs(3);
 
@@ -60,17 +97,19 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         "mode",
         "what happens",
         "passed",
-        "most above the refill at any time (capacity 500)",
+        "capacity",
+        "most above the refill at any time",
         "share of each node",
         "missing at the end, tokens",
     ]);
     for mode in MODES {
-        for killed in [false, true] {
-            let seen = contend(mode, killed, seconds).await?;
+        for scene in SCENES {
+            let seen = contend(mode, scene, seconds).await?;
             table.row([
                 mode.to_string(),
-                if killed { "one node is killed with SIGKILL" } else { "both stop" }.to_owned(),
+                scene.what.to_owned(),
                 seen.passed.to_string(),
+                number(scene.capacity.into()),
                 number(seen.most_above),
                 seen.shares.map(|share| format!("{share:.3}")).join(", "),
                 format!("{:.1}", seen.missing),
@@ -78,8 +117,8 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         }
     }
     println!(
-        "two processes, {CALLERS} callers each, one agent: capacity {CAPACITY}, {REFILL}/s; \
-         {seconds:?} of contention\n\n{table}"
+        "two processes, {CALLERS} callers each, one agent with {REFILL}/s; \
+         {seconds:?} of scarcity\n\n{table}"
     );
     Ok(())
 }
@@ -93,17 +132,19 @@ struct Seen {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-async fn contend(mode: Mode, killed: bool, seconds: Duration) -> anyhow::Result<Seen> {
+async fn contend(mode: Mode, scene: Scene, seconds: Duration) -> anyhow::Result<Seen> {
+    let Scene { capacity, drained, killed, .. } = scene;
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
-    let mut nodes = [Node::start(mode, &redis).await?, Node::start(mode, &redis).await?];
+    let mut nodes =
+        [Node::start(mode, scene, &redis).await?, Node::start(mode, scene, &redis).await?];
 
-    // The bucket's life begins with a spend of everything, at a known time; it never fills up again
-    // while somebody asks, so no token is lost to the brim.
+    // The bucket's life begins with one large spend, at a known time; it never fills up again while
+    // somebody asks, so no token is lost to the brim.
     let store = RedisStore::builder(&redis.url()).timeout(Duration::from_secs(2)).connect().await?;
     let before = Instant::now();
-    let verdict = store.spend(charge(CAPACITY)?).await?;
+    let verdict = store.spend(charge(capacity, drained)?).await?;
     let after = Instant::now();
-    ensure!(verdict.decision == Decision::Admitted, "the first spend empties the bucket");
+    ensure!(verdict.decision == Decision::Admitted, "the first spend is admitted");
     for node in &mut nodes {
         node.go().await?;
     }
@@ -112,15 +153,16 @@ async fn contend(mode: Mode, killed: bool, seconds: Duration) -> anyhow::Result<
     let mut look = |nodes: &[Node; 2]| -> anyhow::Result<()> {
         let passed: u64 = nodes.iter().map(Node::passed).sum();
         let elapsed = before.elapsed().as_secs_f64();
-        let above = passed as f64 + f64::from(CAPACITY) - f64::from(REFILL) * elapsed;
+        let above = passed as f64 + f64::from(drained) - f64::from(REFILL) * elapsed;
         most_above = f64::max(most_above, above);
         ensure!(
-            above <= f64::from(CAPACITY) + f64::from(REFILL) * CLOCK.as_secs_f64(),
+            above <= f64::from(capacity) + f64::from(REFILL) * CLOCK.as_secs_f64(),
             "{passed} passed in {elapsed} s"
         );
         Ok(())
     };
-    let until = Instant::now() + if killed { KILLED_AFTER } else { seconds };
+    let lasts = if killed || !scene.pause.is_zero() { KILLED_AFTER } else { seconds };
+    let until = Instant::now() + lasts;
     while Instant::now() < until {
         look(&nodes)?;
         tokio::time::sleep(LOOK_EVERY).await;
@@ -142,22 +184,23 @@ async fn contend(mode: Mode, killed: bool, seconds: Duration) -> anyhow::Result<
     nodes[0].stop().await?;
     look(&nodes)?;
 
-    let verdict = store.spend(charge(0)?).await?;
+    let verdict = store.spend(charge(capacity, 0)?).await?;
     let elapsed = after.elapsed().as_secs_f64();
     let level = verdict.first.tokens.0 as f64 / 1e9;
     let passed: u64 = nodes.iter().map(Node::passed).sum();
-    let missing = f64::from(REFILL) * elapsed - passed as f64 - level;
+    let given = f64::from(capacity - drained) + f64::from(REFILL) * elapsed;
+    let missing = given - passed as f64 - level;
     Ok(Seen { passed, most_above, shares, missing })
 }
 
 /// By how much the server's clock and ours may differ: both count whole milliseconds.
 const CLOCK: Duration = Duration::from_millis(2);
 
-fn charge(cost: u32) -> anyhow::Result<Charge> {
+fn charge(capacity: u32, cost: u32) -> anyhow::Result<Charge> {
     let bucket = BucketRule {
         name: BucketName::new("default")?,
         is_default: true,
-        limits: Limits::per_second(REFILL.into(), CAPACITY.into())?,
+        limits: Limits::per_second(REFILL.into(), capacity.into())?,
         shadow: false,
     };
     let take = Take { bucket, cost: Tokens::new(cost.into())? };
@@ -173,9 +216,10 @@ struct Node {
 
 impl Node {
     /// Starts a node and waits until it is connected.
-    async fn start(mode: Mode, redis: &Redis) -> anyhow::Result<Self> {
+    async fn start(mode: Mode, scene: Scene, redis: &Redis) -> anyhow::Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
             .args([NODE, mode.word(), &redis.url()])
+            .args([scene.capacity.to_string(), scene.pause.as_millis().to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
@@ -231,8 +275,10 @@ const PASSED: u8 = b'.';
 pub(crate) async fn node(arguments: &mut Arguments) -> anyhow::Result<()> {
     let mode: Mode = arguments.required("the mode")?;
     let redis: String = arguments.required("the URL of Redis")?;
+    let capacity: u32 = arguments.required("the capacity")?;
+    let pause = Duration::from_millis(arguments.required("the pause in milliseconds")?);
     let mut fit = Fit::unlimited(&redis);
-    (fit.refill_rate, fit.capacity) = (REFILL.into(), CAPACITY.into());
+    (fit.refill_rate, fit.capacity) = (REFILL.into(), capacity.into());
     let service = fit.service(mode).await?;
     let fields = Arc::new(crowd::fields(AGENT));
     say(READY)?;
@@ -248,7 +294,7 @@ pub(crate) async fn node(arguments: &mut Arguments) -> anyhow::Result<()> {
             while !*stopped.borrow() {
                 if service.ask(&fields).await.status().is_success() {
                     say(PASSED)?;
-                    tokio::task::yield_now().await;
+                    tokio::time::sleep(pause).await;
                 } else {
                     tokio::time::sleep(REFUSED_PAUSE).await;
                 }
@@ -261,7 +307,7 @@ pub(crate) async fn node(arguments: &mut Arguments) -> anyhow::Result<()> {
     for ended in callers.join_all().await {
         ended?;
     }
-    service.close(charge(0)?).await?;
+    service.close(charge(capacity, 0)?).await?;
     Ok(())
 }
 
