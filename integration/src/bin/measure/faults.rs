@@ -247,7 +247,8 @@ async fn meet(
     tokio::time::sleep(CALM).await;
     let _ = stop.send(true);
 
-    let mut seen = Seen { answers: BTreeMap::new(), share: 0.0, samples: Samples::default(), back };
+    let mut seen =
+        Seen { answers: BTreeMap::new(), share: 0.0, samples: Samples::default(), back, late: 0 };
     let mut passed: BTreeMap<u32, f64> = BTreeMap::new();
     let mut at_last = BTreeMap::new();
     for decision in load.await? {
