@@ -37,7 +37,12 @@ impl Store {
             return Ok((Self::Memory(MemoryStore::new()), Health::new()));
         }
         let url = config.redis_url().map_err(AppError::Config)?;
-        let redis = RedisStore::builder(&url).timeout(wanted.timeout).connect_lazily()?;
+        // Leases remember refusals themselves; two memories would add up.
+        let exact = wanted.mode == StoreMode::Exact;
+        let redis = RedisStore::builder(&url)
+            .timeout(wanted.timeout)
+            .cache_denials(exact)
+            .connect_lazily()?;
         let ping = redis.clone();
         let health = Health::new().part("store", move || {
             let store = ping.clone();
@@ -59,9 +64,7 @@ impl Store {
     /// Returns what is held ahead, before the process ends.
     pub(super) async fn close(&self) -> Result<(), StoreError> {
         if let Self::Leased(leased) = self {
-            leased.close().await;
-            // What was handed to the connection goes before this, and is there when it is answered.
-            leased.store().ping().await?;
+            leased.close().await?;
         }
         Ok(())
     }

@@ -307,7 +307,7 @@ pub(crate) async fn node(arguments: &mut Arguments) -> anyhow::Result<()> {
     for ended in callers.join_all().await {
         ended?;
     }
-    service.close(charge(capacity, 0)?).await?;
+    service.close().await?;
     Ok(())
 }
 

@@ -11,8 +11,7 @@ use redis::{
 };
 use tower::{Layer as _, Service, service_fn, util::BoxCloneSyncService};
 use tower_merit::{
-    AdmissionLayer, Bucket, JwtIdentity, JwtVerifier, MemoryStore, RedisStore, Spend,
-    store::{Charge, Leased},
+    AdmissionLayer, Bucket, JwtIdentity, JwtVerifier, MemoryStore, RedisStore, Spend, store::Leased,
 };
 
 use crate::crowd::AGENT_HEADER;
@@ -202,14 +201,12 @@ impl Worn {
         Self { service: BoxCloneSyncService::new(service), leased: None }
     }
 
-    /// Gives back what the layer holds ahead of requests, and waits until Redis has it: `last`, which
-    /// costs nothing, follows over the same connection.
-    pub(crate) async fn close(self, last: Charge) -> anyhow::Result<()> {
-        if let Some(leased) = self.leased {
-            leased.close().await;
-            leased.store().spend(last).await?;
+    /// Gives back what the layer holds ahead of requests, and waits until Redis has it.
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        match self.leased {
+            Some(leased) => Ok(leased.close().await?),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Asks once and returns the head of the answer.

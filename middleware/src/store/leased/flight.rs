@@ -169,8 +169,6 @@ impl<S: Lend> Flight<S> {
         }
         if next.is_some() {
             lease.flight = Some(waiters);
-        } else if inner.is_closed() {
-            count += lease.end(now_ms, true);
         }
         drop(agents);
 

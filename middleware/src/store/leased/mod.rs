@@ -13,6 +13,7 @@
 //!    for the limits and the ban anew: an operator's change is honoured within a second.
 //! 5. A refusal is believed until the moment at which the charge would pass, at most 100 ms; so is a
 //!    ban. The bucket counts refusals told from memory when the store is next asked or the term ends.
+//!    A store that remembers refusals itself is told not to, or the two memories would add up.
 //! 6. When the store fails, leases go on until their terms end; then its errors are passed on.
 //!
 //! # Never more than the bucket
@@ -82,7 +83,8 @@ use self::{
     lease::{Bounds, multiplied},
 };
 use super::{
-    Change, Charge, Direction, Lend, Life, Record, Settlement, Spend, StoreError, Tune, Written,
+    Change, Charge, Direction, Lend, Life, Record, Settlement, Spend, StoreError, Take, Tune,
+    Written,
 };
 use crate::{AgentId, bucket::Tokens};
 
@@ -107,6 +109,9 @@ const SHARDS: usize = 64;
 /// The sweep passes this often within a term.
 const SWEEPS_PER_TERM: u32 = 5;
 
+/// Returns that may be in the store's queue before one waits for them.
+const UNCONFIRMED_MAX: usize = 1024;
+
 /// Agents that the sweep drops under one lock.
 const SWEEP_BATCH: usize = 256;
 
@@ -114,14 +119,14 @@ const SWEEP_BATCH: usize = 256;
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), tower_merit::store::LeasedError> {
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
 /// use tower_merit::{MemoryStore, store::Leased};
 ///
 /// let store = MemoryStore::new(); // or RedisStore::connect("redis://127.0.0.1:6379").await?
 /// let leased = Leased::builder(store).term(Duration::from_millis(250)).build()?;
 /// // … AdmissionLayer::builder(leased.clone()) …
-/// leased.close().await;
+/// leased.close().await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -215,17 +220,6 @@ impl<S: Lend> Inner<S> {
         let Charge { agent, takes } = charge;
         self.store.settle(Settlement { agent, takes, direction: Direction::GiveBack });
     }
-
-    /// Ends every lease that has no loan on its way; returns true when there was none of those.
-    fn recall_all(&self) -> bool {
-        let mut all = true;
-        for shard in &self.shards {
-            let mut books = Vec::new();
-            all &= lock(shard).recall_all(self.now_ms(), &mut books);
-            self.book(books);
-        }
-        all
-    }
 }
 
 /// What is left goes back when the last clone is dropped, as far as the runtime still carries it.
@@ -233,7 +227,11 @@ impl<S: Lend> Drop for Inner<S> {
     fn drop(&mut self) {
         let runtime = self.runtime.clone();
         let _entered = runtime.enter();
-        self.recall_all();
+        for shard in &self.shards {
+            let mut books = Vec::new();
+            lock(shard).recall_all(self.now_ms(), &mut books);
+            self.book(books);
+        }
     }
 }
 
@@ -249,18 +247,51 @@ async fn sweep<S: Lend>(inner: Weak<Inner<S>>, every: Duration) {
     loop {
         ticks.tick().await;
         let Some(inner) = inner.upgrade() else { return };
+        let mut pace = Pace::default();
         for shard in &inner.shards {
             let mut more = true;
             while more {
                 let mut books = Vec::new();
                 let now_ms = inner.now_ms();
                 more = lock(shard).drop_idle(now_ms, &inner.bounds, SWEEP_BATCH, &mut books);
-                inner.book(books);
+                // A store that fails has lost these; the agents wait for their refill instead.
+                let _ = pace.book(&inner, books).await;
                 if more {
                     tokio::task::yield_now().await;
                 }
             }
         }
+    }
+}
+
+/// Books no more at a time than a store's queue can hold.
+#[derive(Default)]
+struct Pace {
+    unconfirmed: usize,
+    last: Option<Charge>,
+}
+
+impl Pace {
+    async fn book<S: Lend>(
+        &mut self,
+        inner: &Inner<S>,
+        books: Vec<Booking>,
+    ) -> Result<(), StoreError> {
+        self.unconfirmed += books.len();
+        if let Some(Booking { agent, takes, .. }) = books.last() {
+            self.last = Some(Charge { agent: agent.clone(), takes: Arc::clone(takes) });
+        }
+        inner.book(books);
+        if self.unconfirmed >= UNCONFIRMED_MAX { self.confirm(inner).await } else { Ok(()) }
+    }
+
+    /// Looks at a bucket: when that is answered, what was booked before has left the queue.
+    async fn confirm<S: Lend>(&mut self, inner: &Inner<S>) -> Result<(), StoreError> {
+        self.unconfirmed = 0;
+        let Some(Charge { agent, takes }) = self.last.take() else { return Ok(()) };
+        let look = |take: &Take| Take { cost: Tokens::ZERO, bucket: take.bucket.clone() };
+        let takes = takes.iter().map(look).collect();
+        inner.store.spend(Charge { agent, takes }).await.map(drop)
     }
 }
 
@@ -299,19 +330,30 @@ impl<S: Lend> Leased<S> {
         self.len() == 0
     }
 
-    /// Ends every lease, for good: waits for the loans on their way, and hands all that is left to
-    /// the store's [`Spend::settle`], which does not wait for an answer. From then on every decision
-    /// is the store's. Dropping the last clone does the same without waiting, as far as the runtime
-    /// lives on to carry it.
-    pub async fn close(&self) {
+    /// Ends every lease, for good: waits for the loans on their way, gives back all that is left, and
+    /// waits for a look at a bucket behind the last return. From then on every decision is the
+    /// store's. Dropping the last clone gives back too, without waiting, as far as the runtime lives
+    /// on to carry it.
+    ///
+    /// # Errors
+    ///
+    /// When the store did not answer: some of what was given back may be lost to its agents.
+    pub async fn close(&self) -> Result<(), StoreError> {
         let inner = &*self.inner;
         inner.closed.store(true, Ordering::Release);
+        let (mut pace, mut outcome) = (Pace::default(), Ok(()));
         loop {
             let landed = inner.landed.notified();
             tokio::pin!(landed);
             landed.as_mut().enable();
-            if inner.recall_all() {
-                return;
+            let mut all = true;
+            for shard in &inner.shards {
+                let mut books = Vec::new();
+                all &= lock(shard).recall_all(inner.now_ms(), &mut books);
+                outcome = outcome.and(pace.book(inner, books).await);
+            }
+            if all {
+                return outcome.and(pace.confirm(inner).await);
             }
             landed.await;
         }

@@ -98,7 +98,9 @@ async fn closing_returns_everything_and_waits_for_loans_on_their_way() {
         async move { admits(&leased, "b", &takes).await }
     });
     tokio::task::yield_now().await;
-    leased.close().await;
+    assert!(far.link.in_flight.load(Relaxed) > 0);
+    leased.close().await.unwrap();
+    assert_eq!(far.link.in_flight.load(Relaxed), 0, "closed before the loan landed");
     assert_eq!(taken(&store, "a").await, admitted);
     assert!(waiting.await.unwrap());
     assert_eq!(taken(&store, "b").await, 1);
@@ -147,6 +149,24 @@ async fn a_ban_holds_within_a_second() {
             admitted_a_second_after(term, |store| store.ban(&agent("a"), u64::MAX)).await;
         assert_eq!(admitted, 0);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_ends_with_the_ban_that_a_renewal_finds() {
+    let (store, takes) = (MemoryStore::new(), takes(1000.0, 1000, 1));
+    let far = Far::new(&store, 0);
+    let leased = Leased::new(far.clone());
+    let admitted = steady(&leased, "a", &takes, 300, MS).await;
+    store.ban(&agent("a"), u64::MAX);
+    let asked = far.lends().len();
+    let mut here = 0;
+    while far.lends().len() == asked {
+        here += u64::from(admits(&leased, "a", &takes).await);
+        sleep(MS).await;
+    }
+    let verdict = leased.spend(charge("a", &takes)).await.unwrap();
+    assert!(matches!(verdict.decision, Decision::Banned { .. }));
+    assert_eq!(taken(&store, "a").await, admitted + here, "a banned agent's lease stayed");
 }
 
 #[tokio::test(start_paused = true)]
@@ -246,7 +266,7 @@ async fn requests_beyond_the_bound_of_those_who_wait_ask_the_store_themselves() 
     for task in asked {
         assert_eq!(task.await.unwrap().unwrap().decision, Decision::Admitted);
     }
-    leased.close().await;
+    leased.close().await.unwrap();
     assert_eq!(taken(&store, "a").await, WAITERS_MAX as u64 + 11);
 }
 
@@ -264,7 +284,7 @@ async fn what_was_taken_for_a_caller_who_went_away_stays_here() {
     let unread = leased.spend(charge("b", &takes));
     sleep(11 * MS).await;
     drop(unread);
-    leased.close().await;
+    leased.close().await.unwrap();
     assert_eq!((taken(&store, "a").await, taken(&store, "b").await), (1, 0));
 }
 
@@ -287,7 +307,7 @@ async fn a_lease_outlives_the_store_until_its_term_ends_and_then_errors_pass() {
     assert!(asked <= 10, "the failed store was asked {asked} times in {here} ms");
     far.fail(None);
     assert!(admits(&leased, "a", &takes).await);
-    leased.close().await;
+    leased.close().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -297,13 +317,13 @@ async fn those_who_wait_for_a_loan_that_is_cut_off_ask_the_store_themselves() {
     let leased = Leased::new(far.clone());
     let waiting: Vec<_> = (0..3).map(|_| tokio::spawn(leased.spend(charge("a", &takes)))).collect();
     far.fail(Some(Fault::Panic));
-    sleep(10 * MS).await;
+    sleep(11 * MS).await;
     far.fail(None);
     for task in waiting {
         assert_eq!(task.await.unwrap().unwrap().decision, Decision::Admitted);
     }
     assert!(admits(&leased, "a", &takes).await);
-    leased.close().await;
+    leased.close().await.unwrap();
     assert_eq!(taken(&store, "a").await, 4);
 }
 
@@ -324,19 +344,21 @@ async fn beyond_the_bound_the_agent_not_here_for_longest_returns_its_lease() {
 
 #[tokio::test(start_paused = true)]
 async fn many_plans_of_one_agent_take_few_places_and_lose_nothing() {
-    let (store, leased_store) = (MemoryStore::new(), MemoryStore::clone);
-    let leased = Leased::new(leased_store(&store));
+    let store = MemoryStore::new();
+    let leased = Leased::new(store.clone());
     let plans: Vec<Arc<[Take]>> =
         (1..=PLANS_MAX as u64 + 3).map(|cost| takes(1.0, 900_000, cost)).collect();
     let mut spent = 0;
-    for round in 0..400 {
-        let plan = &plans[round * 7 % 5 % plans.len()];
-        let plan = if round % 10 == 0 { &plans[plans.len() - 1] } else { plan };
-        assert!(admits(&leased, "a", plan).await);
-        spent += plan[0].cost.get();
-        sleep(MS).await;
+    // Each plan in turn gets a lease, and pushes out an older one.
+    for round in 0..3 {
+        for plan in &plans {
+            let times = 20 + round;
+            assert_eq!(steady(&leased, "a", plan, times, MS).await, times);
+            spent += times * plan[0].cost.get();
+        }
     }
-    leased.close().await;
+    assert!(taken(&store, "a").await > spent, "nothing was taken ahead");
+    leased.close().await.unwrap();
     assert_eq!(taken(&store, "a").await, spent);
 }
 

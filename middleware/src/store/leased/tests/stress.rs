@@ -118,7 +118,7 @@ async fn not_a_token_is_lost_or_found_whoever_leaves_and_whatever_fails() {
         caller.await.unwrap();
     }
     for node in &nodes {
-        node.close().await;
+        node.close().await.unwrap();
     }
     for id in 0..AGENTS {
         let (admitted, lost) = (admitted[id].load(Relaxed), shaky.lost[id].load(Relaxed));
