@@ -135,7 +135,7 @@ impl<S: Spend> Guard<S> {
         match (policy, charge) {
             (Outage::Local, Some(Charge { agent, takes })) => {
                 let charge = Charge { agent, takes: self.shares(&takes) };
-                Answer::Decided(self.local.decide(&charge), By::Node)
+                Answer::Decided(self.local.decide(charge), By::Node)
             }
             (Outage::Open, _) => Answer::Open,
             (Outage::Closed | Outage::Local, _) => Answer::Closed,

@@ -55,7 +55,10 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         [store]
         kind = "redis"
         timeout = "soon"
-        mode = "leased"
+        mode = "lease"
+        lease_term = "2s"
+        lease_ahead_max = 0
+        lease_agents_max = 0
         [[bucket]]
         bucket_name = "a b"
         refill_rate = -1
@@ -85,6 +88,10 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         "identity.issuer: ",
         "identity.audience: ",
         "store.timeout: ",
+        "store.mode: ",
+        "store.lease_term: must be 10ms to 1s, is 2s",
+        "store.lease_ahead_max: ",
+        "store.lease_agents_max: ",
         "bucket[0].bucket_name: ",
         "bucket[0]: ",
         "bus.kind: bus `nats` is not in this version",

@@ -130,7 +130,7 @@ impl Level {
         debug_assert!(self.affords(cost), "taken without asking");
         self.tokens = NanoTokens(self.tokens.0 - cost.nano().0);
         debug_assert!(self.tokens.0 >= -MAGNITUDE_MAX);
-        self.admitted = count(self.admitted, cost);
+        self.admitted = count(self.admitted, cost.get());
     }
 
     /// Gives `cost` back and takes it off the count of admitted tokens; never fills above capacity.
@@ -145,18 +145,35 @@ impl Level {
     /// at most 9 × 10^15 nano-tokens of it.
     pub fn take_more(&mut self, cost: Tokens) {
         self.tokens = NanoTokens((self.tokens.0 - cost.nano().0).max(-MAGNITUDE_MAX));
-        self.admitted = count(self.admitted, cost);
+        self.admitted = count(self.admitted, cost.get());
+    }
+
+    /// Returns how many times `cost` can be taken, at most `most`, while half of the tokens stay.
+    #[must_use]
+    pub fn spare(&self, cost: Tokens, most: u32) -> u32 {
+        let each = cost.nano().0 * 2;
+        if each == 0 {
+            return most;
+        }
+        u32::try_from((self.tokens.0 / each).max(0)).map_or(most, |times| times.min(most))
+    }
+
+    /// Takes `cost` as often as [`Level::spare`] said, and counts it as admitted.
+    pub fn take_ahead(&mut self, cost: Tokens, times: u32) {
+        debug_assert!(times <= self.spare(cost, times), "taken ahead without asking");
+        self.tokens.0 -= cost.nano().0 * i64::from(times);
+        self.admitted = count(self.admitted, cost.get() * u64::from(times));
     }
 
     /// Counts `cost` as refused.
     pub fn refuse(&mut self, cost: Tokens) {
-        self.denied = count(self.denied, cost);
+        self.denied = count(self.denied, cost.get());
     }
 }
 
-fn count(so_far: u64, cost: Tokens) -> u64 {
-    let sum = so_far + cost.get();
-    if sum > COUNT_MAX { cost.get() } else { sum }
+fn count(so_far: u64, more: u64) -> u64 {
+    let sum = so_far + more;
+    if sum > COUNT_MAX { more } else { sum }
 }
 
 #[cfg(test)]
@@ -246,6 +263,19 @@ mod tests {
         }
 
         #[test]
+        fn taking_ahead_leaves_half_and_could_not_take_one_more(
+            limits in any_limits(), cost in any_cost(), most in any::<u32>(),
+        ) {
+            let mut level = Level::full(limits, 0);
+            let half = (level.tokens.0 + 1) / 2;
+            let times = level.spare(cost, most);
+            prop_assume!(cost > Tokens::ZERO);
+            level.take_ahead(cost, times);
+            prop_assert!(level.tokens.0 >= half && times <= most);
+            prop_assert!(times == most || level.tokens.0 - cost.nano().0 < half);
+        }
+
+        #[test]
         fn a_clock_that_goes_back_gives_nothing_and_takes_nothing(limits in any_limits(), now in 1..1u64 << 42) {
             let mut level = Level::full(limits, now);
             if level.affords(Tokens::ONE) { level.take(Tokens::ONE); }
@@ -296,7 +326,7 @@ mod tests {
 
     #[test]
     fn a_counter_that_would_lose_exactness_starts_over() {
-        assert_eq!(count(COUNT_MAX, Tokens::ONE), 1);
-        assert_eq!(count(COUNT_MAX - 1, Tokens::ONE), COUNT_MAX);
+        assert_eq!(count(COUNT_MAX, 1), 1);
+        assert_eq!(count(COUNT_MAX - 1, 1), COUNT_MAX);
     }
 }

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     future::{Ready, ready},
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -16,8 +16,8 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::{
-    BucketRule, Change, Charge, Decision, Demand, Direction, Held, Life, Record, Settlement, Spend,
-    StoreError, Take, Tune, Verdict, Written,
+    BucketRule, Change, Charge, Decision, Demand, Direction, Held, Lend, Life, Loan, Record,
+    Settlement, Spend, StoreError, Take, Tune, Verdict, Written,
 };
 use crate::{
     AgentId,
@@ -33,8 +33,42 @@ pub struct MemoryStore {
     inner: Arc<Inner>,
 }
 
+/// Agents by name, the one that spent last in front.
+type Shard = LruCache<Hashed, Entry, BuildHasherDefault<Known>>;
+
+/// An agent with the hash of its name, which is computed once: it picks the shard and the place there.
+#[derive(PartialEq, Eq)]
+struct Hashed {
+    hash: u64,
+    agent: AgentId,
+}
+
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Passes on a hash that is known already.
+#[derive(Default)]
+struct Known(u64);
+
+impl Hasher for Known {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a hashed agent writes one number");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 struct Inner {
-    shards: Box<[Mutex<LruCache<AgentId, Entry, RandomState>>]>,
+    shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
     started: Instant,
     started_unix_ms: u64,
@@ -88,6 +122,24 @@ impl Entry {
         level.settle(limits, now_ms);
         level
     }
+
+    /// Returns the level of a bucket that was settled a moment ago.
+    fn level(&mut self, bucket: &BucketRule) -> &mut Level {
+        self.slot(bucket).level.as_mut().expect("settled before it is paid from")
+    }
+
+    /// Takes up to `most` multiples of `takes`, of no bucket more than half; returns how many.
+    fn take_ahead(&mut self, takes: &[Take], most: u32) -> u32 {
+        if takes.iter().all(|take| take.cost == Tokens::ZERO) {
+            return 0;
+        }
+        let spare = takes.iter().map(|take| self.level(&take.bucket).spare(take.cost, most));
+        let ahead = spare.min().unwrap_or(0);
+        for take in takes {
+            self.level(&take.bucket).take_ahead(take.cost, ahead);
+        }
+        ahead
+    }
 }
 
 impl MemoryStore {
@@ -104,10 +156,9 @@ impl MemoryStore {
     #[must_use]
     pub fn with_capacity(agents: usize) -> Self {
         let each = NonZeroUsize::new(agents.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
-        let hasher = RandomState::new();
         let shard = |_| {
             // The map grows as agents come: only the bound is fixed here.
-            let mut shard = LruCache::unbounded_with_hasher(hasher.clone());
+            let mut shard = Shard::unbounded_with_hasher(BuildHasherDefault::default());
             shard.resize(each);
             Mutex::new(shard)
         };
@@ -115,7 +166,7 @@ impl MemoryStore {
         Self {
             inner: Arc::new(Inner {
                 shards: (0..SHARDS).map(shard).collect(),
-                hasher: hasher.clone(),
+                hasher: RandomState::new(),
                 started: Instant::now(),
                 started_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
                 epoch: Mutex::new(None),
@@ -126,12 +177,12 @@ impl MemoryStore {
 
     /// Sets the limits of an agent's default bucket, as an operator would with `HSET`.
     pub fn set_by_operator(&self, agent: &AgentId, limits: Limits) {
-        self.with(agent, |entry| entry.default.limits = Some(limits));
+        self.with(agent.clone(), |entry| entry.default.limits = Some(limits));
     }
 
     /// Bans an agent until `until_unix_ms`, in Unix milliseconds; 0 lifts the ban.
     pub fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
-        self.with(agent, |entry| entry.banned_until_ms = until_unix_ms);
+        self.with(agent.clone(), |entry| entry.banned_until_ms = until_unix_ms);
     }
 
     /// Returns the number of agents kept.
@@ -151,21 +202,34 @@ impl MemoryStore {
         self.inner.started_unix_ms + u64::try_from(elapsed).unwrap_or(u64::MAX)
     }
 
-    fn with<T>(&self, agent: &AgentId, change: impl FnOnce(&mut Entry) -> T) -> T {
-        let mut shard = lock(&self.inner.shards[self.shard(agent)]);
-        if let Some(entry) = shard.get_mut(agent) {
+    fn with<T>(&self, agent: AgentId, change: impl FnOnce(&mut Entry) -> T) -> T {
+        let agent = self.hashed(agent);
+        let mut shard = self.shard(&agent);
+        if let Some(entry) = shard.get_mut(&agent) {
             return change(entry);
         }
         let mut entry = Entry::default();
         let answer = change(&mut entry);
-        shard.put(agent.clone(), entry);
+        shard.put(agent, entry);
         answer
+    }
+
+    fn hashed(&self, agent: AgentId) -> Hashed {
+        Hashed { hash: self.inner.hasher.hash_one(&agent), agent }
+    }
+
+    fn shard(&self, agent: &Hashed) -> MutexGuard<'_, Shard> {
+        // Bits that the shard's own table does not look at: it uses the lowest and the highest.
+        #[allow(clippy::cast_possible_truncation, reason = "only the low bits pick a shard")]
+        let index = (agent.hash >> 32) as usize & (SHARDS - 1);
+        lock(&self.inner.shards[index])
     }
 
     /// Sets (or with `None` lifts) the limits an agent has of its own in one bucket, and lifts a ban.
     pub(crate) fn learn(&self, agent: &AgentId, bucket: &BucketRule, limits: Option<Limits>) {
-        let mut shard = lock(&self.inner.shards[self.shard(agent)]);
-        match shard.get_mut(agent) {
+        let agent = self.hashed(agent.clone());
+        let mut shard = self.shard(&agent);
+        match shard.get_mut(&agent) {
             Some(entry) => {
                 entry.slot(bucket).limits = limits;
                 entry.banned_until_ms = 0;
@@ -173,7 +237,7 @@ impl MemoryStore {
             None if limits.is_some() => {
                 let mut entry = Entry::default();
                 entry.slot(bucket).limits = limits;
-                shard.put(agent.clone(), entry);
+                shard.put(agent, entry);
             }
             None => {}
         }
@@ -184,54 +248,59 @@ impl MemoryStore {
         self.ban(agent, self.now_ms().saturating_add(for_ms));
     }
 
-    fn shard(&self, agent: &AgentId) -> usize {
-        #[allow(clippy::cast_possible_truncation, reason = "only the low bits pick a shard")]
-        let hash = self.inner.hasher.hash_one(agent) as usize;
-        hash & (SHARDS - 1)
+    /// Returns the verdict on `charge`, at once.
+    pub(crate) fn decide(&self, charge: Charge) -> Verdict {
+        self.take(charge, 0).verdict
     }
 
-    /// Returns the verdict on `charge`, at once.
-    pub(crate) fn decide(&self, charge: &Charge) -> Verdict {
+    /// Decides `charge`, and takes up to `most` multiples of it ahead.
+    fn take(&self, charge: Charge, most: u32) -> Loan {
         let now_ms = self.now_ms();
-        self.with(&charge.agent, |entry| {
+        let Charge { agent, takes } = charge;
+        self.with(agent, |entry| {
             if entry.banned_until_ms > now_ms {
-                return banned(charge, entry.banned_until_ms - now_ms);
+                let verdict = banned(&takes, entry.banned_until_ms - now_ms);
+                return Loan { verdict, ahead: 0 };
             }
             let mut short = false;
             let mut wait_ms = Some(0);
-            for Take { bucket, cost } in &*charge.takes {
+            for Take { bucket, cost } in &*takes {
                 let level = entry.settled(bucket, now_ms);
                 if !bucket.shadow && !level.affords(*cost) {
                     short = true;
                     wait_ms = wait_ms.zip(level.wait_ms(*cost)).map(|(a, b): (u64, u64)| a.max(b));
                 }
             }
-            let mut held = charge.takes.iter().map(|Take { bucket, cost }| {
-                let level = entry.settled(bucket, now_ms);
+            let mut pay = |Take { bucket, cost }: &Take| {
+                let level = entry.level(bucket);
                 let lacking = !level.affords(*cost);
                 match (short, lacking) {
                     (_, true) => level.refuse(*cost),
                     (false, false) => level.take(*cost),
                     (true, false) => {}
                 }
-                Held {
-                    bucket: bucket.name.clone(),
-                    limits: level.limits,
-                    tokens: level.tokens,
-                    short: lacking,
-                }
-            });
-            let first = held.next().expect("a charge touches at least one bucket");
-            let rest = held.collect();
+                let (limits, tokens) = (level.limits, level.tokens);
+                Held { bucket: bucket.name.clone(), limits, tokens, short: lacking }
+            };
+            let (first, rest) = takes.split_first().expect("a charge touches at least one bucket");
+            let (first, rest) = (pay(first), rest.iter().map(pay).collect());
             let decision = if short { Decision::Denied { wait_ms } } else { Decision::Admitted };
-            Verdict { decision, first, rest }
+            let mut verdict = Verdict { decision, first, rest };
+            let ahead = if short || most == 0 { 0 } else { entry.take_ahead(&takes, most) };
+            if ahead > 0 {
+                let held = std::iter::once(&mut verdict.first).chain(&mut verdict.rest);
+                for (held, take) in held.zip(&*takes) {
+                    held.tokens = entry.level(&take.bucket).tokens;
+                }
+            }
+            Loan { verdict, ahead }
         })
     }
 }
 
 /// Returns the verdict on a banned agent: its buckets as configured, untouched.
-pub(super) fn banned(charge: &Charge, for_ms: u64) -> Verdict {
-    let mut held = charge.takes.iter().map(|Take { bucket, .. }| Held {
+pub(super) fn banned(takes: &[Take], for_ms: u64) -> Verdict {
+    let mut held = takes.iter().map(|Take { bucket, .. }| Held {
         bucket: bucket.name.clone(),
         limits: bucket.limits,
         tokens: Tokens::ZERO.nano(),
@@ -264,20 +333,30 @@ impl Spend for MemoryStore {
     type Future = Ready<Result<Verdict, StoreError>>;
 
     fn spend(&self, charge: Charge) -> Self::Future {
-        ready(Ok(self.decide(&charge)))
+        ready(Ok(self.decide(charge)))
     }
 
     fn settle(&self, settlement: Settlement) {
         let now_ms = self.now_ms();
-        self.with(&settlement.agent, |entry| {
-            for Take { bucket, cost } in &*settlement.takes {
+        let Settlement { agent, takes, direction } = settlement;
+        self.with(agent, |entry| {
+            for Take { bucket, cost } in &*takes {
                 let level = entry.settled(bucket, now_ms);
-                match settlement.direction {
+                match direction {
                     Direction::GiveBack => level.give_back(*cost),
                     Direction::TakeMore => level.take_more(*cost),
+                    Direction::Refused => level.refuse(*cost),
                 }
             }
         });
+    }
+}
+
+impl Lend for MemoryStore {
+    type Loan = Ready<Result<Loan, StoreError>>;
+
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
+        ready(Ok(self.take(charge, most)))
     }
 }
 
@@ -286,8 +365,8 @@ impl Tune for MemoryStore {
         &self,
         agents: &[AgentId],
     ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
-        let load = |agent| {
-            self.with(agent, |entry| {
+        let load = |agent: &AgentId| {
+            self.with(agent.clone(), |entry| {
                 let demand = demand(&entry.default);
                 let limits = entry.default.limits;
                 let Some(kept) = &entry.record else {
@@ -313,7 +392,7 @@ impl Tune for MemoryStore {
         changes: &[Change],
     ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
         let write = |change: &Change| {
-            self.with(&change.agent, |entry| {
+            self.with(change.agent.clone(), |entry| {
                 let demand = demand(&entry.default);
                 let kept = entry.record.get_or_insert_default();
                 if kept.rev != change.rev {
@@ -374,7 +453,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_in_process_store_keeps_the_contract() {
-        contract::run(&contract::Memory(MemoryStore::new())).await;
+        let memory = contract::Memory(MemoryStore::new());
+        contract::run(&memory).await;
+        contract::run_lending(&memory).await;
     }
 
     #[test]

@@ -10,12 +10,16 @@ pub mod memory;
 
 pub mod redis;
 
+pub mod leased;
+
 #[cfg(any(test, feature = "test-util"))]
 pub mod contract;
 
 pub use memory::MemoryStore;
 
 pub use redis::{RedisStore, RedisStoreBuilder};
+
+pub use leased::{Leased, LeasedBuilder, LeasedError, LeasedFuture};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -84,6 +88,9 @@ pub enum Direction {
     GiveBack,
     /// The request cost more than was taken: tokens go, even those that are not there (debt).
     TakeMore,
+    /// Nothing was taken: the tokens were refused by one who knew the answer without asking, and
+    /// are only to be counted.
+    Refused,
 }
 
 /// The answer to a [`Charge`].
@@ -212,6 +219,14 @@ pub struct Loan {
     pub ahead: u32,
 }
 
+impl<S: Lend> Lend for Arc<S> {
+    type Loan = S::Loan;
+
+    fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
+        S::lend(self, charge, most)
+    }
+}
+
 /// What the control plane remembers of one agent, together with the limits in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -327,8 +342,8 @@ pub trait Tune: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
-/// Why the store gave no answer.
-#[derive(Debug, thiserror::Error)]
+/// Why the store gave no answer. Requests that travelled in one call share its failure.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// No answer within the deadline.
@@ -342,6 +357,12 @@ pub enum StoreError {
         /// What the client saw.
         #[source]
         source: ::redis::RedisError,
+    },
+    /// More requests wait for the store than may wait.
+    #[error("{waiting} requests wait for the bucket store already: add nodes, or lease")]
+    Overloaded {
+        /// The most that may wait.
+        waiting: usize,
     },
     /// The control plane's connection broke: what was written last may be lost. [`Tune::life`]
     /// connects anew and says whether this is still the same store.
@@ -363,6 +384,9 @@ impl StoreError {
     /// Returns true when the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost)
+        matches!(
+            self,
+            Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost | Self::Overloaded { .. }
+        )
     }
 }

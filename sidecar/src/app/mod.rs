@@ -3,11 +3,12 @@
 //! 1. Every listener is bound before anything starts; what cannot be bound is an error by name.
 //! 2. Redis or the bus being away is no error at the start: `/readyz` says so until they answer.
 //! 3. To stop: listeners close and finish what is in flight, then ratings that the gateway is still
-//!    handing on reach the bus, then the tuner takes what is left off the in-process bus, or gives
+//!    handing on reach the bus, tokens taken ahead go back to the store, then the tuner takes what is left off the in-process bus, or gives
 //!    its partitions back. Each step has a deadline; together they are below 30 s.
 
 mod demo;
 mod serve;
+mod store;
 
 pub use demo::{DemoError, Options as DemoOptions, run as demo};
 
@@ -18,15 +19,16 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
-    AdmissionLayer, BuildError, JwtVerifier, MemoryStore, RedisStore, Spend, Tune,
-    store::StoreError,
+    AdmissionLayer, BuildError, JwtVerifier,
+    store::{LeasedError, StoreError},
 };
 use tracing::{error, info, warn};
 
+use self::store::Store;
 use crate::{
     admin::{self, Health},
     bus::{BusConfig, BusError, Consumer, Publisher},
-    config::{Config, Role, StoreKind},
+    config::{Config, Role},
     gateway, ingest,
     policy::Policy,
     tuner::{Tuner, TunerError},
@@ -53,6 +55,9 @@ pub enum AppError {
     /// The store cannot be used as configured.
     #[error("store.url")]
     Store(#[from] StoreError),
+    /// Leases cannot be given as configured.
+    #[error("store")]
+    Leases(#[from] LeasedError),
     /// The bus cannot be used as configured.
     #[error("bus")]
     Bus(#[from] BusError),
@@ -86,6 +91,7 @@ pub struct Running {
     handing_on: Option<gateway::HandingOn>,
     tuner: JoinSet<Result<(), TunerError>>,
     drains: bool,
+    store: Store,
     health: Option<Health>,
 }
 
@@ -99,28 +105,15 @@ pub async fn start(
     role: Role,
     metrics: PrometheusHandle,
 ) -> Result<Running, AppError> {
-    match config.store.kind {
-        StoreKind::Memory => {
-            start_with(config, role, metrics, MemoryStore::new(), Health::new()).await
-        }
-        StoreKind::Redis => {
-            let url = config.redis_url().map_err(AppError::Config)?;
-            let store = RedisStore::builder(&url).timeout(config.store.timeout).connect_lazily()?;
-            let ping = store.clone();
-            let health = Health::new().part("store", move || {
-                let store = ping.clone();
-                async move { store.ping().await }
-            });
-            start_with(config, role, metrics, store, health).await
-        }
-    }
+    let (store, health) = Store::open(config)?;
+    start_with(config, role, metrics, store, health).await
 }
 
-async fn start_with<S: Spend + Tune + Clone>(
+async fn start_with(
     config: &Config,
     role: Role,
     metrics: PrometheusHandle,
-    store: S,
+    store: Store,
     mut health: Health,
 ) -> Result<Running, AppError> {
     let listeners = Listeners::bind(config, role).await?;
@@ -210,11 +203,11 @@ async fn start_with<S: Spend + Tune + Clone>(
     if let Some(consumer) = consumer {
         let policy = Policy::new(&config.policy, config.default_limits());
         let subject = config.ratings.subject;
-        let loops = Tuner::new(consumer, store, policy, subject, &config.tuner);
+        let loops = Tuner::new(consumer, store.clone(), policy, subject, &config.tuner);
         tuner.spawn(loops.run(stop_tuner.clone()));
     }
     let health = Some(health);
-    Ok(Running { addresses, stop, stop_tuner, servers, handing_on, tuner, drains, health })
+    Ok(Running { addresses, stop, stop_tuner, servers, handing_on, tuner, drains, store, health })
 }
 
 async fn bus(
@@ -263,6 +256,9 @@ impl Listeners {
 
 /// How long ratings whose answer is out may take to reach the bus once the listeners are closed.
 const HANDING_ON_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long tokens taken ahead may take to go back; those that do not are lost to their agents.
+const LEASES_DEADLINE: Duration = Duration::from_secs(3);
 
 /// How long the tuner may take to write what is left once the listeners are closed.
 const TUNER_DEADLINE: Duration = Duration::from_secs(10);
@@ -313,6 +309,12 @@ impl Running {
             if given_up > 0 {
                 warn!(given_up, "ratings that the upstream accepted did not reach the bus in time");
             }
+        }
+        // Nobody asks any more: what this process took ahead goes back.
+        match tokio::time::timeout(LEASES_DEADLINE, self.store.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "tokens taken ahead were not returned"),
+            Err(_) => warn!("tokens taken ahead were not returned in time"),
         }
         if !self.drains {
             self.stop_tuner.cancel();

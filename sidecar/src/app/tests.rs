@@ -9,7 +9,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 use tokio::sync::oneshot;
 use tower::ServiceExt as _;
-use tower_merit::{Bucket, JwtIdentity};
+use tower_merit::{Bucket, JwtIdentity, MemoryStore};
 
 use super::*;
 
@@ -25,6 +25,7 @@ fn running(drains: bool) -> Running {
         handing_on: None,
         tuner: JoinSet::new(),
         drains,
+        store: Store::Memory(MemoryStore::new()),
         health: None,
     }
 }

@@ -5,9 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use tower_merit::{
     Outage,
     bucket::{BucketName, Limits},
+    store::leased::{LEASE_TERM_MAX, LEASE_TERM_MIN},
 };
 
-use super::{Config, Role, StoreKind};
+use super::{Config, Role, StoreKind, StoreMode};
 use crate::bus::{BusConfig, duration};
 
 impl Config {
@@ -107,6 +108,22 @@ impl Config {
         if !(least..=most).contains(&store.timeout) {
             let found = duration::format(store.timeout);
             faults.push(format!("store.timeout: must be 1ms to 10s, is {found}"));
+        }
+        if store.kind == StoreKind::Memory && store.mode == StoreMode::Leased {
+            faults.push(
+                "store.mode: `leased` saves calls to `redis`: `memory` needs none, use `exact`"
+                    .to_owned(),
+            );
+        }
+        if !(LEASE_TERM_MIN..=LEASE_TERM_MAX).contains(&store.lease_term) {
+            let found = duration::format(store.lease_term);
+            faults.push(format!("store.lease_term: must be 10ms to 1s, is {found}"));
+        }
+        if store.lease_ahead_max == 0 {
+            faults.push("store.lease_ahead_max: must be at least 1, is 0".to_owned());
+        }
+        if store.lease_agents_max == 0 {
+            faults.push("store.lease_agents_max: must be at least 1, is 0".to_owned());
         }
     }
 

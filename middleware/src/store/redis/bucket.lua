@@ -1,13 +1,19 @@
 -- The arithmetic of bucket/level.rs in Lua. Every number is an integer below 2^53 in magnitude,
 -- which a double holds exactly; the contract suite holds this file to the Rust by random vectors.
-local floor, min, max, fmt = math.floor, math.min, math.max, string.format
+local floor, min, max = math.floor, math.min, math.max
 local MAGNITUDE, COUNT_MAX, NANO = 9e15, 9e15, 1e9
 local CAPACITY_MAX, RATE_MAX = 9000000, 9000000
 
--- rate in micro-tokens/s times ms is nano-tokens. A step gains at most MAGNITUDE, so that the
--- product is exact; three steps reach from the deepest debt to the largest capacity.
+-- Rate in micro-tokens/s times ms is nano-tokens. A product beyond MAGNITUDE may have been rounded, so
+-- it goes in up to three exact steps, from the deepest debt to the largest capacity. A sum may exceed
+-- 2^53 only where it exceeds the capacity as well.
 local function refill(level, capacity, rate, elapsed)
-  if rate == 0 then return level end
+  local gain = rate * elapsed
+  if gain <= MAGNITUDE then
+    level = level + gain
+    if level > capacity then return capacity end
+    return level
+  end
   local most = floor(MAGNITUDE / rate)
   for _ = 1, 3 do
     if elapsed <= 0 or level >= capacity then break end
@@ -39,15 +45,15 @@ end
 
 -- Limits as an operator or the sidecar wrote them: whole tokens, and tokens per second as a decimal.
 -- What is not a number in range counts as absent.
-local function read_limits(capacity, rate, default_capacity, default_rate)
-  local c, r = capacity and tonumber(capacity), rate and tonumber(rate)
-  if c and c >= 0 and c <= CAPACITY_MAX then c = floor(c) else c = default_capacity end
-  if r and r >= 0 and r <= RATE_MAX then r = floor(r * 1e6 + 0.5) else r = default_rate end
+local function read_limits(capacity, rate, c, r)
+  capacity, rate = capacity and tonumber(capacity), rate and tonumber(rate)
+  if capacity and capacity >= 0 and capacity <= CAPACITY_MAX then c = floor(capacity) end
+  if rate and rate >= 0 and rate <= RATE_MAX then r = floor(rate * 1e6 + 0.5) end
   return c, r
 end
 
-local function count(so_far, cost)
-  local sum = so_far + cost
-  if sum > COUNT_MAX then return cost end
+local function count(so_far, more)
+  local sum = so_far + more
+  if sum > COUNT_MAX then return more end
   return sum
 end

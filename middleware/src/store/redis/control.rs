@@ -8,8 +8,8 @@ use super::{
     EPOCH_KEY, PROGRESS_KEY, RedisStore,
     link::Control,
     wire::{
-        APPLIED, SEEN, bucket_key, is_fault, malformed, of_another_type, record, record_key, text,
-        written,
+        APPLIED, HELD, SEEN, bucket_key, is_fault, malformed, of_another_type, record, record_key,
+        text, written,
     },
 };
 use crate::{
@@ -29,7 +29,7 @@ impl Tune for RedisStore {
         for agent in agents {
             pipeline.cmd("HGETALL").arg(record_key(agent));
             let bucket = pipeline.cmd("HMGET").arg(bucket_key(agent));
-            bucket.arg("capacity").arg("refill_rate").arg("level");
+            bucket.arg("capacity").arg("refill_rate").arg(HELD);
         }
         let answers = self.control_all(&pipeline).await?;
         let read = |pair: &[Value]| {

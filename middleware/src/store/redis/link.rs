@@ -11,7 +11,7 @@ use super::{
     CONTROL_TIMEOUT, RedisStore, SET_LIMITS_LUA,
     wire::{is_fault, is_no_script, is_wrong_type},
 };
-use crate::store::StoreError;
+use crate::{AgentId, store::StoreError};
 
 /// The control plane's own connection. It does not reconnect by itself: a server that was replaced
 /// may have lost writes, and whoever writes must learn of it before writing on.
@@ -29,12 +29,29 @@ pub(super) fn script_load(code: &str) -> Cmd {
     command
 }
 
-/// Runs one command; an error that the server answered is an error here too.
-pub(super) async fn run(
-    connection: &mut ConnectionManager,
-    command: &Cmd,
-) -> Result<Value, RedisError> {
-    connection.req_packed_command(command).await.and_then(Value::extract_error)
+/// The connection of decisions: cheap to clone, reconnects by itself, pipelines.
+#[derive(Clone)]
+pub(super) struct Link {
+    connection: ConnectionManager,
+}
+
+impl Link {
+    pub(super) fn new(connection: ConnectionManager) -> Self {
+        Self { connection }
+    }
+
+    /// Runs one command; an error that the server answered is an error here too.
+    pub(super) async fn call(&self, command: &Cmd) -> Result<Value, RedisError> {
+        let mut connection = self.connection.clone();
+        connection.req_packed_command(command).await.and_then(Value::extract_error)
+    }
+
+    /// Returns the slot of an agent's keys, which all groups of one call must share; `None` when the
+    /// server is no cluster.
+    #[allow(clippy::unused_self, reason = "a cluster's link knows")]
+    pub(super) fn slot(&self, _: &AgentId) -> Option<u16> {
+        None
+    }
 }
 
 pub(super) async fn within<T>(

@@ -5,28 +5,43 @@
 //! client reconnects in the background, every 10 to 250 ms; scripts that a restarted server has
 //! forgotten are sent again.
 
+mod batch;
+
+mod coalesce;
+
 mod control;
+
+mod denials;
 
 mod link;
 
 mod wire;
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use redis::{
     Client, ConnectionInfo, IntoConnectionInfo, RedisError, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
     io::tcp::TcpSettings,
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::Instant};
 
 use self::{
-    link::{Control, run, script_load, within},
-    wire::{
-        bucket_key, is_no_script, is_wrong_type, malformed, of_another_type, record_key, verdict,
-    },
+    batch::Kind,
+    coalesce::{Coalescer, Options},
+    link::{Control, Link, within},
 };
-use super::{Charge, Spend, StoreError, TAKES_MAX, Take, Verdict};
+pub use self::{
+    coalesce::{GROUPS_MAX, IN_FLIGHT_MAX, WAITING_MAX},
+    denials::{DENIAL_MAX, DENIALS_MAX},
+};
+use super::{Charge, Lend, Loan, Settlement, Spend, StoreError, Verdict};
 
 /// The longest a decision waits for Redis, unless configured: 20 ms.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(20);
@@ -50,6 +65,8 @@ const PROGRESS_KEY: &str = "merit:progress";
 
 #[cfg(any(test, feature = "test-util"))]
 pub(super) const BUCKET_LUA: &str = include_str!("bucket.lua");
+#[cfg(any(test, feature = "test-util"))]
+pub(super) use self::wire::HELD;
 const SPEND_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("spend.lua"));
 const SET_LIMITS_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("set_limits.lua"));
 
@@ -74,11 +91,11 @@ pub struct RedisStore {
 
 struct Inner {
     client: Client,
-    connection: ConnectionManager,
+    link: Link,
     control: Mutex<Control>,
     address: String,
     timeout: Duration,
-    spend: Script,
+    coalescer: Arc<Coalescer>,
     set_limits: Script,
 }
 
@@ -86,14 +103,31 @@ struct Inner {
 #[derive(Clone)]
 pub struct RedisStoreBuilder {
     url: String,
-    timeout: Duration,
+    options: Options,
 }
 
 impl RedisStoreBuilder {
     /// Sets the longest a decision waits for Redis; 20 ms unless set.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// Sets whether requests that arrive while calls are in flight travel together in the next one;
+    /// they do unless told not to. Either way the decisions are the same.
+    #[must_use]
+    pub fn coalesce(mut self, on: bool) -> Self {
+        self.options.coalesce = on;
+        self
+    }
+
+    /// Sets whether a refusal is repeated, without asking Redis, until the request would pass (at most
+    /// [`DENIAL_MAX`]); it is unless told not to. Limits that are raised meanwhile, and tokens that
+    /// another node gives back, are seen that much later.
+    #[must_use]
+    pub fn cache_denials(mut self, on: bool) -> Self {
+        self.options.cache_denials = on;
         self
     }
 
@@ -133,14 +167,15 @@ impl RedisStoreBuilder {
             .set_pipeline_buffer_size(PIPELINE_MAX);
         let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)
             .map_err(StoreError::Address)?;
+        let link = Link::new(connection);
         Ok(RedisStore {
             inner: Arc::new(Inner {
                 client,
-                connection,
+                coalescer: Coalescer::new(self.options, link.clone(), address.clone()),
+                link,
                 control: Mutex::new(Control::Fresh),
                 address,
-                timeout: self.timeout,
-                spend: Script::new(SPEND_LUA),
+                timeout: self.options.timeout,
                 set_limits: Script::new(SET_LIMITS_LUA),
             }),
         })
@@ -165,7 +200,10 @@ impl RedisStore {
     /// Returns a builder for a store at `url`.
     #[must_use]
     pub fn builder(url: &str) -> RedisStoreBuilder {
-        RedisStoreBuilder { url: url.to_owned(), timeout: TIMEOUT_DEFAULT }
+        RedisStoreBuilder {
+            url: url.to_owned(),
+            options: Options { timeout: TIMEOUT_DEFAULT, coalesce: true, cache_denials: true },
+        }
     }
 
     /// Asks the server for a sign of life.
@@ -174,8 +212,7 @@ impl RedisStore {
     ///
     /// When it does not answer within 2 s.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        let mut connection = self.inner.connection.clone();
-        within(CONTROL_TIMEOUT, run(&mut connection, &redis::cmd("PING")))
+        within(CONTROL_TIMEOUT, self.inner.link.call(&redis::cmd("PING")))
             .await?
             .map(drop)
             .map_err(|error| self.unavailable(error))
@@ -190,51 +227,73 @@ impl RedisStore {
     fn unavailable(&self, source: RedisError) -> StoreError {
         StoreError::Unavailable { address: self.inner.address.clone(), source }
     }
+}
 
-    /// Runs the spend script, and sends it first when the server does not know it.
-    async fn decide(&self, charge: &Charge) -> Result<Verdict, StoreError> {
-        let inner = &*self.inner;
-        debug_assert!((1..=TAKES_MAX).contains(&charge.takes.len()));
-        let mut connection = inner.connection.clone();
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(inner.spend.get_hash()).arg(2);
-        command.arg(bucket_key(&charge.agent)).arg(record_key(&charge.agent));
-        for Take { bucket, cost } in &*charge.takes {
-            if bucket.is_default {
-                command.arg("");
-            } else {
-                command.arg([bucket.name.as_str(), "."].concat());
+/// A pending answer of [`RedisStore`]: of a charge that was just refused, at hand.
+enum Asked {
+    Refused(Option<Loan>),
+    Waiting(Pin<Box<dyn Future<Output = Result<Loan, StoreError>> + Send>>),
+}
+
+impl Asked {
+    fn new(store: &RedisStore, charge: Charge, kind: Kind) -> Self {
+        let coalescer = &store.inner.coalescer;
+        match coalescer.refuse(&charge) {
+            Some(refused) => Self::Refused(Some(refused)),
+            None => {
+                let asked = Arc::clone(coalescer).ask(charge, kind, Instant::now());
+                Self::Waiting(Box::pin(asked))
             }
-            command.arg(bucket.limits.capacity().get());
-            command.arg(bucket.limits.refill().micro());
-            command.arg(cost.get());
         }
-        let call = async {
-            match run(&mut connection, &command).await {
-                Err(error) if is_no_script(&error) => {
-                    run(&mut connection, &script_load(SPEND_LUA)).await?;
-                    run(&mut connection, &command).await
-                }
-                answer => answer,
-            }
-        };
-        let answer = within(inner.timeout, call).await?.map_err(|error| {
-            if is_wrong_type(&error) { of_another_type() } else { self.unavailable(error) }
-        })?;
-        verdict(charge, &answer).ok_or_else(|| malformed(&answer))
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<Loan, StoreError>> {
+        match self {
+            Self::Refused(loan) => Poll::Ready(Ok(loan.take().expect("polled after the answer"))),
+            Self::Waiting(asked) => asked.as_mut().poll(context),
+        }
+    }
+}
+
+/// A pending verdict. A request that is dropped before its call is sent is not charged.
+pub struct Spending(Asked);
+
+impl Future for Spending {
+    type Output = Result<Verdict, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(context).map_ok(|loan| loan.verdict)
+    }
+}
+
+/// A pending loan.
+pub struct Lending(Asked);
+
+impl Future for Lending {
+    type Output = Result<Loan, StoreError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(context)
     }
 }
 
 impl Spend for RedisStore {
-    type Future = Pin<Box<dyn Future<Output = Result<Verdict, StoreError>> + Send>>;
+    type Future = Spending;
 
-    fn spend(&self, charge: Charge) -> Self::Future {
-        let store = self.clone();
-        Box::pin(async move { store.decide(&charge).await })
+    fn spend(&self, charge: Charge) -> Spending {
+        Spending(Asked::new(self, charge, Kind::Take))
     }
 
-    fn settle(&self, settlement: super::Settlement) {
-        let _ = settlement;
+    fn settle(&self, settlement: Settlement) {
+        self.inner.coalescer.settle(settlement);
+    }
+}
+
+impl Lend for RedisStore {
+    type Loan = Lending;
+
+    fn lend(&self, charge: Charge, most: u32) -> Lending {
+        Lending(Asked::new(self, charge, Kind::Lend { most }))
     }
 }
 
@@ -247,6 +306,6 @@ impl std::fmt::Debug for RedisStore {
 /// The address may carry a password: it is not shown.
 impl std::fmt::Debug for RedisStoreBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisStoreBuilder").field("timeout", &self.timeout).finish_non_exhaustive()
+        f.debug_struct("RedisStoreBuilder").field("options", &self.options).finish_non_exhaustive()
     }
 }

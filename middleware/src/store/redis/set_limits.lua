@@ -2,8 +2,8 @@
 -- KEYS  tb:<agent>, merit:{tb:<agent>}
 -- ARGV  expected rev, capacity, refill rate (decimal), adopted capacity or '', adopted rate (micro),
 --       state, ms to keep the bucket, ms to keep the record, then field and value pairs of the record
--- Reply {1 done, new rev, level field or ''} | {0 stale} | {2 operator, capacity, rate (micro); -1: absent}
-local found = redis.call('HMGET', KEYS[1], 'capacity', 'refill_rate', 'level')
+-- Reply {1 done, new rev, held field or ''} | {0 stale} | {2 operator, capacity, rate (micro); -1: absent}
+local found = redis.call('HMGET', KEYS[1], 'capacity', 'refill_rate', 'held')
 local kept = redis.call('HMGET', KEYS[2], 'rev', 'written', 'banned_until')
 local rev = kept[1] and tonumber(kept[1]) or 0
 if rev ~= tonumber(ARGV[1]) then return {0} end
@@ -18,7 +18,7 @@ if found[1] or found[2] then
   if not ours and not adopted then return {2, c, r} end
 end
 
-redis.call('HSET', KEYS[2], 'rev', fmt('%.0f', rev + 1), 'written', ARGV[2] .. ' ' .. ARGV[3],
+redis.call('HSET', KEYS[2], 'rev', string.format('%.0f', rev + 1), 'written', ARGV[2] .. ' ' .. ARGV[3],
   'state', ARGV[6], unpack(ARGV, 9))
 local record_ttl = tonumber(ARGV[8])
 if kept[3] then

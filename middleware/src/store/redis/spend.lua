@@ -1,109 +1,219 @@
--- One request: take the cost from every bucket, or from none.
--- KEYS  tb:<agent>, merit:{tb:<agent>}
--- ARGV  per bucket: field prefix ('' or '<name>.'), configured capacity (tokens), configured rate
---       (micro-tokens/s), cost (tokens)
--- Reply {0 admitted | 1 denied | 2 banned, ms to wait (-1: for ever),
---        per bucket: capacity, rate, level (nano-tokens), 1 when it held too little}
--- Field <prefix>level: "<nano-tokens> <at, Unix ms> <admitted> <denied> <capacity> <rate>"
-local DAY_MS, TTL_MAX_MS = 86400000, 7776000000
-local buckets = #ARGV / 4
-local fields = {'banned_until'}
-for i = 0, buckets - 1 do
-  local prefix = ARGV[i * 4 + 1]
-  fields[#fields + 1] = prefix .. 'capacity'
-  fields[#fields + 1] = prefix .. 'refill_rate'
-  fields[#fields + 1] = prefix .. 'level'
+-- Many requests in one call: each group takes its tokens from all buckets of its plan, or from none.
+-- KEYS  per group: tb:<agent>, merit:{tb:<agent>}; one agent may stand in several groups
+-- ARGV  1: per group, packed <BBI4I4: kind, plan (from 1), n, more
+--       2, 3 ...: the plans, per bucket packed <sdddB: field prefix ('' or '<name>.'), configured
+--       capacity (tokens), configured rate (micro-tokens/s), cost (tokens), 1 when only watched
+-- Kinds 1 take: n charges, one after the other    2 lend: one charge, then up to `more` ahead of it
+--       3 give back n charges                     4 take n charges whether or not they are there
+--       5 count n charges as refused by the buckets whose bit is set in `more`
+-- Reply per group, flat
+--       1  how many charges passed; per bucket: level, capacity, rate, and of one that is only
+--          watched: how many of the charges that passed it paid     2  the same, how many were taken
+--          ahead after the first number     1, 2  of a banned agent: -1, for how many ms
+--       3, 4, 5  0     of every kind, when a key of the agent is no hash: -2
+-- Field <prefix>held, packed <dddddd: level (nano-tokens), at (Unix ms), admitted, denied, and the
+--       limits it was computed with: capacity, rate
+local call, pcall, unpack, pack, read = redis.call, redis.pcall, unpack, struct.pack, struct.unpack
+local TAKE, LEND, GIVE_BACK, TAKE_MORE, REFUSE = 1, 2, 3, 4, 5
+local BANNED, NO_HASH, HELD_BYTES = -1, -2, 48
+local DAY_MS, TTL_MAX_MS, MINUTE_MS = 86400000, 7776000000, 60000
+local RENEW_MS = DAY_MS - MINUTE_MS
+
+local time = call('TIME')
+local now = time[1] * 1000 + floor(time[2] / 1000)
+local minute = now - now % MINUTE_MS
+-- Tables are made as large as one plain request needs them: growing costs more than all else here.
+local reply, r = {nil, nil, nil, nil}, 0
+
+-- A plan: how many buckets, whether any cost is above 0, the fields to read, and per bucket four
+-- rules: capacity, rate, cost, watched.
+local function read_plan(blob)
+  local fields, plan = {'banned_until', nil, nil, nil}, {0, false, nil, nil, nil, nil, nil}
+  local at, b, size, takes = 1, 0, #blob, false
+  repeat
+    local prefix, c, q, cost, watched
+    prefix, c, q, cost, watched, at = read('<sdddB', blob, at)
+    local f, u = b * 3, b * 4
+    if prefix == '' then
+      fields[f + 2], fields[f + 3], fields[f + 4] = 'capacity', 'refill_rate', 'held'
+    else
+      fields[f + 2], fields[f + 3], fields[f + 4] =
+        prefix .. 'capacity', prefix .. 'refill_rate', prefix .. 'held'
+    end
+    plan[u + 4], plan[u + 5], plan[u + 6], plan[u + 7] = c, q, cost, watched == 1
+    takes, b = takes or cost > 0, b + 1
+  until at > size
+  plan[1], plan[2], plan[3] = b, takes, fields
+  return plan
 end
-local found = redis.call('HMGET', KEYS[1], unpack(fields))
-local known = false
-for i = 1, #fields do known = known or found[i] end
-local restore = {}
-if not known then
-  -- Never spent, or expired: the record says what this agent's limits were.
-  local kept = {'banned_until'}
-  for i = 0, buckets - 1 do kept[i + 2] = ARGV[i * 4 + 1] .. 'written' end
-  local record = redis.call('HMGET', KEYS[2], unpack(kept))
-  if record[1] then
-    found[1] = record[1]
-    restore[1], restore[2] = 'banned_until', record[1]
+
+local plans = {read_plan(ARGV[2])}
+for p = 3, #ARGV do plans[p - 1] = read_plan(ARGV[p]) end
+
+-- How many of n charges of `cost` (nano-tokens) a level pays. One above the capacity passes when the
+-- bucket is full, and leaves debt.
+local function payable(n, cost, l, full)
+  if cost == 0 then return n end
+  if cost > full then
+    if full > 0 and l >= full then return 1 end
+    return 0
   end
-  for i = 0, buckets - 1 do
-    local capacity, rate = string.match(record[i + 2] or '', '^(%S+) (%S+)$')
-    if capacity then
-      found[i * 3 + 2], found[i * 3 + 3] = capacity, rate
-      local n = #restore
-      restore[n + 1], restore[n + 2] = fields[i * 3 + 2], capacity
-      restore[n + 3], restore[n + 4] = fields[i * 3 + 3], rate
+  local p = floor(l / cost)
+  if p * cost > l then p = p - 1 end
+  return max(0, min(n, p))
+end
+
+-- Of the group in hand, per bucket: level, capacity, rate, at, admitted, denied, charges paid.
+local s = {0, 0, 0, 0, 0, 0, 0}
+
+local ops, at = ARGV[1], 1
+-- The inner loop runs once: a break goes on with the next group.
+for g = 1, #KEYS, 2 do repeat
+  local key, kind, plan, n, more = KEYS[g]
+  kind, plan, n, more, at = read('<BBI4I4', ops, at)
+  plan = plans[plan]
+  local buckets, takes, fields = plan[1], plan[2], plan[3]
+  local found = pcall('HMGET', key, unpack(fields))
+  local lost
+  if not (found[1] or found[2] or found[3] or found[4] or found.err) then
+    local known = false
+    for f = 5, buckets * 3 + 1 do known = known or found[f] end
+    if not known then
+      -- Never spent, or expired: the record says what this agent's limits were. They go among what was
+      -- found, and back into the bucket.
+      lost = {}
+      local wanted = {'banned_until'}
+      for f = 2, #fields, 3 do
+        wanted[#wanted + 1] = string.sub(fields[f], 1, -1 - #'capacity') .. 'written'
+      end
+      local kept = pcall('HMGET', KEYS[g + 1], unpack(wanted))
+      if kept[1] then
+        found[1], lost[1], lost[2] = kept[1], 'banned_until', kept[1]
+      end
+      for b = 2, #wanted do
+        local c, q = string.match(kept[b] or '', '^(%S+) (%S+)$')
+        if c then
+          local f, w = b * 3 - 4, #lost
+          found[f], found[f + 1] = c, q
+          lost[w + 1], lost[w + 2], lost[w + 3], lost[w + 4] = fields[f], c, fields[f + 1], q
+        end
+      end
+      found.err = kept.err
     end
   end
-end
+  if found.err then
+    -- A key of another type is one agent's fault; anything else (rights, memory) is everybody's.
+    if not string.find(found.err, 'WRONGTYPE', 1, true) then error(found.err, 0) end
+    r = r + 1
+    reply[r] = NO_HASH
+    break
+  end
+  local spends, banned = kind <= LEND, found[1]
+  if spends and banned then
+    banned = tonumber(banned)
+    if banned and banned > now then
+      r = r + 2
+      reply[r - 1], reply[r] = BANNED, banned - now
+      break
+    end
+  end
 
-local time = redis.call('TIME')
-local now = time[1] * 1000 + floor(time[2] / 1000)
-local banned_until = found[1] and tonumber(found[1]) or 0
-if banned_until > now then return {2, banned_until - now} end
+  -- Time passed is paid at the limits it passed under; new ones clamp, never mint.
+  local k, oldest = n, now
+  for b = 0, buckets - 1 do
+    local f, u, i = b * 3, b * 4, b * 7
+    local own_c, own_q, held = found[f + 2], found[f + 3], found[f + 4]
+    local c, q = plan[u + 4], plan[u + 5]
+    if own_c or own_q then c, q = read_limits(own_c, own_q, c, q) end
+    local full, p = c * NANO, n
+    local l, t, yes, no, old_c, old_q
+    if held and #held == HELD_BYTES then
+      l, t, yes, no, old_c, old_q = read('<dddddd', held)
+      if t < oldest then oldest = t end
+      if t < now then
+        l, t = refill(l, old_c * NANO, old_q, now - t), now
+      end
+      if l > full then l = full end
+    else
+      l, t, yes, no, oldest = full, now, 0, 0, 0
+    end
+    if spends then
+      local cost = plan[u + 6] * NANO
+      if l < cost * n or full == 0 then p = payable(n, cost, l, full) end
+      if p < k and not plan[u + 7] then k = p end
+    end
+    s[i + 1], s[i + 2], s[i + 3], s[i + 4], s[i + 5], s[i + 6], s[i + 7] = l, c, q, t, yes, no, p
+  end
 
-local short, wait, at = 0, 0, now
-local lacking, level, capacity, rate, since, admitted, denied = {}, {}, {}, {}, {}, {}, {}
-local takes = false
-for b = 1, buckets do
-  local a, f = (b - 1) * 4, (b - 1) * 3 + 1
-  local cost = ARGV[a + 4] * NANO
-  takes = takes or cost > 0
-  local c, r = read_limits(found[f + 1], found[f + 2], tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3]))
-  local full = c * NANO
-  local l, t, yes, no, old_c, old_r =
-    string.match(found[f + 3] or '', '^(%-?%d+) (%d+) (%d+) (%d+) (%d+) (%d+)$')
-  if l then
-    t = tonumber(t)
-    -- Time passed is paid at the limits it passed under; new ones clamp, never mint.
-    l = refill(tonumber(l), old_c * NANO, tonumber(old_r), now - t)
-    if l > full then l = full end
-    at = min(at, t)
-    t = max(t, now)
-    yes, no = tonumber(yes), tonumber(no)
-  else
-    l, t, yes, no, at = full, now, 0, 0, 0
+  local ahead = 0
+  if spends then
+    r = r + 1
+    reply[r] = k
+    if kind == LEND then
+      if k == 1 and takes then
+        -- Half of what is left after the charge stays for others, in every bucket.
+        ahead = more
+        for b = 0, buckets - 1 do
+          local cost = plan[b * 4 + 6] * NANO
+          ahead = payable(ahead, cost * 2, s[b * 7 + 1] - cost, math.huge)
+        end
+      end
+      r = r + 1
+      reply[r] = ahead
+    end
   end
-  local need = min(cost, full)
-  if cost > 0 and (c == 0 or l < need) then
-    short, lacking[b] = 1, 1
-    local w = -1
-    if c > 0 then w = wait_ms(l, need, r) end
-    if w < 0 or wait < 0 then wait = -1 else wait = max(wait, w) end
-  else
-    lacking[b] = 0
-  end
-  level[b], capacity[b], rate[b], since[b], admitted[b], denied[b] = l, c, r, t, yes, no
-end
 
-local reply, write, longest = {short, wait}, restore, 0
-for b = 1, buckets do
-  local cost = tonumber(ARGV[(b - 1) * 4 + 4])
-  if short == 0 then
-    level[b] = level[b] - cost * NANO
-    admitted[b] = count(admitted[b], cost)
-  elseif lacking[b] == 1 then
-    denied[b] = count(denied[b], cost)
+  -- What was found is no longer needed: its table holds what to write.
+  local write, w, due = lost or found, lost and #lost or 0, oldest < minute
+  for b = 0, buckets - 1 do
+    local i, cost = b * 7, plan[b * 4 + 6]
+    local l, c, q, yes, no, p = s[i + 1], s[i + 2], s[i + 3], s[i + 5], s[i + 6], s[i + 7]
+    if spends then
+      if p < n and p <= k then no = count(no, (n - p) * cost) end
+      if p > k then p = k end
+      local taken = (p + ahead) * cost
+      l, yes = l - taken * NANO, yes + taken
+      if yes > COUNT_MAX then yes = taken end
+      reply[r + 1], reply[r + 2], reply[r + 3] = l, c, q
+      r = r + 3
+      if plan[b * 4 + 7] then
+        r = r + 1
+        reply[r] = p
+      end
+    else
+      local amount = n * cost
+      if kind == GIVE_BACK then
+        l, yes = min(c * NANO, l + amount * NANO), max(0, yes - amount)
+      elseif kind == TAKE_MORE then
+        l, yes = max(-MAGNITUDE, l - amount * NANO), count(yes, amount)
+      elseif floor(more / 2 ^ b) % 2 == 1 then
+        no = count(no, amount)
+      end
+    end
+    if takes then
+      if c * NANO - l > q * RENEW_MS then due = true end
+      s[i + 1] = l
+      write[w + 1], write[w + 2] = fields[b * 3 + 4], pack('<dddddd', l, s[i + 4], yes, no, c, q)
+      w = w + 2
+    end
   end
-  if takes then
-    local n = #write
-    write[n + 1] = fields[(b - 1) * 3 + 4]
-    write[n + 2] = fmt('%.0f %.0f %.0f %.0f %.0f %.0f',
-      level[b], since[b], admitted[b], denied[b], capacity[b], rate[b])
-    local fill = wait_ms(level[b], capacity[b] * NANO, rate[b])
-    if fill < 0 then fill = TTL_MAX_MS end
-    longest = max(longest, fill)
+  if not spends then
+    r = r + 1
+    reply[r] = 0
   end
-  local n = #reply
-  reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = capacity[b], rate[b], level[b], lacking[b]
-end
-if #write > 0 then
-  redis.call('HSET', KEYS[1], unpack(write))
-  -- Kept for a day, or until full: renewed when the minute turns, or when filling takes that long.
-  if longest > DAY_MS - 60000 or floor(now / 60000) ~= floor(at / 60000) then
-    local ttl = min(max(DAY_MS, longest), TTL_MAX_MS)
-    if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
+  -- A look at a bucket writes nothing but what the record restored.
+  if w == 0 then break end
+  call('HSET', key, unpack(write, 1, w))
+  -- Kept for a day, or until full, but not for ever: renewed when the minute turns, or when filling
+  -- takes that long.
+  if due and takes then
+    local ttl = DAY_MS
+    for i = 0, (buckets - 1) * 7, 7 do
+      local fill = wait_ms(s[i + 1], s[i + 2] * NANO, s[i + 3])
+      if fill < 0 then fill = TTL_MAX_MS end
+      ttl = min(max(ttl, fill), TTL_MAX_MS)
+    end
+    if call('PTTL', key) < ttl then call('PEXPIRE', key, ttl) end
   end
-end
+until true end
 return reply

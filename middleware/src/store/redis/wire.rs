@@ -4,8 +4,8 @@ use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
 use crate::{
     AgentId,
-    bucket::{Limits, MicroTokensPerSecond, NanoTokens, Tokens},
-    store::{Charge, Decision, Demand, Held, Record, StoreError, Verdict, Written, memory::banned},
+    bucket::{Limits, MicroTokensPerSecond, Tokens},
+    store::{Demand, Record, StoreError, Written},
 };
 
 pub(super) fn bucket_key(agent: &AgentId) -> String {
@@ -23,7 +23,7 @@ pub(super) fn malformed(answer: &Value) -> StoreError {
     StoreError::Malformed { what }
 }
 
-fn integer(value: &Value) -> Option<i64> {
+pub(super) fn integer(value: &Value) -> Option<i64> {
     match value {
         Value::Int(number) => Some(*number),
         _ => None,
@@ -38,44 +38,15 @@ pub(super) fn text(value: &Value) -> Option<&str> {
     }
 }
 
-fn items(value: &Value) -> Option<&[Value]> {
+pub(super) fn items(value: &Value) -> Option<&[Value]> {
     match value {
         Value::Array(items) => Some(items),
         _ => None,
     }
 }
 
-fn unsigned(value: &Value) -> Option<u64> {
+pub(super) fn unsigned(value: &Value) -> Option<u64> {
     u64::try_from(integer(value)?).ok()
-}
-
-fn limits(capacity: u64, micro: u64) -> Option<Limits> {
-    Some(Limits::new(Tokens::new(capacity).ok()?, MicroTokensPerSecond::new(micro).ok()?))
-}
-
-/// Reads what `spend.lua` replies.
-pub(super) fn verdict(charge: &Charge, answer: &Value) -> Option<Verdict> {
-    let [outcome, wait, rest @ ..] = items(answer)? else { return None };
-    let decision = match (integer(outcome)?, integer(wait)?) {
-        (0, _) => Decision::Admitted,
-        (1, wait) => Decision::Denied { wait_ms: u64::try_from(wait).ok() },
-        (2, wait) => return Some(banned(charge, u64::try_from(wait).ok()?)),
-        _ => return None,
-    };
-    if rest.len() != charge.takes.len() * 4 {
-        return None;
-    }
-    let mut held = rest.chunks_exact(4).zip(&*charge.takes).map(|(held, take)| {
-        Some(Held {
-            bucket: take.bucket.name.clone(),
-            limits: limits(unsigned(&held[0])?, unsigned(&held[1])?)?,
-            tokens: NanoTokens(integer(&held[2])?),
-            short: integer(&held[3])? == 1,
-        })
-    });
-    let first = held.next()??;
-    let rest = held.collect::<Option<_>>()?;
-    Some(Verdict { decision, first, rest })
 }
 
 /// Reads limits as an operator or the sidecar wrote them; [`crate::bucket`] has the ranges.
@@ -90,11 +61,27 @@ fn limits_from_text(capacity: Option<&str>, rate: Option<&str>) -> Option<Limits
     Limits::per_second(rate?.parse().ok()?, capacity).ok()
 }
 
-/// Reads the counts out of `<nano-tokens> <at> <admitted> <denied> <capacity> <rate>`.
-fn demand_from_level(level: &str) -> Demand {
-    let mut fields = level.split(' ').skip(2).map(str::parse);
-    match (fields.next(), fields.next()) {
-        (Some(Ok(admitted)), Some(Ok(denied))) => Demand { admitted, denied },
+/// The field of a bucket's level: six little-endian doubles, of which the third and fourth count what
+/// was admitted and denied. `spend.lua` has the others.
+pub(in crate::store) const HELD: &str = "held";
+
+fn demand(held: &Value) -> Demand {
+    let Value::BulkString(bytes) = held else { return Demand::default() };
+    let (numbers, rest) = bytes.as_chunks::<8>();
+    let whole = |bytes: &[u8; 8]| {
+        let number = f64::from_le_bytes(*bytes);
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "`as` saturates, and the scripts write whole numbers below 2^53"
+        )]
+        let whole = number as u64;
+        whole
+    };
+    match (numbers, rest) {
+        ([_, _, admitted, denied, _, _], []) => {
+            Demand { admitted: whole(admitted), denied: whole(denied) }
+        }
         _ => Demand::default(),
     }
 }
@@ -104,10 +91,10 @@ pub(super) const APPLIED: &str = "applied:";
 pub(super) const SEEN: &str = "seen:";
 
 pub(super) fn record(fields: &Value, bucket: &Value) -> Option<Record> {
-    let [capacity, rate, level] = items(bucket)? else { return None };
+    let [capacity, rate, held] = items(bucket)? else { return None };
     let mut record = Record {
         limits: limits_from_text(text(capacity), text(rate)),
-        demand: text(level).map(demand_from_level).unwrap_or_default(),
+        demand: demand(held),
         ..Record::default()
     };
     let mut written = None;
@@ -144,8 +131,8 @@ pub(super) fn record(fields: &Value, bucket: &Value) -> Option<Record> {
 pub(super) fn written(answer: &Value) -> Option<Written> {
     match items(answer)? {
         [Value::Int(0)] => Some(Written::Stale),
-        [Value::Int(1), rev, level] => {
-            Some(Written::Done { rev: unsigned(rev)?, demand: demand_from_level(text(level)?) })
+        [Value::Int(1), rev, held] => {
+            Some(Written::Done { rev: unsigned(rev)?, demand: demand(held) })
         }
         [Value::Int(2), capacity, rate] => {
             let half = |value: &Value| integer(value).map(|number| u64::try_from(number).ok());

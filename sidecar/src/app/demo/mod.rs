@@ -32,7 +32,7 @@ use self::{
     report::Report,
     world::{Tally, World},
 };
-use super::{AppError, serve, start_with};
+use super::{AppError, serve, start_with, store::Store};
 use crate::{admin::Health, config::Role};
 
 /// What `merit demo` was asked for.
@@ -103,7 +103,9 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
 
     let store = MemoryStore::new();
     let config = world.config(api.1);
-    let running = start_with(&config, Role::All, metrics, store.clone(), Health::new()).await?;
+    let running =
+        start_with(&config, Role::All, metrics, Store::Memory(store.clone()), Health::new())
+            .await?;
     let address = |name| running.address(name).expect("the demo's configuration listens");
     let (gateway, ingest) = (address("gateway"), address("ingest"));
     eprintln!("{}", report::welcome(&options, &world, gateway, ingest, address("metrics")));

@@ -1,0 +1,255 @@
+//! What `spend.lua` is asked and what it answers: groups of equal requests, many in one call.
+//!
+//! A plan (buckets, limits, costs) is sent once per call however many groups share it. Everything is
+//! packed as the script's `struct.unpack` reads it, little-endian; the first lines of `spend.lua` are
+//! the specification.
+
+use std::sync::Arc;
+
+use redis::{Cmd, Value};
+
+use super::wire::{bucket_key, integer, items, of_another_type, record_key, unsigned};
+use crate::{
+    AgentId,
+    bucket::{Level, Limits, MicroTokensPerSecond, NanoTokens, Tokens},
+    store::{Decision, Held, Loan, StoreError, TAKES_MAX, Take, Verdict, memory::banned},
+};
+
+/// What the requests of one group ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Charges, one after the other.
+    Take,
+    /// One charge, and up to `most` further ones ahead of it.
+    Lend { most: u32 },
+    /// Charges that come back.
+    GiveBack,
+    /// Charges taken whether or not they are there.
+    TakeMore,
+    /// Charges refused elsewhere, to be counted by the buckets whose bit is set.
+    Refuse { short: u32 },
+}
+
+impl Kind {
+    /// The script's number for this kind, and its one argument.
+    fn packed(self) -> (u8, u32) {
+        match self {
+            Self::Take => (1, 0),
+            Self::Lend { most } => (2, most),
+            Self::GiveBack => (3, 0),
+            Self::TakeMore => (4, 0),
+            Self::Refuse { short } => (5, short),
+        }
+    }
+}
+
+impl Kind {
+    /// True for what somebody waits for.
+    pub(super) fn is_asked(self) -> bool {
+        matches!(self, Self::Take | Self::Lend { .. })
+    }
+}
+
+/// Equal requests of one agent.
+#[derive(Clone, Debug)]
+pub(super) struct Group {
+    pub(super) agent: AgentId,
+    pub(super) takes: Arc<[Take]>,
+    pub(super) kind: Kind,
+    /// How many; of [`Kind::Lend`] always one.
+    pub(super) count: u32,
+}
+
+impl Group {
+    /// Returns true when `other` may be counted into this group.
+    pub(super) fn joins(&self, other: &Self) -> bool {
+        let lends = matches!(self.kind, Kind::Lend { .. });
+        self.kind == other.kind
+            && !lends
+            && self.agent == other.agent
+            && (Arc::ptr_eq(&self.takes, &other.takes) || self.takes == other.takes)
+            && self.count.checked_add(other.count).is_some()
+    }
+}
+
+/// What became of a group.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The charges were decided.
+    Spent(Spent),
+    /// The agent is banned; nothing was touched.
+    Banned { for_ms: u64 },
+    /// Given back, taken or counted.
+    Done,
+    /// A key of this agent is of another type.
+    NoHash,
+}
+
+/// The decision on the charges of a group.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Spent {
+    /// How many of them passed: the first ones.
+    pub(super) passed: u32,
+    /// How many more were taken ahead.
+    pub(super) ahead: u32,
+    first: After,
+    rest: Vec<After>,
+}
+
+/// One bucket after all charges of a group.
+#[derive(Debug, PartialEq, Eq)]
+struct After {
+    tokens: NanoTokens,
+    limits: Limits,
+    /// How many charges it paid.
+    paid: u32,
+}
+
+/// Returns the call that decides `groups`: `command` names the script.
+pub(super) fn call<'a>(mut command: Cmd, groups: impl ExactSizeIterator<Item = &'a Group>) -> Cmd {
+    command.arg(groups.len() * 2);
+    let mut plans: Vec<&Arc<[Take]>> = Vec::new();
+    let mut asked = Vec::new();
+    for group in groups {
+        command.arg(bucket_key(&group.agent)).arg(record_key(&group.agent));
+        let same = |plan: &&Arc<[Take]>| Arc::ptr_eq(plan, &group.takes) || ***plan == *group.takes;
+        let plan = plans.iter().position(same).unwrap_or_else(|| {
+            plans.push(&group.takes);
+            plans.len() - 1
+        });
+        let (kind, more) = group.kind.packed();
+        asked.push(kind);
+        asked.push(u8::try_from(plan + 1).expect("no more plans than groups in a call"));
+        asked.extend_from_slice(&group.count.to_le_bytes());
+        asked.extend_from_slice(&more.to_le_bytes());
+    }
+    command.arg(asked);
+    for takes in plans {
+        command.arg(packed(takes));
+    }
+    command
+}
+
+#[allow(clippy::cast_precision_loss, reason = "all three are below 2^53")]
+fn packed(takes: &[Take]) -> Vec<u8> {
+    debug_assert!((1..=TAKES_MAX).contains(&takes.len()));
+    let mut packed = Vec::with_capacity(takes.len() * 40);
+    for Take { bucket, cost } in takes {
+        if !bucket.is_default {
+            packed.extend_from_slice(bucket.name.as_str().as_bytes());
+            packed.push(b'.');
+        }
+        packed.push(0);
+        for number in [bucket.limits.capacity().get(), bucket.limits.refill().micro(), cost.get()] {
+            packed.extend_from_slice(&(number as f64).to_le_bytes());
+        }
+        packed.push(u8::from(bucket.shadow));
+    }
+    packed
+}
+
+/// Reads the answer to [`call`]; `None` when it is not one.
+pub(super) fn outcomes<'a>(
+    groups: impl ExactSizeIterator<Item = &'a Group>,
+    answer: &Value,
+) -> Option<Vec<Outcome>> {
+    let mut numbers = items(answer)?.iter();
+    let mut all = Vec::with_capacity(groups.len());
+    for group in groups {
+        all.push(outcome(group, &mut numbers)?);
+    }
+    numbers.next().is_none().then_some(all)
+}
+
+fn outcome(group: &Group, numbers: &mut std::slice::Iter<'_, Value>) -> Option<Outcome> {
+    let passed = match (integer(numbers.next()?)?, group.kind) {
+        (-2, _) => return Some(Outcome::NoHash),
+        (-1, Kind::Take | Kind::Lend { .. }) => {
+            return Some(Outcome::Banned { for_ms: unsigned(numbers.next()?)? });
+        }
+        (passed, Kind::Take | Kind::Lend { .. }) => u32::try_from(passed).ok()?,
+        (0, _) => return Some(Outcome::Done),
+        _ => return None,
+    };
+    let ahead = match group.kind {
+        Kind::Lend { most } => {
+            u32::try_from(unsigned(numbers.next()?)?).ok().filter(|&a| a <= most)?
+        }
+        _ => 0,
+    };
+    if passed > group.count {
+        return None;
+    }
+    let mut after = group.takes.iter().map(|take| {
+        let tokens = NanoTokens(integer(numbers.next()?)?);
+        let capacity = Tokens::new(unsigned(numbers.next()?)?).ok()?;
+        let refill = MicroTokensPerSecond::new(unsigned(numbers.next()?)?).ok()?;
+        let paid = if take.bucket.shadow {
+            u32::try_from(integer(numbers.next()?)?).ok().filter(|&paid| paid <= passed)?
+        } else {
+            passed
+        };
+        Some(After { tokens, limits: Limits::new(capacity, refill), paid })
+    });
+    let first = after.next()??;
+    let rest = after.collect::<Option<_>>()?;
+    Some(Outcome::Spent(Spent { passed, ahead, first, rest }))
+}
+
+impl Outcome {
+    /// Returns the answer to the group's request at `index`, from 0.
+    pub(super) fn loan(&self, group: &Group, index: u32) -> Result<Loan, StoreError> {
+        match self {
+            Self::Spent(spent) => {
+                Ok(Loan { verdict: spent.verdict(&group.takes, index), ahead: spent.ahead })
+            }
+            Self::Banned { for_ms } => {
+                Ok(Loan { verdict: banned(&group.takes, *for_ms), ahead: 0 })
+            }
+            Self::NoHash => Err(of_another_type()),
+            Self::Done => unreachable!("nobody waits for a settlement"),
+        }
+    }
+
+    /// Returns the verdict on the first of the group's charges that was denied.
+    pub(super) fn refusal(&self, group: &Group) -> Option<Verdict> {
+        match self {
+            Self::Spent(spent) if spent.passed < group.count => {
+                Some(spent.verdict(&group.takes, spent.passed))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Spent {
+    /// Returns what the request at `index` would have been told, had it come alone and in its turn.
+    fn verdict(&self, takes: &[Take], index: u32) -> Verdict {
+        let admitted = index < self.passed;
+        let mut wait_ms = Some(0);
+        let mut held = std::iter::once(&self.first).chain(&self.rest).zip(takes).map(
+            |(After { tokens, limits, paid }, Take { bucket, cost })| {
+                let (mut tokens, mut short) = (*tokens, false);
+                if !admitted {
+                    let level = Level { tokens, ..Level::full(*limits, 0) };
+                    short = !level.affords(*cost);
+                    if short && !bucket.shadow {
+                        let wait = level.wait_ms(*cost);
+                        wait_ms = wait_ms.zip(wait).map(|(a, b): (u64, u64)| a.max(b));
+                    }
+                } else if index < *paid {
+                    // The requests behind it had not yet been paid.
+                    let later = i64::from(paid - 1 - index).saturating_mul(cost.nano().0);
+                    tokens.0 = tokens.0.saturating_add(later);
+                } else {
+                    short = true;
+                }
+                Held { bucket: bucket.name.clone(), limits: *limits, tokens, short }
+            },
+        );
+        let first = held.next().expect("a charge touches at least one bucket");
+        let rest = held.collect();
+        let decision = if admitted { Decision::Admitted } else { Decision::Denied { wait_ms } };
+        Verdict { decision, first, rest }
+    }
+}

@@ -1,0 +1,156 @@
+//! The store that the configuration names: a closed set, so that the process is built once for all.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tower_merit::{
+    AgentId, MemoryStore, RedisStore, Spend, Tune,
+    store::{
+        Change, Charge, Leased, LeasedFuture, Life, Record, Settlement, StoreError, Verdict,
+        Written,
+    },
+};
+
+use super::AppError;
+use crate::{
+    admin::Health,
+    config::{Config, StoreKind, StoreMode},
+};
+
+/// Where buckets live, and how decisions reach them.
+#[derive(Clone, Debug)]
+pub(super) enum Store {
+    Memory(MemoryStore),
+    Redis(RedisStore),
+    Leased(Leased<RedisStore>),
+}
+
+impl Store {
+    /// Opens the store of `config`, and says how its health is asked for.
+    pub(super) fn open(config: &Config) -> Result<(Self, Health), AppError> {
+        let wanted = &config.store;
+        if wanted.kind == StoreKind::Memory {
+            return Ok((Self::Memory(MemoryStore::new()), Health::new()));
+        }
+        let url = config.redis_url().map_err(AppError::Config)?;
+        // Leases remember refusals themselves; two memories would add up.
+        let exact = wanted.mode == StoreMode::Exact;
+        let redis = RedisStore::builder(&url)
+            .timeout(wanted.timeout)
+            .cache_denials(exact)
+            .connect_lazily()?;
+        let ping = redis.clone();
+        let health = Health::new().part("store", move || {
+            let store = ping.clone();
+            async move { store.ping().await }
+        });
+        let store = match wanted.mode {
+            StoreMode::Exact => Self::Redis(redis),
+            StoreMode::Leased => Self::Leased(
+                Leased::builder(redis)
+                    .term(wanted.lease_term)
+                    .ahead_max(wanted.lease_ahead_max)
+                    .agents_max(wanted.lease_agents_max)
+                    .build()?,
+            ),
+        };
+        Ok((store, health))
+    }
+
+    /// Returns what is held ahead, before the process ends.
+    pub(super) async fn close(&self) -> Result<(), StoreError> {
+        if let Self::Leased(leased) = self {
+            leased.close().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Spend for Store {
+    type Future = Spending;
+
+    fn spend(&self, charge: Charge) -> Spending {
+        match self {
+            Self::Memory(store) => Spending::Memory { pending: store.spend(charge) },
+            Self::Redis(store) => Spending::Redis { pending: store.spend(charge) },
+            Self::Leased(store) => Spending::Leased { pending: store.spend(charge) },
+        }
+    }
+
+    fn settle(&self, settlement: Settlement) {
+        match self {
+            Self::Memory(store) => store.settle(settlement),
+            Self::Redis(store) => store.settle(settlement),
+            Self::Leased(store) => store.settle(settlement),
+        }
+    }
+}
+
+pin_project! {
+    /// A decision on its way.
+    #[project = SpendingProjection]
+    pub(super) enum Spending {
+        Memory { #[pin] pending: <MemoryStore as Spend>::Future },
+        Redis { #[pin] pending: <RedisStore as Spend>::Future },
+        Leased { #[pin] pending: LeasedFuture<RedisStore> },
+    }
+}
+
+impl Future for Spending {
+    type Output = Result<Verdict, StoreError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            SpendingProjection::Memory { pending } => pending.poll(context),
+            SpendingProjection::Redis { pending } => pending.poll(context),
+            SpendingProjection::Leased { pending } => pending.poll(context),
+        }
+    }
+}
+
+/// Calls the same method of whichever store it is.
+macro_rules! each {
+    ($store:expr, $method:ident($($argument:expr),*)) => {
+        match $store {
+            Store::Memory(store) => store.$method($($argument),*).await,
+            Store::Redis(store) => store.$method($($argument),*).await,
+            Store::Leased(store) => store.$method($($argument),*).await,
+        }
+    };
+}
+
+impl Tune for Store {
+    async fn load(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
+        each!(self, load(agents))
+    }
+
+    async fn write(
+        &self,
+        changes: &[Change],
+    ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
+        each!(self, write(changes))
+    }
+
+    async fn life(&self) -> Result<Life, StoreError> {
+        each!(self, life())
+    }
+
+    async fn begin_epoch(&self, epoch: &str) -> Result<(), StoreError> {
+        each!(self, begin_epoch(epoch))
+    }
+
+    async fn progress(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        each!(self, progress())
+    }
+
+    async fn note_progress(&self, progress: &[(String, u64)]) -> Result<(), StoreError> {
+        each!(self, note_progress(progress))
+    }
+}
