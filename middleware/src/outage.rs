@@ -45,6 +45,7 @@ const LOCAL_AGENTS_MAX: usize = 1 << 17;
 /// What to do with a request when the store does not answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Outage {
     /// Pass it on, unlimited.
     Open,
