@@ -5,6 +5,7 @@
 //! that would help.
 
 mod folder;
+mod issuer;
 pub mod ports;
 mod process;
 mod wait;
@@ -20,6 +21,7 @@ pub mod keys;
 pub mod ratings;
 
 pub use folder::Folder;
+pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;
 pub use merit::{Bus, Identity, Merit, Role, Settings, binary};
 pub use process::Process;

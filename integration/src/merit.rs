@@ -57,6 +57,11 @@ pub enum Identity {
         /// PEM.
         file: PathBuf,
     },
+    /// A key set behind a URL, fetched anew every second.
+    KeySet {
+        /// Its address.
+        url: String,
+    },
 }
 
 /// What a test configures; the rest is as shipped.
@@ -135,6 +140,9 @@ impl Settings {
                 "algorithms = [\"{algorithm}\"]\npublic_key_file = \"{}\"",
                 file.display()
             )),
+            Identity::KeySet { url } => {
+                line(format_args!("jwks_url = \"{url}\"\njwks_refresh = \"1s\""));
+            }
         }
         line(format_args!("\n[store]\nkind = \"redis\"\nurl = \"{}\"", self.redis));
         line(format_args!("on_outage = \"{}\"", self.on_outage));
