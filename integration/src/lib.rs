@@ -5,6 +5,7 @@
 //! that would help.
 
 mod folder;
+mod issuer;
 pub mod ports;
 mod process;
 mod wait;
@@ -23,6 +24,7 @@ pub mod over_redis;
 pub mod ratings;
 
 pub use folder::Folder;
+pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;
 pub use merit::{Bus, Identity, Merit, Role, Settings, binary};
 pub use process::Process;

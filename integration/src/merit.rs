@@ -57,6 +57,11 @@ pub enum Identity {
         /// PEM.
         file: PathBuf,
     },
+    /// A key set behind a URL, fetched anew every second.
+    KeySet {
+        /// Its address.
+        url: String,
+    },
 }
 
 /// What a test configures; the rest is as shipped.
@@ -141,6 +146,9 @@ impl Settings {
                 "algorithms = [\"{algorithm}\"]\npublic_key_file = \"{}\"",
                 file.display()
             )),
+            Identity::KeySet { url } => {
+                line(format_args!("jwks_url = \"{url}\"\njwks_refresh = \"1s\""));
+            }
         }
         let url = format!("url = \"{}\"", self.redis);
         let store = self.store.as_ref().unwrap_or(&url);
