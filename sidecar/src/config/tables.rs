@@ -56,7 +56,7 @@ pub struct Store {
     pub lease_term: Duration,
     /// The most requests of one agent that a lease admits without asking; default 1024.
     pub lease_ahead_max: u32,
-    /// The most agents with a lease, about 600 bytes each; default 131072.
+    /// The most agents with a lease, about 400 bytes each; default 131072.
     pub lease_agents_max: usize,
 }
 
