@@ -17,6 +17,7 @@ mod redis_sentinel;
 mod redis_server;
 mod upstream;
 
+pub mod acl;
 pub mod client;
 pub mod fold;
 pub mod keys;

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use merit_integration::{Redis, RedisCluster, eventually, over_redis::OverRedis, until};
+use merit_integration::{Redis, RedisCluster, acl, eventually, over_redis::OverRedis, until};
 use tower_merit::{
     AgentId, RedisStore,
     store::{Decision, Life, Spend, Tune, contract},
@@ -79,6 +79,10 @@ async fn the_store_keeps_the_contract_right_after_a_master_was_killed() {
     contract::write_next(&store, &agent).await;
 
     cluster.masters[0] = replica;
+    // A connection that was idle meanwhile learns of it by its first decision, at the latest.
+    for master in 0..3 {
+        contract::spend_one(&store, &agent_on(&cluster, master, "before").await).await;
+    }
     contract::run(&OverRedis { store, link: cluster.connect().await }).await;
 }
 
@@ -114,7 +118,16 @@ impl Move<'_> {
 #[tokio::test]
 async fn no_decision_and_no_write_fails_or_counts_twice_while_a_slot_moves() {
     let cluster = RedisCluster::start().await;
-    let store = store(&cluster).await;
+    // As a user with the rights that docs/redis.md names for a cluster, and no others.
+    for master in &cluster.masters {
+        acl::allow(master, &[&acl::GATEWAY[..], &acl::TUNER, &acl::CLUSTER].concat()).await;
+    }
+    let store = RedisStore::cluster(cluster.urls()).username("merit").password("hunter2");
+    let store = store.timeout(Duration::from_secs(5)).connect().await.unwrap();
+    store.begin_epoch("e").await.unwrap();
+    store.life().await.unwrap();
+    store.note_progress(&[("s/0".to_owned(), 1)]).await.unwrap();
+    assert_eq!(store.progress().await.unwrap().len(), 1);
     let agent = agent_on(&cluster, 0, "moving").await;
     contract::write_next(&store, &agent).await;
     let first = spend(&store, &agent).await;
@@ -233,36 +246,34 @@ async fn a_shard_that_went_back_in_time_takes_the_progress_back() {
 #[tokio::test]
 async fn a_frozen_master_holds_up_its_own_agents_only() {
     let mut cluster = RedisCluster::start().await;
-    let store = RedisStore::cluster(cluster.urls())
-        .timeout(Duration::from_millis(250))
-        .connect()
-        .await
-        .unwrap();
+    let store = RedisStore::cluster(cluster.urls()).timeout(Duration::from_secs(1));
+    let store = store.connect().await.unwrap();
     let (frozen, other) =
         (agent_on(&cluster, 1, "frozen").await, agent_on(&cluster, 2, "other").await);
     contract::spend_one(&store, &frozen).await;
     contract::spend_one(&store, &other).await;
     cluster.masters[1].freeze();
-    let began = Instant::now();
-    let (mut answered, mut failed, mut longest) = (0, 0, Duration::ZERO);
+    let (mut held_up, mut took) = (tokio::task::JoinSet::new(), Vec::new());
+    let mut pace = tokio::time::interval(Duration::from_millis(10));
     // Longer than the others need to take the frozen one for dead.
-    while began.elapsed() < Duration::from_secs(3) {
-        let lost = store.spend(contract::one_token(&frozen));
-        let (asked, held_up) = (Instant::now(), tokio::spawn(lost));
-        match store.spend(contract::one_token(&other)).await {
-            Ok(_) => answered += 1,
-            Err(_) => failed += 1,
-        }
-        longest = longest.max(asked.elapsed());
-        assert!(held_up.await.unwrap().is_err(), "a frozen master answered");
+    while took.len() < 250 {
+        pace.tick().await;
+        held_up.spawn(store.spend(contract::one_token(&frozen)));
+        let asked = Instant::now();
+        store.spend(contract::one_token(&other)).await.unwrap();
+        took.push(asked.elapsed());
+    }
+    while let Some(frozen) = held_up.join_next().await {
+        assert!(frozen.unwrap().is_err(), "a frozen master answered");
     }
     cluster.masters[1].thaw();
+    took.sort_unstable();
     println!(
-        "a master frozen: of the others' decisions {answered} answered, {failed} not, longest {longest:?}"
+        "a master frozen: of the others' decisions p50 {:?}, longest {:?}",
+        took[125], took[249]
     );
     contract::spend_one(&store, &frozen).await;
     contract::spend_one(&store, &other).await;
-    assert!(answered > failed, "{answered} answered, {failed} not");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use merit_integration::{
-    Kafka, Merit, Redis, RedisSentinel, Role, Settings, eventually, over_redis::OverRedis,
+    Kafka, Merit, Redis, RedisSentinel, Role, Settings, acl, eventually, over_redis::OverRedis,
     ratings::Poster, until,
 };
 use tower_merit::{
@@ -67,6 +67,8 @@ async fn the_store_keeps_the_contract_behind_sentinels_also_right_after_the_mast
     assert_ne!(before.run_id, after.run_id, "a failover is another life");
     assert_eq!(before.epoch, after.epoch, "the replica held our data");
 
+    // A connection that was idle meanwhile learns of it by its first decision, at the latest.
+    contract::spend_one(&store, &"before".parse().unwrap()).await;
     let _: String = sentinel.servers[1].ask(&["FLUSHALL"]).await;
     contract::run(&OverRedis { store, link: sentinel.servers[1].connect().await }).await;
 }
@@ -100,10 +102,13 @@ async fn a_frozen_master_is_left_and_not_returned_to_when_it_thaws() {
 #[tokio::test]
 async fn a_master_that_becomes_a_replica_while_it_serves_is_left() {
     let sentinel = RedisSentinel::start().await;
-    let (store, quick) = (
-        store(&sentinel).await,
-        RedisStore::sentinel(MASTER, sentinel.urls()).connect().await.unwrap(),
-    );
+    // As a user with the rights that docs/redis.md names behind sentinels, and no others.
+    for server in &sentinel.servers {
+        acl::allow(server, &[&acl::GATEWAY[..], &acl::TUNER, &acl::SENTINEL].concat()).await;
+    }
+    let user = RedisStore::sentinel(MASTER, sentinel.urls()).username("merit").password("hunter2");
+    let store = user.clone().timeout(Duration::from_secs(5)).connect().await.unwrap();
+    let quick = user.connect().await.unwrap();
     let before = life(&store).await;
     let agent: AgentId = "a1".parse().unwrap();
     contract::write_next(&store, &agent).await;

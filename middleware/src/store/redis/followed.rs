@@ -22,6 +22,9 @@ use super::{CONTROL_TIMEOUT, link::count_failover, topology::Place};
 pub(super) const RECONNECT_MIN: Duration = Duration::from_millis(10);
 pub(super) const RECONNECT_MAX: Duration = Duration::from_millis(250);
 
+/// How often a connection is tried, so that a request after a quiet time does not find it dead: 1 s.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+
 /// A connection that lasted so long was a good one: the next attempt is made at once.
 const GOOD_AFTER: Duration = Duration::from_secs(1);
 
@@ -148,8 +151,9 @@ impl Follower {
                     number += 1;
                     self.arrived(&address);
                     let since = Instant::now();
+                    let beats = connection.clone();
                     self.publish.send_replace(State::Up { connection, number });
-                    if !self.ends(&address, number).await {
+                    if !self.ends(&address, number, beats).await {
                         return;
                     }
                     self.publish.send_replace(State::Connecting);
@@ -187,10 +191,27 @@ impl Follower {
     }
 
     /// Waits until connection `number` is to be replaced; returns false when nobody holds it.
-    async fn ends(&mut self, address: &str, number: u64) -> bool {
+    async fn ends(
+        &mut self,
+        address: &str,
+        number: u64,
+        connection: MultiplexedConnection,
+    ) -> bool {
         tokio::select! {
             broken = self.reports.wait_for(|broken| *broken >= number) => broken.is_ok(),
             () = self.place.moves(address) => true,
+            () = dies(connection) => true,
+        }
+    }
+}
+
+/// Waits until a connection that nobody else may be using is found dead.
+async fn dies(mut connection: MultiplexedConnection) {
+    loop {
+        sleep(BEAT_EVERY).await;
+        let beat = connection.req_packed_command(&redis::cmd("PING")).await;
+        if beat.and_then(Value::extract_error).is_err_and(|error| is_left(&error)) {
+            return;
         }
     }
 }
