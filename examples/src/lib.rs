@@ -22,16 +22,25 @@ pub fn token(agent: &str) -> anyhow::Result<String> {
     Ok(jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)?)
 }
 
+/// Returns the port in `PORT`, or `default_port`.
+///
+/// # Errors
+///
+/// When `PORT` is no port.
+pub fn port(default_port: u16) -> anyhow::Result<u16> {
+    match std::env::var("PORT") {
+        Ok(text) => text.parse().with_context(|| format!("PORT: {text:?} is not a port")),
+        Err(_) => Ok(default_port),
+    }
+}
+
 /// Listens on loopback, on the port in `PORT` or on `default_port`.
 ///
 /// # Errors
 ///
 /// When `PORT` is no port, or the port is taken.
 pub async fn listen(default_port: u16) -> anyhow::Result<TcpListener> {
-    let port = match std::env::var("PORT") {
-        Ok(text) => text.parse().with_context(|| format!("PORT: {text:?} is not a port"))?,
-        Err(_) => default_port,
-    };
+    let port = port(default_port)?;
     let taken = || format!("cannot listen on 127.0.0.1:{port}; choose another port with PORT=3100");
     TcpListener::bind(("127.0.0.1", port)).await.with_context(taken)
 }

@@ -6,7 +6,10 @@
 //!
 //! `in process`: a no-op service bare, behind `tower_governor` with headers (which knows a key from a
 //! header and verifies nothing), and behind the layer with a remembered JWT, the in-process store
-//! and full `RateLimit` fields. `over redis` (a server is started on a free port): a layer written by
+//! and full `RateLimit` fields; and the layer alone, with an identity and a store that answer a constant.
+//! `in process, as a server calls it`: the same, with one value in the request's extensions and one
+//! field on the answer, as hyper and a handler leave them there: whoever comes first into an empty map
+//! pays for the map. `over redis` (a server is started on a free port): a layer written by
 //! hand that makes one EVALSHA of a plain token bucket per request, and ours.
 //!
 //! Every body is empty and every request is admitted: limits are far above what a bench can ask.
@@ -15,6 +18,7 @@
 
 use std::{
     convert::Infallible,
+    future::{Ready, ready},
     hint::black_box,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
@@ -22,7 +26,7 @@ use std::{
 
 use axum::body::Body;
 use criterion::{Criterion, criterion_group, criterion_main};
-use http::{Request, Response, header};
+use http::{HeaderValue, Request, Response, header};
 use merit_integration::{Persistence, Redis};
 use redis::{Script, aio::ConnectionManager};
 use tokio::runtime::Runtime;
@@ -30,7 +34,13 @@ use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_governor::{
     GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor,
 };
-use tower_merit::{AdmissionLayer, Bucket, JwtIdentity, MemoryStore, RedisStore};
+use tower_merit::{
+    AdmissionLayer, AdmissionService, AgentId, Bucket, Caller, Identify, JwtIdentity, MemoryStore,
+    RedisStore, Spend,
+    bucket::{BucketName, Limits, Tokens},
+    identity::IdentityError,
+    store::{BucketRule, Charge, Settlement, StoreError, Take, Verdict},
+};
 
 const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
 
@@ -57,6 +67,13 @@ async fn no_op(_: Request<Body>) -> Result<Response<Body>, Infallible> {
     Ok(Response::new(Body::empty()))
 }
 
+async fn handler(_: Request<Body>) -> Result<Response<Body>, Infallible> {
+    let mut response = Response::new(Body::empty());
+    let text = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    Ok(response)
+}
+
 /// One request through a service made ready anew, as a server does.
 async fn pass<S, B>(service: &S, template: &Request<()>)
 where
@@ -65,10 +82,17 @@ where
 {
     let mut request = Request::new(Body::empty());
     request.headers_mut().clone_from(template.headers());
+    if template.extensions().get::<Connection>().is_some() {
+        request.extensions_mut().insert(Connection);
+    }
     let response = service.clone().oneshot(request).await.unwrap();
     assert!(response.status().is_success());
     black_box(response);
 }
+
+/// What a server leaves in a request's extensions.
+#[derive(Clone)]
+struct Connection;
 
 #[derive(Clone)]
 struct HeaderKey;
@@ -82,15 +106,70 @@ impl KeyExtractor for HeaderKey {
     }
 }
 
+/// Knows who is asking.
+struct Known(AgentId);
+
+impl Identify for Known {
+    type Future = Ready<Result<Caller, IdentityError>>;
+
+    fn identify<B>(&self, _: &Request<B>) -> Self::Future {
+        ready(Ok(self.0.clone().into()))
+    }
+}
+
+/// A store that has decided.
+struct Decided(Verdict);
+
+impl Spend for Decided {
+    const REMOTE: bool = false;
+
+    type Future = Ready<Result<Verdict, StoreError>>;
+
+    fn spend(&self, charge: Charge) -> Self::Future {
+        black_box(charge);
+        ready(Ok(self.0.clone()))
+    }
+
+    fn settle(&self, _: Settlement) {}
+}
+
+fn bucket() -> Bucket {
+    Bucket::per_second(9_000_000.0).capacity(9_000_000)
+}
+
+/// The layer around `inner`, with an identity and a store that cost next to nothing.
+fn alone<T>(inner: T) -> AdmissionService<T, Decided, Known> {
+    let agent: AgentId = "agent-1".parse().unwrap();
+    let limits = Limits::per_second(9_000_000.0, 9_000_000).unwrap();
+    let name = BucketName::new("default").unwrap();
+    let bucket_rule = BucketRule { name, is_default: true, limits, shadow: false };
+    let takes = Arc::new([Take { bucket: bucket_rule, cost: Tokens::ONE }]);
+    let charge = Charge { agent: agent.clone(), takes };
+    let verdict = MemoryStore::new().spend(charge).into_inner().unwrap();
+    let layer = AdmissionLayer::builder(Decided(verdict)).identity(Known(agent)).bucket(bucket());
+    layer.build().unwrap().layer(inner)
+}
+
 fn in_process(criterion: &mut Criterion) {
+    compare(criterion, "in process", service_fn(no_op), &requests());
+    let mut requests = requests();
+    for request in &mut requests {
+        request.extensions_mut().insert(Connection);
+    }
+    compare(criterion, "in process, as a server calls it", service_fn(handler), &requests);
+}
+
+fn compare<T>(criterion: &mut Criterion, group: &str, service: T, requests: &[Request<()>])
+where
+    T: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone,
+    T::Future: Send,
+{
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let requests = requests();
-    let mut group = criterion.benchmark_group("in process");
+    let mut group = criterion.benchmark_group(group);
     let mut next = requests.iter().cycle();
 
-    let bare = service_fn(no_op);
     group.bench_function("no-op service", |bencher| {
-        bencher.to_async(&runtime).iter(|| pass(&bare, next.next().unwrap()));
+        bencher.to_async(&runtime).iter(|| pass(&service, next.next().unwrap()));
     });
 
     let config = GovernorConfigBuilder::default()
@@ -100,19 +179,24 @@ fn in_process(criterion: &mut Criterion) {
         .use_headers()
         .finish()
         .unwrap();
-    let governor = GovernorLayer::<_, _, Body>::new(config).layer(service_fn(no_op));
+    let governor = GovernorLayer::<_, _, Body>::new(config).layer(service.clone());
     group.bench_function("tower_governor with headers", |bencher| {
         bencher.to_async(&runtime).iter(|| pass(&governor, next.next().unwrap()));
     });
 
     let merit = AdmissionLayer::builder(MemoryStore::new())
         .identity(JwtIdentity::hs256(SECRET))
-        .bucket(Bucket::per_second(9_000_000.0).capacity(9_000_000))
+        .bucket(bucket())
         .build()
         .unwrap()
-        .layer(service_fn(no_op));
+        .layer(service.clone());
     group.bench_function("tower-merit with JWT and headers", |bencher| {
         bencher.to_async(&runtime).iter(|| pass(&merit, next.next().unwrap()));
+    });
+
+    let alone = alone(service);
+    group.bench_function("tower-merit's layer alone", |bencher| {
+        bencher.to_async(&runtime).iter(|| pass(&alone, next.next().unwrap()));
     });
     group.finish();
 }
@@ -175,7 +259,7 @@ fn over_redis(criterion: &mut Criterion) {
     let store = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
     let merit = AdmissionLayer::builder(store)
         .identity(JwtIdentity::hs256(SECRET))
-        .bucket(Bucket::per_second(9_000_000.0).capacity(9_000_000))
+        .bucket(bucket())
         .build()
         .unwrap();
     let merit = runtime.block_on(async { merit.layer(service_fn(no_op)) });

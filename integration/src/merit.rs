@@ -76,6 +76,8 @@ pub struct Settings {
     pub upstream: Option<String>,
     /// Whether the gateway takes ratings that the upstream accepts.
     pub tee_ratings: bool,
+    /// Further tables of the configuration, such as `[[route]]`.
+    pub tables: String,
     /// Further variables of the environment, such as `MERIT__TUNER__BATCH_MAX`.
     pub environment: Vec<(String, String)>,
 }
@@ -92,6 +94,7 @@ impl Settings {
             bus: Bus::InProcess,
             upstream: None,
             tee_ratings: false,
+            tables: String::new(),
             environment: Vec::new(),
         }
     }
@@ -159,6 +162,7 @@ impl Settings {
             }
         }
         line(format_args!("\n[metrics]\nlisten = \"127.0.0.1:{}\"", ports.metrics));
+        line(format_args!("\n{}", self.tables));
         text
     }
 }

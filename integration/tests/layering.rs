@@ -21,6 +21,7 @@ const MIDDLEWARE: &[(&str, &[&str])] = &[
     ("outage", &["bucket", "store"]),
     ("admission", &["bucket", "store", "identity", "outage", "receipt", "problem"]),
     ("receipt", &[]),
+    ("retry_after", &[]),
 ];
 
 const SIDECAR: &[(&str, &[&str])] = &[

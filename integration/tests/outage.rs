@@ -100,6 +100,7 @@ fn follow(policy: Outage, outage: &[Decision], lasted: Duration) {
                 assert!(passed <= most, "agent {agent}: {passed} passed, at most {most}");
             }
         }
+        other => panic!("{other:?} is a policy that this test does not know"),
     }
 }
 

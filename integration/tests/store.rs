@@ -16,7 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId, RedisStore,
     bucket::Limits,
-    store::{Spend, Tune, contract},
+    store::{
+        Spend, Tune, contract,
+        redis::{DENIAL_MAX, RedisStoreBuilder},
+    },
 };
 
 /// Time passes for an agent by moving its level's last settlement into the past.
@@ -45,6 +48,10 @@ impl contract::Harness for OverRedis {
 
     async fn advance(&self, agent: &AgentId, duration: Duration) {
         contract::age(&mut self.link.clone(), agent, duration).await;
+        // Refusals that this node repeats end on its own clock.
+        tokio::time::pause();
+        tokio::time::advance(DENIAL_MAX).await;
+        tokio::time::resume();
     }
 
     async fn operator_sets(&self, agent: &AgentId, limits: Limits) {
@@ -57,23 +64,39 @@ impl contract::Harness for OverRedis {
     }
 }
 
-async fn store(redis: &Redis) -> RedisStore {
+fn builder(redis: &Redis) -> RedisStoreBuilder {
     // Generous: these tests are about answers, not about their speed.
-    RedisStore::builder(&redis.url()).timeout(Duration::from_secs(5)).connect().await.unwrap()
+    RedisStore::builder(&redis.url()).timeout(Duration::from_secs(5))
+}
+
+async fn store(redis: &Redis) -> RedisStore {
+    builder(redis).connect().await.unwrap()
 }
 
 #[tokio::test]
 async fn the_redis_store_keeps_the_contract() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
     let store = store(&redis).await;
-    contract::run(&OverRedis { store, link: redis.connect().await }).await;
+    let redis = OverRedis { store, link: redis.connect().await };
+    contract::run(&redis).await;
+    contract::run_lending(&redis).await;
+}
+
+#[tokio::test]
+async fn the_redis_store_keeps_the_contract_one_call_per_request() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = builder(&redis).coalesce(false).cache_denials(false).connect().await.unwrap();
+    let redis = OverRedis { store, link: redis.connect().await };
+    contract::run(&redis).await;
+    contract::run_lending(&redis).await;
 }
 
 #[tokio::test]
 async fn the_scripts_compute_what_the_arithmetic_computes() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
     contract::lua_agrees_with_rust(&redis.url(), 20_000).await;
-    contract::redis_follows_the_model(&store(&redis).await, &redis.url(), 5_000).await;
+    let store = builder(&redis).cache_denials(false).connect().await.unwrap();
+    contract::redis_follows_the_model(&store, &redis.url(), 5_000).await;
 }
 
 #[tokio::test]

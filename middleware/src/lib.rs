@@ -1,4 +1,4 @@
-//! Rate limits that AI agents earn: a Tower layer for axum and hyper services.
+//! Rate limits that AI agents earn: a Tower layer for axum, tonic and hyper services.
 //!
 //! The layer learns the agent from its JWT, takes a token from the agent's bucket, and passes the
 //! request on or answers 429 with `Retry-After`. Buckets live in Redis, shared by every node; the
@@ -19,7 +19,7 @@
 //! # Ok::<(), tower_merit::BuildError>(())
 //! ```
 //!
-//! In the order in which a request meets them:
+//! In the order in which a request meets them, and [`retry_after`] for the callers' side:
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -37,11 +37,22 @@ pub mod store;
 
 mod outage;
 
+pub mod receipt;
+
 pub mod admission;
 
-pub use admission::{AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError};
+pub mod retry_after;
+
+pub use admission::{
+    AdmissionBody, AdmissionLayer, AdmissionService, Bucket, BuildError, Cost, Refusal,
+    Reservation, Route,
+};
 pub use agent::{AGENT_ID_MAX, AgentId, AgentIdError};
-pub use identity::{Caller, Identify, JwtIdentity, JwtVerifier};
+pub use identity::{
+    ApiKeyIdentity, Caller, Identify, JwtIdentity, JwtVerifier, PeerAddr, PeerIdentity,
+};
 pub use outage::{FAILURES_TO_OPEN, Outage, PROBE_INTERVAL};
 pub use problem::Problem;
+pub use receipt::ReceiptKeys;
+pub use retry_after::RetryAfterLayer;
 pub use store::{MemoryStore, RedisStore, Spend, Tune};

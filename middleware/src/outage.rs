@@ -27,7 +27,9 @@ use metrics::Counter;
 use pin_project_lite::pin_project;
 use tracing::{debug, info, warn};
 
-use crate::store::{Charge, Decision, Held, MemoryStore, Spend, StoreError, Take, Verdict};
+use crate::store::{
+    Charge, Decision, Held, MemoryStore, Settlement, Spend, StoreError, Take, Verdict,
+};
 
 /// Failures in a row after which the store is left alone.
 pub const FAILURES_TO_OPEN: u32 = 5;
@@ -43,6 +45,7 @@ const LOCAL_AGENTS_MAX: usize = 1 << 17;
 /// What to do with a request when the store does not answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Outage {
     /// Pass it on, unlimited.
     Open,
@@ -54,42 +57,28 @@ pub enum Outage {
 }
 
 /// How a decision came about.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) enum Answer {
-    /// The store (or this node in its place) decided.
-    Decided(Verdict),
+    /// Somebody decided.
+    Decided(Verdict, By),
     /// The store did not answer, and the policy is to pass.
     Open,
     /// The store did not answer, and the policy is to refuse.
     Closed,
 }
 
-/// The buckets a request touches, and their share on this node.
-#[derive(Clone, Debug)]
-pub(crate) struct Plan {
-    pub(crate) takes: Arc<[Take]>,
-    local: Arc<[Take]>,
-}
-
-impl Plan {
-    pub(crate) fn new(takes: Vec<Take>, nodes: NonZeroU32) -> Self {
-        let share = |take: &Take| {
-            let mut take = take.clone();
-            take.bucket.limits = take.bucket.limits.divided_by(nodes);
-            take
-        };
-        Self { local: takes.iter().map(share).collect(), takes: takes.into() }
-    }
+/// Who decided, and so where a correction belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By {
+    /// The store.
+    Store,
+    /// This node in its place.
+    Node,
 }
 
 /// A store, and what stands in for it.
 pub(crate) struct Guard<S> {
     store: S,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    policy: Outage,
     nodes: NonZeroU32,
     breaker: Breaker,
     local: MemoryStore,
@@ -98,25 +87,71 @@ struct Shared {
 }
 
 impl<S: Spend> Guard<S> {
-    pub(crate) fn new(store: S, policy: Outage, nodes: NonZeroU32) -> Self {
-        let shared = Shared {
-            policy,
+    pub(crate) fn new(store: S, nodes: NonZeroU32) -> Self {
+        Self {
+            store,
             nodes,
             breaker: Breaker::new(),
             local: MemoryStore::with_capacity(LOCAL_AGENTS_MAX),
             failures: metrics::counter!("merit_store_failures_total"),
             skipped: metrics::counter!("merit_store_skipped_total"),
-        };
-        Self { store, shared: Arc::new(shared) }
+        }
     }
 
-    pub(crate) fn spend(&self, charge: Charge, plan: &Plan) -> Guarded<S::Future> {
-        let asked = self.shared.breaker.admits().then(|| self.store.spend(charge.clone()));
-        if asked.is_none() {
-            self.shared.skipped.increment(1);
+    /// Asks for `charge`; `policy` holds when the store does not answer.
+    pub(crate) fn spend(&self, charge: Charge, policy: Outage) -> Guarded<S::Future> {
+        if !S::REMOTE {
+            return Guarded { asked: Some(self.store.spend(charge)), fallback: None, policy };
         }
-        let fallback = (S::REMOTE).then(|| (charge, plan.clone()));
-        Guarded { asked, fallback, shared: Arc::clone(&self.shared) }
+        let asked = self.breaker.admits().then(|| self.store.spend(charge.clone()));
+        if asked.is_none() {
+            self.skipped.increment(1);
+        }
+        Guarded { asked, fallback: Some(charge), policy }
+    }
+
+    /// Corrects a charge where it was decided.
+    pub(crate) fn settle(&self, mut settlement: Settlement, by: By) {
+        match by {
+            By::Store => self.store.settle(settlement),
+            By::Node => {
+                settlement.takes = self.shares(&settlement.takes);
+                self.local.settle(settlement);
+            }
+        }
+    }
+
+    /// Returns the buckets of `takes` with this node's share of their limits.
+    fn shares(&self, takes: &[Take]) -> Arc<[Take]> {
+        let share = |take: &Take| {
+            let mut take = take.clone();
+            take.bucket.limits = take.bucket.limits.divided_by(self.nodes);
+            take
+        };
+        takes.iter().map(share).collect()
+    }
+
+    /// Decides in the store's place.
+    fn decide(&self, charge: Option<Charge>, policy: Outage) -> Answer {
+        match (policy, charge) {
+            (Outage::Local, Some(Charge { agent, takes })) => {
+                let charge = Charge { agent, takes: self.shares(&takes) };
+                Answer::Decided(self.local.decide(charge), By::Node)
+            }
+            (Outage::Open, _) => Answer::Open,
+            (Outage::Closed | Outage::Local, _) => Answer::Closed,
+        }
+    }
+
+    /// Remembers a ban, or the limits in force where they are not the configured ones.
+    fn learn(&self, charge: &Charge, verdict: &Verdict) {
+        if let Decision::Banned { for_ms } = verdict.decision {
+            return self.local.ban_for(&charge.agent, for_ms);
+        }
+        for (Held { limits, .. }, take) in verdict.held().zip(&*charge.takes) {
+            let own = (*limits != take.bucket.limits).then(|| limits.divided_by(self.nodes));
+            self.local.learn(&charge.agent, &take.bucket, own);
+        }
     }
 }
 
@@ -125,64 +160,47 @@ pin_project! {
     pub(crate) struct Guarded<F> {
         #[pin]
         asked: Option<F>,
-        fallback: Option<(Charge, Plan)>,
-        shared: Arc<Shared>,
+        // What to decide here when the store does not; nothing when it cannot fail.
+        fallback: Option<Charge>,
+        policy: Outage,
     }
 }
 
-impl<F> Future for Guarded<F>
+impl<F> Guarded<F>
 where
     F: Future<Output = Result<Verdict, StoreError>>,
 {
-    type Output = Answer;
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+    /// Polls the decision that `guard` was asked for.
+    pub(crate) fn poll<S: Spend>(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        guard: &Guard<S>,
+    ) -> Poll<Answer> {
         let this = self.project();
         if let Some(asked) = this.asked.as_pin_mut() {
             match ready!(asked.poll(context)) {
                 Ok(verdict) => {
-                    this.shared.breaker.succeeded();
-                    if let Some((charge, plan)) = this.fallback.as_ref() {
-                        this.shared.learn(charge, plan, &verdict);
+                    if let Some(charge) = this.fallback.as_ref() {
+                        guard.breaker.succeeded();
+                        if *this.policy == Outage::Local {
+                            guard.learn(charge, &verdict);
+                        }
                     }
-                    return Poll::Ready(Answer::Decided(verdict));
+                    return Poll::Ready(Answer::Decided(verdict, By::Store));
                 }
                 Err(error) => {
-                    this.shared.failures.increment(1);
+                    guard.failures.increment(1);
                     if error.is_transient() {
-                        this.shared.breaker.failed(&error);
+                        guard.breaker.failed(&error);
                     } else {
                         // The store did answer.
-                        this.shared.breaker.succeeded();
+                        guard.breaker.succeeded();
                         debug!(%error, "one agent's bucket is malformed");
                     }
                 }
             }
         }
-        Poll::Ready(match (this.shared.policy, this.fallback.take()) {
-            (Outage::Local, Some((charge, plan))) => {
-                let charge = Charge { takes: plan.local, ..charge };
-                Answer::Decided(this.shared.local.decide(charge))
-            }
-            (Outage::Open, _) => Answer::Open,
-            (Outage::Closed | Outage::Local, _) => Answer::Closed,
-        })
-    }
-}
-
-impl Shared {
-    /// Remembers a ban, or the limits in force where they are not the configured ones.
-    fn learn(&self, charge: &Charge, plan: &Plan, verdict: &Verdict) {
-        if self.policy != Outage::Local {
-            return;
-        }
-        if let Decision::Banned { for_ms } = verdict.decision {
-            return self.local.ban_for(&charge.agent, for_ms);
-        }
-        for (Held { limits, .. }, take) in verdict.held().zip(&*plan.takes) {
-            let own = (*limits != take.bucket.limits).then(|| limits.divided_by(self.nodes));
-            self.local.learn(&charge.agent, &take.bucket, own);
-        }
+        Poll::Ready(guard.decide(this.fallback.take(), *this.policy))
     }
 }
 

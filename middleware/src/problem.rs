@@ -59,6 +59,12 @@ impl Problem {
         self.status
     }
 
+    /// Returns what happened and what to do, as people read it.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        self.members.get("detail").and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// Returns the JSON object.
     #[must_use]
     pub fn to_json(&self) -> Value {

@@ -30,11 +30,27 @@ pub enum Command {
     /// Checks a configuration: every fault at once, then what is in force
     #[command(after_help = "Example:\n  merit check-config --config merit.toml")]
     CheckConfig(CheckConfig),
-    /// Makes a development token from the configured HS256 secret
+    /// Makes a development token from the configured secret (HS256, HS384 or HS512)
     #[command(
         after_help = "Examples:\n  merit token --config merit.toml --agent a1\n  merit token --config merit.toml --sub u1 --scope ratings:write"
     )]
     Token(Token),
+    /// Makes an API key and the line for `[identity] api_keys_file`
+    #[command(after_help = "Example:\n  merit api-key partner --line-to keys.txt")]
+    ApiKey(ApiKey),
+}
+
+/// `merit api-key`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ApiKey {
+    /// The key's name: the agent is `key-<name>`
+    pub name: String,
+    /// Append the line to this file, and print the key alone
+    #[arg(long, value_name = "FILE")]
+    pub line_to: Option<PathBuf>,
+    /// Print the key, the agent and the line as one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `merit demo`.

@@ -10,12 +10,15 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use merit_sidecar::{
     app,
-    cli::{CheckConfig, Cli, Command, Demo, Run, Token},
+    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Run, Token},
     config::{Config, ConfigError},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tower_merit::AgentId;
+use tower_merit::{
+    AgentId,
+    identity::{ClaimPath, api_key::line},
+};
 use tracing::{info, warn};
 
 /// A mistake of whoever called: exit code 2.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run(&options),
         Command::CheckConfig(options) => check_config(&options),
         Command::Token(options) => token(&options),
+        Command::ApiKey(options) => api_key(&options),
     };
     let (error, code) = match done {
         Ok(()) => return ExitCode::SUCCESS,
@@ -142,21 +146,21 @@ fn check_config(options: &CheckConfig) -> Result<(), Failure> {
 fn token(options: &Token) -> Result<(), Failure> {
     let mistake = |text: String| Usage(anyhow!(text));
     let config = Config::load(&options.config, merit_sidecar::config::Role::All).map_err(usage)?;
-    let secret = config.identity.signing_secret().map_err(mistake)?;
+    let (algorithm, secret) = config.identity.signing_secret().map_err(mistake)?;
     let claim = config.claim().map_err(mistake)?;
     if let Some(agent) = &options.agent {
         AgentId::claimed(agent).map_err(|error| mistake(format!("--agent: {error}")))?;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let claims = claims_of(&config, options, claim, (now + options.ttl).as_secs());
+    let claims = claims_of(&config, options, &claim, (now + options.ttl).as_secs());
     let key = jsonwebtoken::EncodingKey::from_secret(&secret);
-    let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key)
-        .context("token not signed")?;
+    let header = jsonwebtoken::Header::new(algorithm);
+    let token = jsonwebtoken::encode(&header, &claims, &key).context("token not signed")?;
     print(&token)?;
     Ok(())
 }
 
-fn claims_of(config: &Config, options: &Token, claim: &str, exp: u64) -> serde_json::Value {
+fn claims_of(config: &Config, options: &Token, claim: &ClaimPath, exp: u64) -> serde_json::Value {
     let mut claims = serde_json::json!({ "exp": exp });
     for (name, value) in [
         ("iss", &config.identity.issuer),
@@ -170,10 +174,36 @@ fn claims_of(config: &Config, options: &Token, claim: &str, exp: u64) -> serde_j
     }
     if let Some(agent) = &options.agent {
         // A path reaches into objects: the last name holds the id.
-        let place = claim.split('.').fold(&mut claims, |place, name| &mut place[name]);
+        let place = claim.names().fold(&mut claims, |place, name| &mut place[name]);
         *place = agent.as_str().into();
     }
     claims
+}
+
+/// How many random bytes an API key has.
+const API_KEY_BYTES: usize = 32;
+
+fn api_key(options: &ApiKey) -> Result<(), Failure> {
+    let mut random = [0; API_KEY_BYTES];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow!("the system has no randomness"))?;
+    let secret: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let line = line(&options.name, &secret).map_err(|error| Usage(error.into()))?;
+    if let Some(path) = &options.line_to {
+        let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        opened
+            .and_then(|mut file| writeln!(file, "{line}"))
+            .with_context(|| format!("cannot append to {}", path.display()))?;
+    }
+    let agent = format!("key-{}", options.name);
+    let shown = match (options.json, &options.line_to) {
+        (true, _) => {
+            serde_json::json!({"key": secret, "agent_id": agent, "line": line}).to_string()
+        }
+        (false, Some(_)) => secret,
+        (false, None) => format!("key:  {secret}\nline: {line}"),
+    };
+    print(&shown)?;
+    Ok(())
 }
 
 fn print(line: &str) -> anyhow::Result<()> {

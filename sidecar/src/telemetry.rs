@@ -177,6 +177,11 @@ fn describe() {
         Unit::Count,
         "Ratings refused at ingest, by reason"
     );
+    describe_counter!(
+        "merit_receipts_checked_total",
+        Unit::Count,
+        "Ratings whose receipt was looked at, by outcome"
+    );
     describe_histogram!(
         "merit_ingest_seconds",
         Unit::Seconds,
@@ -259,6 +264,11 @@ fn describe() {
         Unit::Count,
         "Requests decided by admission, by outcome"
     );
+    describe_counter!(
+        "merit_receipts_issued_total",
+        Unit::Count,
+        "Answers for a user other than the agent, by whether they carry a receipt"
+    );
     describe_histogram!(
         "merit_decision_seconds",
         Unit::Seconds,
@@ -273,6 +283,17 @@ fn describe() {
         "merit_store_skipped_total",
         Unit::Count,
         "Decisions made without the store while its breaker was open"
+    );
+    describe_counter!(
+        "merit_jwks_fetches_total",
+        Unit::Count,
+        "Fetches of the key set, by outcome: ok, failed, or refused for what it holds"
+    );
+    describe_gauge!("merit_jwks_keys", Unit::Count, "Keys of the key set that are in force");
+    describe_gauge!(
+        "merit_jwks_age_seconds",
+        Unit::Seconds,
+        "Time since the key set was last fetched"
     );
     describe_counter!(
         "merit_gateway_failures_total",

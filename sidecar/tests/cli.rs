@@ -106,6 +106,108 @@ fn every_fault_is_told_at_once_with_its_full_path() {
     }
 }
 
+/// All that is needed besides what a test is about.
+const IDENTITY: &str = r#"
+[identity]
+algorithms = ["HS256"]
+secret_env = "MERIT_JWT_SECRET"
+issuer = "i"
+audience = "a"
+"#;
+
+#[test]
+fn every_fault_of_routes_is_told_with_its_place_in_the_file() {
+    let config = file(
+        "routes.toml",
+        r#"
+        [[bucket]]
+        bucket_name = "all"
+        default = true
+        refill_rate = 20
+        capacity = 40
+        [[bucket]]
+        bucket_name = "writes"
+        refill_rate = 2
+        capacity = 10
+        earned = true
+        [[route]]
+        path = "/v1/orders/*"
+        methods = ["POST"]
+        buckets = ["writes"]
+        [[route]]
+        path = "v1"
+        methods = ["post"]
+        cost = 1
+        cost_header = { name = "x-cost", max = 5 }
+        [[route]]
+        path = "/a"
+        buckets = ["reads"]
+        cost_header = { name = "x cost", max = 5 }
+        settle_header = "ü"
+        [[route]]
+        path = "/b"
+        cost = 9000001
+        strip_settle_header = true
+        [[route]]
+        path = "/c"
+        cost_header = { name = "x-cost", min = 7, max = 5 }
+        [gateway]
+        listen = "127.0.0.1:0"
+        upstream = "http://127.0.0.1:1"
+        allow = ["a b"]
+        retry_jitter = "2h"
+        "#,
+    );
+    let output = merit(&["check-config", "--config", &config], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = text(&output.stderr);
+    for fault in [
+        "bucket[1].earned: not in this version yet",
+        "route[1].path: ",
+        "route[1].methods: \"post\" is no method",
+        "route[1].cost: set it or cost_header",
+        "route[2].buckets: ",
+        "route[2].cost_header: ",
+        "route[2].settle_header: ",
+        "route[3].cost: ",
+        "route[3].strip_settle_header: ",
+        "route[4].cost_header: ",
+        "gateway.allow: \"a b\"",
+        "gateway.retry_jitter: ",
+    ] {
+        assert!(told.contains(&format!("\n  {fault}")), "{fault} is missing from:\n{told}");
+    }
+    assert!(!told.contains("route[0]"), "{told}");
+}
+
+#[test]
+fn two_buckets_need_one_that_is_marked_and_one_that_no_route_names_is_odd() {
+    let buckets = |default: &str| {
+        format!(
+            r#"{IDENTITY}
+            [[bucket]]
+            bucket_name = "all"
+            {default}
+            refill_rate = 20
+            capacity = 40
+            [[bucket]]
+            bucket_name = "writes"
+            refill_rate = 2
+            capacity = 10
+            "#
+        )
+    };
+    let config = file("unmarked.toml", &buckets(""));
+    let output = merit(&["check-config", "--config", &config], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("\n  bucket: exactly one must have `default = true`"));
+    let config = file("marked.toml", &buckets("default = true"));
+    let output = merit(&["check-config", "--config", &config], &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let told = text(&output.stderr) + &text(&output.stdout);
+    assert!(told.contains("`writes`: no [[route]] names it"), "{told}");
+}
+
 #[test]
 fn a_bucket_file_is_a_configuration_and_gives_the_selector() {
     let bucket = r#"{"bucket_name":"moltbook-agent-bucket","refill_rate":20,"capacity":40,"key_selector":"jwt.claims.act.agent"}"#;

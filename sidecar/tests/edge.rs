@@ -43,8 +43,14 @@ async fn edge(answer: StatusCode) -> Edge {
     let (publisher, consumer) = in_process::channel(&in_process::Config::default());
     let publisher = Publisher::InProcess(publisher);
     let keys = ApiKeys::default();
-    let ingest =
-        Ingest::new(ingest::Config::default(), publisher, verifier(), keys, SubjectMode::Agent);
+    let ingest = Ingest::new(
+        ingest::Config::default(),
+        publisher,
+        Some(verifier()),
+        keys,
+        SubjectMode::Agent,
+        ingest::Receipts::off(),
+    );
     let tee = Tee::new(move |request| {
         let ingest = ingest.clone();
         async move { ingest.take(&request).await.map(drop).map_err(|refusal| refusal.reason()) }

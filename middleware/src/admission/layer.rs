@@ -1,197 +1,25 @@
-//! The layer and its builder: what is checked once, before the first request.
+//! The layer, and all that its services share.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
-use metrics::{Counter, Histogram, counter, histogram};
 use tower_layer::Layer;
 
-use super::AdmissionService;
-use crate::{
-    bucket::{BucketName, BucketNameError, Limits, LimitsError, Tokens},
-    identity::{Identify, IdentityConfigError, IntoIdentify},
-    outage::{Guard, Outage, Plan},
-    store::{BucketRule, Spend, Take},
+use super::{
+    AdmissionBuilder, AdmissionService, BuildError, NoIdentity, Route,
+    concurrency::InFlight,
+    metrics::Metrics,
+    plan::{Defaults, Plan},
+    proof::Receipts,
+    reservation::Settle,
+    response::Answers,
+    route::Bound,
 };
-
-/// A bucket as a service describes it: how fast it fills, how much it holds.
-///
-/// ```
-/// use tower_merit::Bucket;
-/// let bucket = Bucket::per_second(20.0).capacity(40);
-/// ```
-#[derive(Clone, Debug)]
-pub struct Bucket {
-    name: String,
-    refill_rate: f64,
-    capacity: Option<u64>,
-}
-
-impl Bucket {
-    /// Returns a bucket that gains `refill_rate` tokens per second, named `default`.
-    #[must_use]
-    pub fn per_second(refill_rate: f64) -> Self {
-        Self { name: "default".to_owned(), refill_rate, capacity: None }
-    }
-
-    /// Sets how many tokens it holds: the largest burst. Unless set, one second's refill, and at
-    /// least one token.
-    #[must_use]
-    pub fn capacity(mut self, tokens: u64) -> Self {
-        self.capacity = Some(tokens);
-        self
-    }
-
-    /// Sets the name that callers read in `RateLimit` fields.
-    #[must_use]
-    pub fn named(mut self, name: &str) -> Self {
-        name.clone_into(&mut self.name);
-        self
-    }
-
-    fn into_rule(self) -> Result<BucketRule, BuildError> {
-        let name = BucketName::new(&self.name)?;
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "`as` saturates"
-        )]
-        let capacity = self.capacity.unwrap_or(self.refill_rate.max(1.0) as u64);
-        let fault = |source| BuildError::Limits { bucket: name.to_string(), source };
-        let limits = Limits::per_second(self.refill_rate, capacity).map_err(fault)?;
-        if limits.capacity() == Tokens::ZERO || limits.refill().micro() == 0 {
-            return Err(BuildError::Closed { bucket: self.name });
-        }
-        Ok(BucketRule { name, is_default: true, limits, shadow: false })
-    }
-}
-
-/// Why a layer cannot be built.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// No bucket was given.
-    #[error("no bucket: call `.bucket(Bucket::per_second(20.0).capacity(40))`")]
-    NoBucket,
-    /// A bucket's name cannot stand in a header.
-    #[error(transparent)]
-    Name(#[from] BucketNameError),
-    /// A bucket's numbers are out of range.
-    #[error("bucket {bucket:?}")]
-    Limits {
-        /// The bucket's name.
-        bucket: String,
-        /// What is wrong.
-        #[source]
-        source: LimitsError,
-    },
-    /// A bucket would never let anything pass.
-    #[error("bucket {bucket:?} would let nothing pass: capacity and refill rate must be above 0")]
-    Closed {
-        /// The bucket's name.
-        bucket: String,
-    },
-    /// The cost of a request is out of range.
-    #[error("cost of a request")]
-    Cost(#[source] LimitsError),
-    /// The identity cannot work.
-    #[error("identity")]
-    Identity(#[from] IdentityConfigError),
-}
-
-/// The builder's state before an identity is given.
-#[derive(Debug)]
-pub struct NoIdentity(());
-
-/// Builds an [`AdmissionLayer`].
-#[derive(Debug)]
-pub struct AdmissionBuilder<S, I> {
-    store: S,
-    identity: I,
-    bucket: Option<Bucket>,
-    cost: u64,
-    outage: Outage,
-    nodes: NonZeroU32,
-    realm: String,
-    headers: bool,
-}
-
-impl<S> AdmissionBuilder<S, NoIdentity> {
-    /// Sets how the agent is learned.
-    #[must_use]
-    pub fn identity<I: IntoIdentify>(self, identity: I) -> AdmissionBuilder<S, I> {
-        let Self { store, identity: _, bucket, cost, outage, nodes, realm, headers } = self;
-        AdmissionBuilder { store, identity, bucket, cost, outage, nodes, realm, headers }
-    }
-}
-
-impl<S: Spend, I> AdmissionBuilder<S, I> {
-    /// Sets the bucket of every agent that has no limits of its own.
-    #[must_use]
-    pub fn bucket(mut self, bucket: Bucket) -> Self {
-        self.bucket = Some(bucket);
-        self
-    }
-
-    /// Sets the tokens that each request costs; 1 unless set, 0 only looks.
-    #[must_use]
-    pub fn cost(mut self, tokens: u64) -> Self {
-        self.cost = tokens;
-        self
-    }
-
-    /// Sets what happens when the store does not answer; [`Outage::Local`] unless set.
-    #[must_use]
-    pub fn on_outage(mut self, outage: Outage) -> Self {
-        self.outage = outage;
-        self
-    }
-
-    /// Sets how many nodes share the store, for [`Outage::Local`]; 1 unless set.
-    #[must_use]
-    pub fn expected_nodes(mut self, nodes: NonZeroU32) -> Self {
-        self.nodes = nodes;
-        self
-    }
-
-    /// Sets the realm of `WWW-Authenticate` (printable ASCII; other characters are left out);
-    /// `merit` unless set.
-    #[must_use]
-    pub fn realm(mut self, realm: &str) -> Self {
-        let printable = |c: &char| (' '..='~').contains(c) && *c != '"' && *c != '\\';
-        self.realm = realm.chars().filter(printable).collect();
-        self
-    }
-
-    /// Sets whether answers carry `RateLimit` and `RateLimit-Policy`; they do unless told not to.
-    #[must_use]
-    pub fn rate_limit_headers(mut self, on: bool) -> Self {
-        self.headers = on;
-        self
-    }
-}
-
-impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
-    /// Returns the layer. Install the metrics recorder before: its handles are taken here.
-    ///
-    /// # Errors
-    ///
-    /// When the bucket is missing or out of range, or the identity cannot work.
-    pub fn build(self) -> Result<AdmissionLayer<S, I::Identify>, BuildError> {
-        let bucket = self.bucket.ok_or(BuildError::NoBucket)?.into_rule()?;
-        let cost = Tokens::new(self.cost).map_err(BuildError::Cost)?;
-        let identity = self.identity.into_identify()?;
-        Ok(AdmissionLayer {
-            gate: Arc::new(Gate {
-                identity,
-                plan: Plan::new(vec![Take { bucket, cost }], self.nodes),
-                guard: Guard::new(self.store, self.outage, self.nodes),
-                realm: self.realm,
-                headers: self.headers,
-                metrics: Metrics::new(),
-            }),
-        })
-    }
-}
+use crate::{
+    AgentId,
+    identity::Identify,
+    outage::{By, Guard},
+    store::{BucketRule, Settlement, Spend},
+};
 
 /// Limits each agent at the rate its ratings earned. Clones, and the services they make, share
 /// everything: a layer cloned for each connection still limits.
@@ -214,28 +42,59 @@ impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
 /// ```
 pub struct AdmissionLayer<S, I> {
     gate: Arc<Gate<S, I>>,
+    /// What this layer charges whatever the request's path; nothing when the routes say it.
+    own: Option<Arc<Plan>>,
 }
 
 impl<S: Spend> AdmissionLayer<S, NoIdentity> {
     /// Returns a builder for a layer that spends from `store`.
-    #[must_use]
     pub fn builder(store: S) -> AdmissionBuilder<S, NoIdentity> {
-        AdmissionBuilder {
-            store,
-            identity: NoIdentity(()),
-            bucket: None,
-            cost: 1,
-            outage: Outage::default(),
-            nodes: NonZeroU32::MIN,
-            realm: "merit".to_owned(),
-            headers: true,
-        }
+        AdmissionBuilder::new(store)
+    }
+}
+
+impl<S: Spend, I> AdmissionLayer<S, I> {
+    pub(super) fn new(gate: Gate<S, I>) -> Self {
+        Self { gate: Arc::new(gate), own: None }
+    }
+
+    /// Returns a layer that shares everything with this one (store, identity, allow-list, requests in
+    /// flight) and charges every request it sees as `route` says. The route's path and methods are
+    /// not looked at: whoever wears the layer has chosen. What `route` leaves open is as it was built.
+    ///
+    /// A request that passes two layers is charged twice, so put each around different routes.
+    ///
+    /// ```
+    /// use axum::{Router, routing::{get, post}};
+    /// use tower_merit::{AdmissionLayer, Bucket, JwtIdentity, MemoryStore, Route};
+    ///
+    /// let admission = AdmissionLayer::builder(MemoryStore::new())
+    ///     .identity(JwtIdentity::hs256(b"a secret of at least thirty-two bytes"))
+    ///     .bucket(Bucket::per_second(20.0).capacity(40))
+    ///     .bucket(Bucket::per_second(2.0).capacity(10).named("writes"))
+    ///     .build()?;
+    /// let export = admission.charging(Route::any().cost(5))?;
+    /// let writes = admission.charging(Route::any().bucket("writes"))?;
+    /// let app: Router = Router::new()
+    ///     .route("/export", get(async || "…").layer(export))
+    ///     .route("/orders", post(async || "…").layer(writes))
+    ///     .merge(Router::new().route("/", get(async || "hello")).layer(admission));
+    /// # let _ = app;
+    /// # Ok::<(), tower_merit::BuildError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// When the route names a bucket that is not there, or its cost is out of range.
+    pub fn charging(&self, route: Route) -> Result<Self, BuildError> {
+        let plan = Plan::new(&route, &self.gate.buckets, &self.gate.defaults)?;
+        Ok(Self { gate: Arc::clone(&self.gate), own: Some(Arc::new(plan)) })
     }
 }
 
 impl<S, I> Clone for AdmissionLayer<S, I> {
     fn clone(&self) -> Self {
-        Self { gate: Arc::clone(&self.gate) }
+        Self { gate: Arc::clone(&self.gate), own: self.own.clone() }
     }
 }
 
@@ -249,47 +108,28 @@ impl<S: Spend, I: Identify, T> Layer<T> for AdmissionLayer<S, I> {
     type Service = AdmissionService<T, S, I>;
 
     fn layer(&self, inner: T) -> Self::Service {
-        AdmissionService::new(inner, Arc::clone(&self.gate))
+        AdmissionService::new(inner, Arc::clone(&self.gate), self.own.clone())
     }
 }
 
 /// All that the services of one layer share.
 pub(super) struct Gate<S, I> {
     pub(super) identity: I,
-    pub(super) plan: Plan,
     pub(super) guard: Guard<S>,
-    pub(super) realm: String,
-    pub(super) headers: bool,
+    /// What a request is charged that no route takes.
+    pub(super) base: Plan,
+    pub(super) routes: Box<[Bound]>,
+    pub(super) allow: HashSet<AgentId>,
+    pub(super) in_flight: Option<Arc<InFlight>>,
+    pub(super) answers: Answers,
+    pub(super) receipts: Option<Receipts>,
     pub(super) metrics: Metrics,
+    pub(super) buckets: Box<[BucketRule]>,
+    pub(super) defaults: Defaults,
 }
 
-/// Handles taken once: a lookup by name would cost more than a decision.
-pub(super) struct Metrics {
-    pub(super) admitted: Counter,
-    pub(super) denied: Counter,
-    pub(super) banned: Counter,
-    pub(super) unauthenticated: Counter,
-    pub(super) no_agent: Counter,
-    pub(super) outage_open: Counter,
-    pub(super) outage_closed: Counter,
-    pub(super) utilization: Histogram,
-    pub(super) seconds: Histogram,
-}
-
-impl Metrics {
-    fn new() -> Self {
-        let decided =
-            |outcome: &'static str| counter!("merit_decisions_total", "outcome" => outcome);
-        Self {
-            admitted: decided("admitted"),
-            denied: decided("denied"),
-            banned: decided("banned"),
-            unauthenticated: decided("unauthenticated"),
-            no_agent: decided("no_agent"),
-            outage_open: decided("outage_open"),
-            outage_closed: decided("outage_closed"),
-            utilization: histogram!("bucket_utilization"),
-            seconds: histogram!("merit_decision_seconds"),
-        }
+impl<S: Spend, I: Identify> Settle for Gate<S, I> {
+    fn settle(&self, settlement: Settlement, by: By) {
+        self.guard.settle(settlement, by);
     }
 }

@@ -10,36 +10,44 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
 use super::{
+    body::{AdmissionBody, Settlement},
+    concurrency::Permit,
+    fields::Outcome,
     layer::Gate,
-    response::{self, AdmissionBody},
+    path::TwoWays,
+    plan::Plan,
+    refusal::Refusal,
+    reservation::Reservation,
+    route,
 };
 use crate::{
     identity::{Caller, Identify, IdentityError},
     outage::{Answer, Guarded},
-    store::{Charge, Decision, Spend, Verdict},
+    store::{Charge, Decision, Spend, Take, Verdict},
 };
 
 /// A service behind admission. Made by [`AdmissionLayer`](super::AdmissionLayer).
 pub struct AdmissionService<T, S, I> {
     inner: T,
     gate: Arc<Gate<S, I>>,
+    own: Option<Arc<Plan>>,
 }
 
 impl<T, S, I> AdmissionService<T, S, I> {
-    pub(super) fn new(inner: T, gate: Arc<Gate<S, I>>) -> Self {
-        Self { inner, gate }
+    pub(super) fn new(inner: T, gate: Arc<Gate<S, I>>, own: Option<Arc<Plan>>) -> Self {
+        Self { inner, gate, own }
     }
 }
 
 impl<T: Clone, S, I> Clone for AdmissionService<T, S, I> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate) }
+        Self { inner: self.inner.clone(), gate: Arc::clone(&self.gate), own: self.own.clone() }
     }
 }
 
@@ -68,12 +76,26 @@ where
         // The instance that was polled ready must be the one that is called.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);
-        AdmissionFuture {
-            step: Step::Identify { pending: self.gate.identity.identify(&request) },
-            waiting: Some((inner, request)),
+        let route = match self.own {
+            Some(_) => Ok(None),
+            None => route::find(&self.gate.routes, &request),
+        };
+        let waiting = Some((inner, request));
+        let (_, request) = waiting.as_ref().expect("just put there");
+        let decision = Deciding::Identify { pending: self.gate.identity.identify(request) };
+        let state = State {
             gate: Arc::clone(&self.gate),
-            began: Instant::now(),
-        }
+            own: self.own.clone(),
+            route,
+            began: S::REMOTE.then(Instant::now),
+            caller: None,
+            permit: None,
+            takes: None,
+            verdict: None,
+            reservation: None,
+            proof: None,
+        };
+        AdmissionFuture { step: Step::Decide { decision, waiting }, state }
     }
 }
 
@@ -86,19 +108,28 @@ pin_project! {
         I: Identify,
     {
         #[pin]
-        step: Step<I::Future, S::Future, T::Future>,
-        waiting: Option<(T, Request<ReqBody>)>,
-        gate: Arc<Gate<S, I>>,
-        began: Instant,
+        step: Step<T, Request<ReqBody>, I::Future, S::Future, T::Future>,
+        state: State<S, I>,
     }
 }
 
 pin_project! {
     #[project = StepProjection]
-    enum Step<Identifying, Spending, Passed> {
+    enum Step<T, Request, Identifying, Spending, Passing> {
+        Decide {
+            #[pin]
+            decision: Deciding<Identifying, Spending>,
+            waiting: Option<(T, Request)>,
+        },
+        Pass { #[pin] pending: Passing },
+    }
+}
+
+pin_project! {
+    #[project = DecidingProjection]
+    enum Deciding<Identifying, Spending> {
         Identify { #[pin] pending: Identifying },
-        Spend { #[pin] pending: Guarded<Spending>, agent: Option<crate::AgentId> },
-        Pass { #[pin] pending: Passed, verdict: Option<Verdict> },
+        Spend { #[pin] pending: Guarded<Spending> },
     }
 }
 
@@ -113,86 +144,232 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let gate = &**this.gate;
+        let state = this.state;
         loop {
-            let next = match this.step.as_mut().project() {
-                StepProjection::Identify { pending } => match ready!(pending.poll(context)) {
-                    Ok(Caller { agent, .. }) => {
-                        let takes = Arc::clone(&gate.plan.takes);
-                        let charge = Charge { agent: agent.clone(), takes };
-                        let pending = gate.guard.spend(charge, &gate.plan);
-                        Step::Spend { pending, agent: Some(agent) }
-                    }
-                    Err(error) => {
-                        match &error {
-                            IdentityError::NoAgent(_) => gate.metrics.no_agent.increment(1),
-                            IdentityError::Unauthenticated { .. } => {
-                                gate.metrics.unauthenticated.increment(1);
+            match this.step.as_mut().project() {
+                StepProjection::Decide { mut decision, waiting } => {
+                    let decided = match decision.as_mut().project() {
+                        DecidingProjection::Identify { pending } => {
+                            let learned = ready!(pending.poll(context));
+                            let (_, request) = waiting.as_ref().expect("a request passes once");
+                            match state.ask(learned, request) {
+                                Asked::Spend(pending) => {
+                                    decision.set(Deciding::Spend { pending });
+                                    continue;
+                                }
+                                Asked::Clear => Ok(()),
+                                Asked::Refused(refusal) => Err(refusal),
                             }
                         }
-                        return Poll::Ready(Ok(response::unidentified(&error, &gate.realm)));
-                    }
-                },
-                StepProjection::Spend { pending, agent } => {
-                    let answer = ready!(pending.poll(context));
-                    gate.metrics.seconds.record(this.began.elapsed());
-                    match refusal(gate, &answer) {
-                        Some(refusal) => return Poll::Ready(Ok(refusal)),
-                        None => {
-                            let (mut inner, mut request) =
-                                this.waiting.take().expect("a request passes once");
-                            let agent = agent.take().expect("a request passes once");
-                            request.extensions_mut().insert(agent);
-                            let verdict = match answer {
-                                Answer::Decided(verdict) if gate.headers => Some(verdict),
-                                _ => None,
-                            };
-                            Step::Pass { pending: inner.call(request), verdict }
+                        DecidingProjection::Spend { pending } => {
+                            let answer = ready!(pending.poll(context, &state.gate.guard));
+                            state.weigh(answer)
                         }
+                    };
+                    let (mut inner, mut request) = waiting.take().expect("a request passes once");
+                    if let Err(refusal) = decided {
+                        let response = state.respond(&refusal, request.headers());
+                        return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
                     }
+                    state.introduce(request.extensions_mut());
+                    this.step.set(Step::Pass { pending: inner.call(request) });
                 }
-                StepProjection::Pass { pending, verdict } => {
-                    let mut response = ready!(pending.poll(context))?;
-                    if let Some(verdict) = verdict {
-                        response::put_fields(response.headers_mut(), verdict, None);
-                    }
-                    return Poll::Ready(Ok(response.map(AdmissionBody::passed)));
+                StepProjection::Pass { pending } => {
+                    let answer = ready!(pending.poll(context));
+                    return Poll::Ready(state.answer(answer));
                 }
-            };
-            this.step.set(next);
+            }
         }
     }
 }
 
-/// Counts the decision, and returns what to answer instead of passing the request on.
-fn refusal<S, I, B>(gate: &Gate<S, I>, answer: &Answer) -> Option<Response<AdmissionBody<B>>> {
-    let metrics = &gate.metrics;
-    let verdict = match answer {
-        Answer::Decided(verdict) => verdict,
-        Answer::Open => {
-            metrics.outage_open.increment(1);
-            return None;
-        }
-        Answer::Closed => {
-            metrics.outage_closed.increment(1);
-            return Some(response::store_down());
-        }
-    };
-    if let Decision::Banned { for_ms } = verdict.decision {
-        metrics.banned.increment(1);
-        return Some(response::banned(for_ms));
+/// What one request has come to so far.
+struct State<S, I> {
+    gate: Arc<Gate<S, I>>,
+    own: Option<Arc<Plan>>,
+    route: Result<Option<usize>, TwoWays>,
+    /// When it came; nothing when its decision is not timed.
+    began: Option<Instant>,
+    caller: Option<Caller>,
+    permit: Option<Permit>,
+    /// What it takes, where that must be remembered until the answer.
+    takes: Option<Arc<[Take]>>,
+    /// What the buckets held, for the answer to tell.
+    verdict: Option<Verdict>,
+    reservation: Option<Reservation>,
+    /// Who is to get a receipt with the answer.
+    proof: Option<Caller>,
+}
+
+/// What comes after the caller is known, or not.
+enum Asked<F> {
+    /// The store decides.
+    Spend(Guarded<F>),
+    /// It passes without.
+    Clear,
+    /// It does not pass.
+    Refused(Refusal),
+}
+
+impl<S: Spend, I: Identify> State<S, I> {
+    fn plan(&self) -> &Plan {
+        plan(&self.gate, self.own.as_ref(), self.route)
     }
-    for held in verdict.held() {
-        metrics.utilization.record(held.utilization());
+
+    /// Asks the store for the caller's tokens, unless it is clear without.
+    fn ask<B>(
+        &mut self,
+        learned: Result<Caller, IdentityError>,
+        request: &Request<B>,
+    ) -> Asked<S::Future> {
+        let caller = match learned {
+            Ok(caller) => self.caller.insert(caller),
+            Err(error) => return self.refuse(error.into()).into(),
+        };
+        let gate = &*self.gate;
+        if !gate.allow.is_empty() && gate.allow.contains(&caller.agent) {
+            gate.metrics.allowed.increment(1);
+            return Asked::Clear;
+        }
+        let plan = plan(gate, self.own.as_ref(), self.route);
+        if self.route.is_err() {
+            return self.refuse(Refusal::AmbiguousPath).into();
+        }
+        if let Some(places) = &gate.in_flight {
+            self.permit = places.enter(&caller.agent);
+            if self.permit.is_none() {
+                let limit = places.limit();
+                return self.refuse(Refusal::TooManyInFlight { limit }).into();
+            }
+        }
+        let takes = plan.takes(request);
+        if plan.remembers() {
+            self.takes = Some(Arc::clone(&takes));
+        }
+        let charge = Charge { agent: caller.agent.clone(), takes };
+        Asked::Spend(gate.guard.spend(charge, plan.on_outage))
     }
-    match verdict.decision {
-        Decision::Denied { wait_ms } => {
-            metrics.denied.increment(1);
-            Some(response::denied(verdict, wait_ms, gate.headers))
+
+    /// Weighs what the store has answered, and counts it.
+    fn weigh(&mut self, answer: Answer) -> Result<(), Refusal> {
+        let gate = &*self.gate;
+        if let Some(began) = self.began {
+            gate.metrics.seconds.record(began.elapsed());
         }
-        _ => {
-            metrics.admitted.increment(1);
-            None
+        let (verdict, by) = match answer {
+            Answer::Decided(verdict, by) => (self.verdict.insert(verdict), by),
+            Answer::Open => {
+                gate.metrics.outage_open.increment(1);
+                return Ok(());
+            }
+            Answer::Closed => return self.refuse(Refusal::StoreDown),
+        };
+        let plan = plan(gate, self.own.as_ref(), self.route);
+        match verdict.decision {
+            Decision::Banned { for_ms } => self.refuse(Refusal::Banned { for_ms }),
+            Decision::Denied { wait_ms } => {
+                gate.metrics.utilization(verdict);
+                let jitter_ms = gate.answers.jitter_ms();
+                let refusal = Refusal::denied(&plan.short(verdict), wait_ms, jitter_ms);
+                if plan.shadow {
+                    plan.count_would_deny(verdict);
+                }
+                self.refuse(refusal)
+            }
+            Decision::Admitted => {
+                gate.metrics.admitted.increment(1);
+                gate.metrics.utilization(verdict);
+                plan.count_would_deny(verdict);
+                if let (Some(takes), Some(Caller { agent, .. })) = (&self.takes, &self.caller) {
+                    let to = Arc::clone(&self.gate);
+                    let agent = agent.clone();
+                    self.reservation = Some(Reservation::new(to, by, agent, takes, verdict, plan));
+                }
+                Ok(())
+            }
         }
+    }
+
+    /// Counts a refusal. In shadow mode the request passes on all the same.
+    fn refuse(&self, refusal: Refusal) -> Result<(), Refusal> {
+        let shadow = self.plan().shadow;
+        self.gate.metrics.refused(&refusal, shadow);
+        if shadow { Ok(()) } else { Err(refusal) }
+    }
+
+    /// Tells the service behind who is asking, and hands it the reservation if it wants one.
+    fn introduce(&mut self, extensions: &mut Extensions) {
+        if let Some(caller) = self.caller.take() {
+            self.proof = self.gate.receipts.as_ref().and_then(|receipts| receipts.due(&caller));
+            extensions.insert(caller.agent);
+        }
+        if let Some(reservation) = &self.reservation
+            && self.plan().reserve
+        {
+            extensions.insert(reservation.clone());
+        }
+    }
+
+    /// Adds to the service's answer what the caller should know, and settles what it cost.
+    fn answer<B, E>(
+        &mut self,
+        answer: Result<Response<B>, E>,
+    ) -> Result<Response<AdmissionBody<B>>, E> {
+        let plan = plan(&self.gate, self.own.as_ref(), self.route);
+        let failed = match &answer {
+            Ok(response) => response.status().is_server_error(),
+            Err(_) => true,
+        };
+        if let Some(reservation) = self.reservation.as_ref().filter(|_| failed)
+            && plan.refund_on_5xx
+        {
+            reservation.refund();
+        }
+        let mut response = answer?;
+        let mut settlement = None;
+        if let (Some(from), Some(reservation)) = (&plan.settle_from, self.reservation.take()) {
+            let pending = Settlement::new(from.clone(), reservation);
+            if !pending.read(response.headers_mut()) {
+                settlement = Some(Box::new(pending));
+            }
+        }
+        let verdict = self.verdict.as_ref();
+        let places_left = self.permit.as_ref().map(|permit| permit.left);
+        if !plan.shadow && (verdict.is_some() || places_left.is_some()) {
+            let outcome = Outcome { verdict, retry_after: None, places_left };
+            plan.shown.put(response.headers_mut(), self.gate.answers.choice, outcome);
+        }
+        if let (Some(receipts), Some(caller)) = (&self.gate.receipts, &self.proof) {
+            receipts.attach(caller, response.headers_mut());
+        }
+        let permit = self.permit.take();
+        Ok(response.map(|body| AdmissionBody::passed(body, permit, settlement)))
+    }
+
+    fn respond(&self, refusal: &Refusal, head: &HeaderMap) -> Response<Bytes> {
+        self.gate.answers.respond(refusal, head, &self.plan().shown, self.verdict.as_ref())
+    }
+}
+
+impl<F> From<Result<(), Refusal>> for Asked<F> {
+    fn from(decided: Result<(), Refusal>) -> Self {
+        match decided {
+            Ok(()) => Self::Clear,
+            Err(refusal) => Self::Refused(refusal),
+        }
+    }
+}
+
+/// Returns how a request is charged and answered. Beside [`State`], so that its other fields can be
+/// written meanwhile.
+fn plan<'a, S, I>(
+    gate: &'a Gate<S, I>,
+    own: Option<&'a Arc<Plan>>,
+    route: Result<Option<usize>, TwoWays>,
+) -> &'a Plan {
+    match (own, route) {
+        (Some(own), _) => own,
+        (None, Ok(Some(index))) => &gate.routes[index].plan,
+        (None, Ok(None) | Err(TwoWays)) => &gate.base,
     }
 }

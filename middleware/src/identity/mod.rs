@@ -1,21 +1,54 @@
 //! Who is asking: from a request to an [`AgentId`], or to the reason why not.
 //!
-//! 1. No credential, or one that does not verify, is [`IdentityError::Unauthenticated`] (401).
+//! 1. No credential, or one that does not verify, is [`IdentityError::Unauthenticated`] or
+//!    [`IdentityError::ApiKey`] (401).
 //! 2. A credential that verifies but names no usable agent is [`IdentityError::NoAgent`] (403).
-//! 3. Nothing in a token's header chooses a key or an algorithm: both are configured.
+//! 3. A credential that cannot be judged now is [`IdentityError::Unavailable`] (503), never a 401.
+//! 4. Nothing in a token's header chooses a key or an algorithm: both are configured.
+//!
+//! | [`Selector`] | who identifies | the agent |
+//! | --- | --- | --- |
+//! | `jwt.claims.<path>` | [`JwtVerifier`] | what the claim says |
+//! | `header.<name>` | [`ApiKeyIdentity`] | `key-<name of the key>` |
+//! | `peer.ip` | [`PeerIdentity`] | `ip-<address, colons as dashes>` |
+//! | your own | [`identify_fn`], [`ExtensionIdentity`] or a type of yours | what you say |
+
+#[cfg(feature = "aws-lc-rs")]
+mod backend;
+
+#[cfg(not(feature = "aws-lc-rs"))]
+#[path = "no_backend.rs"]
+mod backend;
+
+mod claims;
+
+pub mod selector;
 
 pub mod jwt;
 
+pub mod api_key;
+
+pub mod peer;
+
+mod forwarded;
+
+mod own;
+
+mod error;
+
+pub use api_key::{ApiKeyIdentity, ApiKeys};
+pub use claims::{CLAIM_DEPTH_MAX, CLAIM_PATH_MAX, ClaimPath, ClaimPathError};
+pub use error::{ClaimError, IdentityConfigError, IdentityError};
 pub use jwt::{JwtIdentity, JwtVerifier, Token};
+pub use own::{ExtensionIdentity, IdentifyFn, RequestHead, identify_fn};
+pub use peer::{PeerAddr, PeerIdentity};
+pub use selector::Selector;
 
-use std::{
-    future::{Future, Ready, ready},
-    sync::Arc,
-};
+use std::{future::Future, sync::Arc};
 
-use http::{HeaderValue, Request, header};
+use http::{Request, header};
 
-use crate::{AgentId, AgentIdError};
+use crate::AgentId;
 
 /// Who is asking, once that is proved.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +63,15 @@ pub struct Caller {
 impl From<AgentId> for Caller {
     fn from(agent: AgentId) -> Self {
         Self { agent, rater: None }
+    }
+}
+
+impl Caller {
+    /// Returns this caller, acting for the user `rater`.
+    #[must_use]
+    pub fn acting_for(mut self, rater: impl Into<Arc<str>>) -> Self {
+        self.rater = Some(rater.into());
+        self
     }
 }
 
@@ -64,138 +106,36 @@ impl<I: Identify> IntoIdentify for I {
     }
 }
 
-/// Why nobody was learned.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum IdentityError {
-    /// There is no credential, or it does not verify: 401.
-    #[error("{reason}")]
-    Unauthenticated {
-        /// What was wrong; the caller may read it.
-        reason: &'static str,
-        /// False when there was no credential at all (RFC 6750 section 3.1: then no error code).
-        presented: bool,
-    },
-    /// The credential verifies, and names no usable agent: 403.
-    #[error("{0}")]
-    NoAgent(ClaimError),
-}
-
-impl IdentityError {
-    /// Returns the `WWW-Authenticate` field that a 401 carries; nothing when the answer is a 403.
-    ///
-    /// Characters of `realm` that cannot stand in a quoted string are left out.
-    #[must_use]
-    pub fn challenge(&self, realm: &str) -> Option<HeaderValue> {
-        let Self::Unauthenticated { reason, presented } = self else { return None };
-        let printable = |c: &char| (' '..='~').contains(c) && *c != '"' && *c != '\\';
-        let realm: String = realm.chars().filter(printable).collect();
-        let text = match presented {
-            // RFC 6750 section 3.1: a request without credentials gets no error code.
-            false => format!("Bearer realm=\"{realm}\""),
-            true => format!(
-                "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{}\"",
-                reason.replace('"', "'")
-            ),
-        };
-        Some(HeaderValue::from_str(&text).expect("realm and reasons are printable"))
-    }
-}
-
-/// Why a verified token names no agent.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum ClaimError {
-    /// The claim is absent.
-    #[error("token has no claim `{claim}`")]
-    Missing {
-        /// The claim's path.
-        claim: Box<str>,
-    },
-    /// The claim is not a string.
-    #[error("claim `{claim}` is not a string")]
-    NotText {
-        /// The claim's path.
-        claim: Box<str>,
-    },
-    /// The claim is not an agent id.
-    #[error("claim `{claim}` {source}")]
-    Malformed {
-        /// The claim's path.
-        claim: Box<str>,
-        /// What is wrong with it.
-        source: AgentIdError,
-    },
-}
-
-/// Why an identity cannot work as configured.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum IdentityConfigError {
-    /// The secret is shorter than the hash (RFC 7518 section 3.2).
-    #[error("HS256 secret must be at least 32 bytes long, has {length}")]
-    ShortSecret {
-        /// Its length in bytes.
-        length: usize,
-    },
-    /// The key cannot be read.
-    #[error("{algorithm:?} public key is not usable: it must be PEM (SubjectPublicKeyInfo)")]
-    Key {
-        /// The algorithm it was given for.
-        algorithm: jwt::Algorithm,
-        /// What is wrong with it.
-        #[source]
-        source: jsonwebtoken::errors::Error,
-    },
-    /// The claim's path is empty or has an empty part.
-    #[error("claim path {path:?} must be names separated by single dots")]
-    ClaimPath {
-        /// The refused path.
-        path: String,
-    },
-    /// The crate was built without a signature backend.
-    #[error("tower-merit was built without a signature backend: enable its feature `aws-lc-rs`")]
-    NoBackend,
-}
-
 /// Returns the bearer token of a request (RFC 6750 section 2.1).
 ///
 /// # Errors
 ///
 /// When there is no `Authorization` field, more than one, or one of another scheme.
 pub fn bearer<B>(request: &Request<B>) -> Result<&str, IdentityError> {
-    let unauthenticated = |reason, presented| IdentityError::Unauthenticated { reason, presented };
-    let mut fields = request.headers().get_all(header::AUTHORIZATION).iter();
-    let Some(field) = fields.next() else {
-        return Err(unauthenticated(
-            "no bearer token: send `Authorization: Bearer <token>`",
-            false,
-        ));
-    };
-    if fields.next().is_some() {
-        return Err(unauthenticated("more than one `Authorization` field", true));
-    }
-    let text = field.to_str().map_err(|_| unauthenticated("`Authorization` is not text", true))?;
-    let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(unauthenticated("`Authorization` is not of scheme Bearer", false));
-    }
-    match token.trim() {
-        "" => Err(unauthenticated("the bearer token is empty", true)),
-        token => Ok(token),
-    }
+    str::from_utf8(bearer_bytes(request)?).map_err(|_| refused("`Authorization` is not text", true))
 }
 
-/// Takes the agent that an earlier layer left in the request's extensions: bring your own identity.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ExtensionIdentity;
+fn refused(reason: &'static str, presented: bool) -> IdentityError {
+    IdentityError::Unauthenticated { reason, presented }
+}
 
-impl Identify for ExtensionIdentity {
-    type Future = Ready<Result<Caller, IdentityError>>;
-
-    fn identify<B>(&self, request: &Request<B>) -> Self::Future {
-        let reason = "no earlier layer identified the agent";
-        let nobody = IdentityError::Unauthenticated { reason, presented: false };
-        ready(request.extensions().get::<AgentId>().cloned().map(Caller::from).ok_or(nobody))
+/// The token before anybody looked at its characters: a remembered one needs no second look.
+fn bearer_bytes<B>(request: &Request<B>) -> Result<&[u8], IdentityError> {
+    let mut fields = request.headers().get_all(header::AUTHORIZATION).iter();
+    let Some(field) = fields.next() else {
+        return Err(refused("no bearer token: send `Authorization: Bearer <token>`", false));
+    };
+    if fields.next().is_some() {
+        return Err(refused("more than one `Authorization` field", true));
+    }
+    let field = field.as_bytes();
+    let end = field.iter().position(|byte| *byte == b' ').unwrap_or(field.len());
+    let (scheme, token) = field.split_at(end);
+    if !scheme.eq_ignore_ascii_case(b"bearer") {
+        return Err(refused("`Authorization` is not of scheme Bearer", false));
+    }
+    match token.trim_ascii() {
+        [] => Err(refused("the bearer token is empty", true)),
+        token => Ok(token),
     }
 }

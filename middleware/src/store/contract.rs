@@ -8,7 +8,8 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use super::{
-    BucketRule, Change, Charge, Decision, MemoryStore, Record, Spend, Take, Tune, Verdict, Written,
+    BucketRule, Change, Charge, Decision, Direction, Lend, Loan, MemoryStore, Record, Settlement,
+    Spend, Take, Tune, Verdict, Written,
     redis::{BUCKET_LUA, HELD},
 };
 use crate::{
@@ -73,6 +74,10 @@ fn bucket(name: &str, limits: Limits) -> BucketRule {
     }
 }
 
+fn watched(name: &str, limits: Limits) -> BucketRule {
+    BucketRule { shadow: true, ..bucket(name, limits) }
+}
+
 fn agent(name: &str) -> AgentId {
     AgentId::new(&format!("contract-{name}")).unwrap()
 }
@@ -82,13 +87,50 @@ fn slow(capacity: u64) -> Limits {
     limits(0.00001, capacity)
 }
 
-async fn ask<S: Spend>(store: &S, agent: &AgentId, takes: &[(&BucketRule, u64)]) -> Verdict {
+fn takes(takes: &[(&BucketRule, u64)]) -> Arc<[Take]> {
     let take = |&(bucket, cost): &(&BucketRule, u64)| Take {
         bucket: bucket.clone(),
         cost: Tokens::new(cost).unwrap(),
     };
-    let takes: Arc<[Take]> = takes.iter().map(take).collect();
-    store.spend(Charge { agent: agent.clone(), takes }).await.unwrap()
+    takes.iter().map(take).collect()
+}
+
+async fn ask<S: Spend>(store: &S, agent: &AgentId, of: &[(&BucketRule, u64)]) -> Verdict {
+    store.spend(Charge { agent: agent.clone(), takes: takes(of) }).await.unwrap()
+}
+
+async fn lend<S: Lend>(store: &S, agent: &AgentId, of: &[(&BucketRule, u64)], most: u32) -> Loan {
+    store.lend(Charge { agent: agent.clone(), takes: takes(of) }, most).await.unwrap()
+}
+
+/// Asks for `count` charges at once, each in a task of its own.
+async fn ask_at_once<S: Spend>(
+    store: &S,
+    agent: &AgentId,
+    of: &[(&BucketRule, u64)],
+    count: usize,
+) -> Vec<Verdict> {
+    let takes = takes(of);
+    let charge = || Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
+    let asked: Vec<_> = (0..count).map(|_| tokio::spawn(store.spend(charge()))).collect();
+    let mut verdicts = Vec::new();
+    for answer in asked {
+        verdicts.push(answer.await.unwrap().unwrap());
+    }
+    verdicts
+}
+
+/// Settles, and returns what the buckets hold after that.
+async fn settle<S: Spend>(
+    store: &S,
+    agent: &AgentId,
+    of: &[(&BucketRule, u64)],
+    direction: Direction,
+) -> Verdict {
+    store.settle(Settlement { agent: agent.clone(), takes: takes(of), direction });
+    // A store may settle when it gets round to it, but not after what was asked later.
+    let look: Vec<_> = of.iter().map(|(bucket, _)| (*bucket, 0)).collect();
+    ask(store, agent, &look).await
 }
 
 fn change(agent: &AgentId, rev: u64, limits: Limits) -> Change {
@@ -129,7 +171,16 @@ pub async fn run<H: Harness>(harness: &H) {
     an_operators_limits_are_adopted_not_overwritten(harness).await;
     an_epoch_and_progress_are_kept(harness).await;
     many_agents_are_written_in_one_call(harness).await;
-    concurrent_spends_never_exceed_the_bucket(harness).await;
+    concurrent_spends_are_decided_as_if_one_came_after_the_other(harness).await;
+    a_watched_bucket_refuses_nothing_and_says_so(harness).await;
+    requests_at_once_pay_a_watched_bucket_as_far_as_it_goes(harness).await;
+    what_was_given_back_can_be_spent_again_and_never_overfills(harness).await;
+    a_request_that_cost_more_leaves_debt(harness).await;
+}
+
+/// Runs the promises of a store that hands out tokens ahead against `harness`.
+pub async fn run_lending<H: Harness<Store: Lend>>(harness: &H) {
+    a_loan_leaves_half_to_others(harness).await;
 }
 
 async fn a_new_agent_holds_a_full_bucket_and_no_more<H: Harness>(harness: &H) {
@@ -282,20 +333,95 @@ async fn many_agents_are_written_in_one_call<H: Harness>(harness: &H) {
     assert_eq!(records.len(), 500);
 }
 
-async fn concurrent_spends_never_exceed_the_bucket<H: Harness>(harness: &H) {
-    let (agent, bucket) = (agent("concurrent"), bucket("default", slow(50)));
-    let takes: Arc<[Take]> = [Take { bucket, cost: Tokens::ONE }].into();
-    let asked: Vec<_> = (0..200)
-        .map(|_| {
-            let charge = Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
-            tokio::spawn(harness.store().spend(charge))
-        })
-        .collect();
-    let mut admitted = 0;
-    for answer in asked {
-        admitted += usize::from(answer.await.unwrap().unwrap().decision == Decision::Admitted);
+async fn concurrent_spends_are_decided_as_if_one_came_after_the_other<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("concurrent"), bucket("default", slow(101)));
+    let verdicts = ask_at_once(harness.store(), &agent, &[(&bucket, 2)], 200).await;
+    let (admitted, denied): (Vec<_>, Vec<_>) =
+        verdicts.iter().partition(|verdict| verdict.decision == Decision::Admitted);
+    let mut left: Vec<u64> = admitted.iter().map(|v| v.first.tokens.whole()).collect();
+    left.sort_unstable();
+    let each_once: Vec<u64> = (0..50).map(|left| left * 2 + 1).collect();
+    assert_eq!(left, each_once, "every request sees what those before it left");
+    for verdict in denied {
+        assert_eq!((verdict.first.tokens.whole(), verdict.first.short), (1, true));
+        let Decision::Denied { wait_ms: Some(wait) } = verdict.decision else {
+            panic!("{verdict:?}")
+        };
+        assert!((99_000_000..=100_000_000).contains(&wait), "1 token at 0.00001/s, told {wait} ms");
     }
-    assert_eq!(admitted, 50);
+    let demand = load_one(harness.store(), &agent).await.demand;
+    assert_eq!(demand.admitted, 100);
+}
+
+async fn a_watched_bucket_refuses_nothing_and_says_so<H: Harness>(harness: &H) {
+    let agent = agent("watched");
+    let (wide, watched) = (bucket("default", slow(5)), watched("writes", slow(2)));
+    for (left, left_watched, short) in [(3, 0, false), (1, 0, true)] {
+        let verdict = ask(harness.store(), &agent, &[(&wide, 2), (&watched, 2)]).await;
+        assert_eq!(verdict.decision, Decision::Admitted);
+        assert_eq!((verdict.first.tokens.whole(), verdict.first.short), (left, false));
+        let held = &verdict.rest[0];
+        assert_eq!((held.tokens.whole(), held.short), (left_watched, short));
+    }
+    let verdict = ask(harness.store(), &agent, &[(&wide, 2), (&watched, 2)]).await;
+    assert!(matches!(verdict.decision, Decision::Denied { .. }));
+    assert_eq!((verdict.first.tokens.whole(), verdict.first.short), (1, true));
+}
+
+async fn requests_at_once_pay_a_watched_bucket_as_far_as_it_goes<H: Harness>(harness: &H) {
+    let agent = agent("watched-at-once");
+    let (wide, watched) = (bucket("default", slow(20)), watched("writes", slow(7)));
+    let verdicts = ask_at_once(harness.store(), &agent, &[(&wide, 1), (&watched, 1)], 30).await;
+    let admitted = |verdict: &&Verdict| verdict.decision == Decision::Admitted;
+    assert_eq!(verdicts.iter().filter(admitted).count(), 20);
+    let paid = verdicts.iter().filter(|verdict| !verdict.rest[0].short);
+    assert_eq!(paid.count(), 7);
+}
+
+async fn what_was_given_back_can_be_spent_again_and_never_overfills<H: Harness>(harness: &H) {
+    let agent = agent("back");
+    let (default, writes) = (bucket("default", slow(5)), bucket("writes", slow(5)));
+    let store = harness.store();
+    ask(store, &agent, &[(&default, 5), (&writes, 2)]).await;
+    let back = [(&default, 3), (&writes, 3)];
+    let verdict = settle(store, &agent, &back, Direction::GiveBack).await;
+    assert_eq!((verdict.first.tokens.whole(), verdict.rest[0].tokens.whole()), (3, 5));
+    assert_eq!(load_one(store, &agent).await.demand.admitted, 2);
+    let verdict = ask(store, &agent, &[(&default, 3)]).await;
+    assert_eq!(verdict.decision, Decision::Admitted);
+}
+
+async fn a_request_that_cost_more_leaves_debt<H: Harness>(harness: &H) {
+    let (agent, bucket) = (agent("more"), bucket("default", slow(5)));
+    ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    let verdict = settle(harness.store(), &agent, &[(&bucket, 10)], Direction::TakeMore).await;
+    assert!((-6_000_000_000..-5_999_000_000).contains(&verdict.first.tokens.0), "{verdict:?}");
+    let verdict = ask(harness.store(), &agent, &[(&bucket, 1)]).await;
+    assert!(matches!(verdict.decision, Decision::Denied { .. }));
+    assert_eq!(load_one(harness.store(), &agent).await.demand.admitted, 11);
+}
+
+async fn a_loan_leaves_half_to_others<H: Harness<Store: Lend>>(harness: &H) {
+    let agent = agent("loan");
+    let (wide, narrow) = (bucket("default", slow(1000)), bucket("writes", slow(100)));
+    let (both, store) = ([(&wide, 2), (&narrow, 1)], harness.store());
+    let loan = lend(store, &agent, &both, 1000).await;
+    // 99 are left of the narrow one, and half of that is 49.
+    assert_eq!((loan.verdict.decision, loan.ahead), (Decision::Admitted, 49));
+    assert_eq!(loan.verdict.first.tokens.whole(), 900);
+    assert_eq!(loan.verdict.rest[0].tokens.whole(), 50);
+    let loan = lend(store, &agent, &both, 10).await;
+    assert_eq!((loan.ahead, loan.verdict.rest[0].tokens.whole()), (10, 39));
+    assert_eq!(load_one(store, &agent).await.demand.admitted, 122);
+    let verdict = settle(store, &agent, &[(&wide, 20), (&narrow, 10)], Direction::GiveBack).await;
+    assert_eq!(verdict.rest[0].tokens.whole(), 49);
+    let loan = lend(store, &agent, &[(&narrow, 49)], 5).await;
+    assert_eq!((loan.verdict.decision, loan.ahead), (Decision::Admitted, 0));
+    let loan = lend(store, &agent, &[(&narrow, 1)], 5).await;
+    assert!(matches!(loan.verdict.decision, Decision::Denied { .. }));
+    assert_eq!(loan.ahead, 0);
+    let loan = lend(store, &agent, &[(&wide, 0)], 5).await;
+    assert_eq!(loan.ahead, 0, "what costs nothing need not be lent");
 }
 
 /// Draws numbers for the vectors: a fixed sequence, so that a failure names its case for ever

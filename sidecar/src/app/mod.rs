@@ -140,32 +140,40 @@ async fn start_with(
         }
         servers.spawn(serve::serve(name, listener, router, stop.clone()));
     };
-    let verifier = |needed: bool| -> Result<Option<JwtVerifier>, AppError> {
-        let build = || {
-            let identity = config.identity().map_err(AppError::Config)?;
-            identity.build().map_err(|error| AppError::Config(format!("identity: {error}")))
-        };
-        needed.then(build).transpose()
+    let faults = |faults: Vec<String>| AppError::Config(faults.join("; "));
+    let verifier = match listeners.ingest.is_some() || listeners.gateway.is_some() {
+        true => config.tokens().map_err(faults)?,
+        false => None,
     };
-    let verifier = verifier(listeners.ingest.is_some() || listeners.gateway.is_some())?;
-    let intake = match (&publisher, &verifier) {
-        (Some(publisher), Some(verifier)) if publishes => Some(ingest::Ingest::new(
+    let verifier = verifier.map(|tokens| {
+        tokens.build().map_err(|error| AppError::Config(format!("identity: {error}")))
+    });
+    let verifier: Option<JwtVerifier> = verifier.transpose()?;
+    if let Some(verifier) = verifier.clone() {
+        health = health.part("identity", move || {
+            let verifier = verifier.clone();
+            async move { verifier.ready().await }
+        });
+    }
+    let intake = match &publisher {
+        Some(publisher) if publishes => Some(ingest::Ingest::new(
             config.ingest.clone(),
             publisher.clone(),
             verifier.clone(),
             config.ingest.api_keys()?,
             config.ratings.subject,
+            config.ratings.receipts().map_err(AppError::Config)?,
         )),
         _ => None,
     };
     let mut handing_on = None;
-    if let (Some(listener), Some(verifier)) = (listeners.gateway, &verifier) {
-        let admission = AdmissionLayer::builder(store.clone())
-            .identity(verifier.clone())
-            .bucket(config.default_bucket())
-            .on_outage(config.store.on_outage)
-            .expected_nodes(config.store.expected_nodes)
-            .build()?;
+    if let Some(listener) = listeners.gateway {
+        let agents = config.agents(verifier.as_ref()).map_err(faults)?;
+        let mut admission = AdmissionLayer::builder(store.clone()).identity(agents);
+        if let Some(keys) = config.ratings.receipt_keys().map_err(AppError::Config)? {
+            admission = admission.receipts(keys);
+        }
+        let admission = config.admission(admission).build()?;
         let tee =
             intake.clone().filter(|_| tees).map(|intake| {
                 gateway::Tee::new(move |request| {

@@ -32,6 +32,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{ServiceExt, service_fn};
+use tower_merit::PeerAddr;
 use tracing::{debug, warn};
 
 /// The longest a client may take over the head of a request: a slow one does not hold a connection.
@@ -207,6 +208,7 @@ fn connection(
     service_fn(move |mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(PeerAddr::from(peer));
         router.clone().oneshot(request.map(Body::new))
     })
 }

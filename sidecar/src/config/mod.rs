@@ -9,7 +9,6 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use figment::{
@@ -18,22 +17,18 @@ use figment::{
     value::Value,
 };
 use serde::{Serialize, de::DeserializeOwned};
-use tower_merit::{
-    Bucket, JwtIdentity,
-    bucket::Limits,
-    identity::{IdentityConfigError, jwt::Algorithm},
-};
+use tower_merit::{ReceiptKeys, bucket::Limits};
 
-use crate::{
-    admin,
-    bus::{BusConfig, duration},
-    gateway, ingest, policy, tuner,
-};
+use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
+mod identity;
+mod routes;
 mod tables;
 mod validate;
 
-pub use tables::{BucketConfig, Identity, Log, Ratings, Role, Store, StoreKind, StoreMode};
+pub use identity::{Agents, Identity, Learning};
+pub use routes::{CostHeader, RouteConfig};
+pub use tables::{BucketConfig, Log, Ratings, Role, Store, StoreKind, StoreMode};
 
 /// What the environment variables that override the file begin with.
 pub const ENV_PREFIX: &str = "MERIT__";
@@ -51,6 +46,8 @@ pub struct Config {
     pub store: Store,
     /// The buckets; exactly one is the default.
     pub bucket: Vec<BucketConfig>,
+    /// Requests that are charged otherwise than by the default bucket alone.
+    pub route: Vec<RouteConfig>,
     /// What carries ratings from ingest to the tuner.
     pub bus: BusConfig,
     /// What ratings are about.
@@ -90,11 +87,12 @@ pub enum ConfigError {
 }
 
 /// The tables of the file, and `bucket_files`.
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 14] = [
     "identity",
     "store",
     "bucket",
     "bucket_files",
+    "route",
     "bus",
     "ratings",
     "policy",
@@ -107,7 +105,7 @@ const TABLES: [&str; 13] = [
 ];
 
 /// Tables that the contract names and this version does not have.
-const LATER: [&str; 2] = ["route", "feed"];
+const LATER: [&str; 1] = ["feed"];
 
 impl Config {
     /// Reads the file at `path` and the environment, and checks everything for `role`.
@@ -169,6 +167,7 @@ impl Config {
             identity: table(figment, "identity", faults),
             store: table(figment, "store", faults),
             bucket,
+            route: table(figment, "route", faults),
             bus: table(figment, "bus", faults),
             ratings: table(figment, "ratings", faults),
             policy: table(figment, "policy", faults),
@@ -179,68 +178,6 @@ impl Config {
             admin: table(figment, "admin", faults),
             log: table(figment, "log", faults),
         }
-    }
-
-    fn selectors(&self) -> impl Iterator<Item = &str> {
-        let own = self.identity.key_selector.as_deref();
-        let buckets = self.bucket.iter().filter_map(|bucket| bucket.key_selector.as_deref());
-        // `[identity]` decides when it says; buckets among themselves must agree either way.
-        own.into_iter().take(1).chain(buckets.filter(move |_| own.is_none()))
-    }
-
-    /// Returns the path of the claim that names the agent.
-    ///
-    /// # Errors
-    ///
-    /// When the selector is of a kind that this version does not have.
-    pub fn claim(&self) -> Result<&str, String> {
-        let selector = self.selectors().next().unwrap_or("jwt.claims.agent_id");
-        selector.strip_prefix("jwt.claims.").ok_or_else(|| {
-            format!("identity.key_selector: `{selector}` is not in this version: use `jwt.claims.<path>`")
-        })
-    }
-
-    /// Returns how tokens are verified, with the key read from where the configuration says.
-    ///
-    /// # Errors
-    ///
-    /// With the fault and its path.
-    pub fn identity(&self) -> Result<JwtIdentity, String> {
-        let Identity { issuer, audience, leeway, .. } = &self.identity;
-        let mut identity = match self.identity.algorithm()? {
-            Algorithm::HS256 => JwtIdentity::hs256(self.identity.secret()?),
-            algorithm => {
-                let path = self.identity.public_key_file.as_deref();
-                let path =
-                    path.ok_or("identity.public_key_file: must be set for this algorithm")?;
-                let pem = read(path).map_err(|error| {
-                    format!("identity.public_key_file: {error}: {}", cause(&error))
-                })?;
-                JwtIdentity::public_key(algorithm, pem)
-            }
-        };
-        identity = identity.claim(self.claim()?);
-        if let Some(issuer) = issuer {
-            identity = identity.issuer(issuer);
-        }
-        if let Some(audience) = audience {
-            identity = identity.audience(audience);
-        }
-        if let Some(text) = leeway {
-            let leeway = duration::parse(text)
-                .filter(|leeway| *leeway <= Duration::from_secs(300))
-                .ok_or(format!("identity.leeway: must be 0s to 5m, is {text:?}"))?;
-            identity = identity.leeway(leeway);
-        }
-        let fault = |error: IdentityConfigError| format!("identity: {error}");
-        identity.clone().build().map_err(fault).map(|_| identity)
-    }
-
-    /// Returns the default bucket, as a layer takes it.
-    #[must_use]
-    pub fn default_bucket(&self) -> Bucket {
-        let bucket = self.bucket.iter().find(|bucket| bucket.default).expect("validated");
-        Bucket::per_second(bucket.refill_rate).capacity(bucket.capacity).named(&bucket.bucket_name)
     }
 
     /// Returns the limits of agents that have none of their own.
@@ -265,55 +202,48 @@ impl Config {
     }
 }
 
-impl Identity {
-    fn algorithm(&self) -> Result<Algorithm, String> {
-        const KNOWN: &str = "`HS256`, `RS256`, `ES256` or `EdDSA`";
-        match &self.algorithms[..] {
-            [one] => match one.as_str() {
-                "HS256" => Ok(Algorithm::HS256),
-                "RS256" => Ok(Algorithm::RS256),
-                "ES256" => Ok(Algorithm::ES256),
-                "EdDSA" => Ok(Algorithm::EdDSA),
-                other => Err(format!("identity.algorithms: must be one of {KNOWN}, is {other:?}")),
-            },
-            list => {
-                Err(format!("identity.algorithms: must name one of {KNOWN}, names {}", list.len()))
-            }
-        }
-    }
-
-    /// Returns the HS256 secret.
+impl Ratings {
+    /// Returns the keys of receipts; nothing when none are configured.
     ///
     /// # Errors
     ///
-    /// When it is not where the configuration says.
-    pub fn secret(&self) -> Result<Vec<u8>, String> {
-        match (&self.secret_env, &self.secret_file) {
-            (Some(name), None) => std::env::var(name).map(String::into_bytes).map_err(|_| {
-                format!("identity.secret_env: environment variable {name} is not set")
-            }),
-            (None, Some(path)) => match read(path) {
-                Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).as_bytes().to_vec()),
-                Err(error) => Err(format!("identity.secret_file: {error}: {}", cause(&error))),
-            },
+    /// With the fault and its path. No secret is repeated.
+    pub fn receipt_keys(&self) -> Result<Option<ReceiptKeys>, String> {
+        let (path, text) = match (&self.receipt_keys_env, &self.receipt_keys_file) {
+            (None, None) if self.receipts == ingest::ReceiptMode::Off => return Ok(None),
+            (Some(name), None) => {
+                let path = "ratings.receipt_keys_env";
+                let unset = |_| format!("{path}: environment variable {name} is not set");
+                (path, std::env::var(name).map_err(unset)?)
+            }
+            (None, Some(file)) => {
+                let path = "ratings.receipt_keys_file";
+                let unread = |error: ConfigError| format!("{path}: {error}: {}", cause(&error));
+                (path, read(file).map_err(unread)?)
+            }
             _ => {
-                Err("identity.secret_env: set it or secret_file for HS256, one of them".to_owned())
+                return Err("ratings.receipt_keys_env: set it or receipt_keys_file for receipts, \
+                            one of them"
+                    .to_owned());
             }
-        }
+        };
+        let keys = ReceiptKeys::parse(&text);
+        keys.map(Some).map_err(|error| format!("{path}: {error}"))
     }
 
-    /// Returns the secret to sign development tokens with.
+    /// Returns how ingest looks at receipts.
     ///
     /// # Errors
     ///
-    /// When tokens are not signed with a secret, or it is not there.
-    pub fn signing_secret(&self) -> Result<Vec<u8>, String> {
-        match self.algorithm()? {
-            Algorithm::HS256 => self.secret(),
-            other => Err(format!(
-                "identity.algorithms: tokens are signed with {other:?}, whose private key is not here; only HS256 tokens can be made"
-            )),
-        }
+    /// As [`Ratings::receipt_keys`].
+    pub fn receipts(&self) -> Result<ingest::Receipts, String> {
+        let keys = self.receipt_keys()?;
+        Ok(match (keys, self.receipts) {
+            (None, _) | (_, ingest::ReceiptMode::Off) => ingest::Receipts::off(),
+            (Some(keys), mode) => {
+                ingest::Receipts::verified_with(keys, mode == ingest::ReceiptMode::Require)
+            }
+        })
     }
 }
 
@@ -395,4 +325,45 @@ fn bucket_files(folder: &Path, pattern: &str, faults: &mut Vec<String>) -> Vec<B
         }
     }
     buckets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::ReceiptMode;
+
+    fn ratings(receipts: ReceiptMode, env: Option<&str>, file: Option<PathBuf>) -> Ratings {
+        let receipt_keys_env = env.map(ToOwned::to_owned);
+        Ratings { receipts, receipt_keys_env, receipt_keys_file: file, ..Ratings::default() }
+    }
+
+    #[test]
+    fn receipts_that_are_looked_at_need_keys_and_exactly_one_place_for_them() {
+        assert!(ratings(ReceiptMode::Off, None, None).receipt_keys().unwrap().is_none());
+        for table in [
+            ratings(ReceiptMode::Prefer, None, None),
+            ratings(ReceiptMode::Require, None, None),
+            ratings(ReceiptMode::Off, Some("A"), Some("b".into())),
+        ] {
+            let fault = table.receipts().unwrap_err();
+            assert!(fault.starts_with("ratings.receipt_keys_env: set it or"), "{fault}");
+        }
+        let unset = ratings(ReceiptMode::Off, Some("MERIT_TEST_NO_SUCH_VARIABLE"), None);
+        assert!(unset.receipt_keys().unwrap_err().contains("MERIT_TEST_NO_SUCH_VARIABLE"));
+    }
+
+    #[test]
+    fn keys_in_a_file_are_read_and_a_faulty_one_is_named_without_its_secret() {
+        let folder = std::env::temp_dir();
+        let file = folder.join(format!("merit-receipt-keys-{}", std::process::id()));
+        fs::write(&file, "new:the secret of receipts: thirty-two bytes\r\nold:abc\n").unwrap();
+        let table = ratings(ReceiptMode::Require, None, Some(file.clone()));
+        let fault = table.receipt_keys().unwrap_err();
+        assert!(fault.starts_with("ratings.receipt_keys_file: "), "{fault}");
+        assert!(fault.contains("key 2") && !fault.contains("abc"), "{fault}");
+        fs::write(&file, "new:the secret of receipts: thirty-two bytes\n").unwrap();
+        let keys = table.receipt_keys().unwrap().unwrap();
+        fs::remove_file(&file).unwrap();
+        assert_eq!(format!("{keys:?}"), r#"["new"]"#);
+    }
 }

@@ -8,30 +8,7 @@ use tower_merit::{
     store::leased::{AHEAD_MAX, LEASE_TERM, LEASES_MAX},
 };
 
-use crate::{bus::duration, rating::SubjectMode, telemetry::LogFormat};
-
-/// `[identity]`: one for ingest and gateway.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Identity {
-    /// Where the agent id stands: `jwt.claims.<path>`; the bucket's own selector when absent, and
-    /// `jwt.claims.agent_id` when neither says.
-    pub key_selector: Option<String>,
-    /// The one algorithm that tokens are signed with: `HS256`, `RS256`, `ES256` or `EdDSA`.
-    pub algorithms: Vec<String>,
-    /// PEM file of the public key, for the asymmetric ones.
-    pub public_key_file: Option<PathBuf>,
-    /// Environment variable with the secret, at least 32 bytes, for HS256.
-    pub secret_env: Option<String>,
-    /// File with the secret; a line break at its end is no part of it.
-    pub secret_file: Option<PathBuf>,
-    /// What `iss` must be.
-    pub issuer: Option<String>,
-    /// What `aud` must be or contain.
-    pub audience: Option<String>,
-    /// Clock difference to the issuer that is forgiven; default 5s.
-    pub leeway: Option<String>,
-}
+use crate::{bus::duration, ingest::ReceiptMode, rating::SubjectMode, telemetry::LogFormat};
 
 /// `[store]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -117,6 +94,14 @@ pub struct BucketConfig {
     pub refill_rate: f64,
     /// Tokens it holds at most: the largest burst.
     pub capacity: u64,
+    /// True for a bucket that is only watched: it refuses nothing, and what it would have refused is
+    /// counted (`merit_would_deny_total`).
+    #[serde(default)]
+    pub shadow: bool,
+    /// Whether its limits move with the agent's ratings as the default bucket's do; not in this
+    /// version.
+    #[serde(default)]
+    pub earned: bool,
     /// Where the agent id stands, when `[identity]` does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_selector: Option<String>,
@@ -129,6 +114,14 @@ pub struct Ratings {
     /// Whose limits a rating moves that names no agent: nobody's (`agent`, default), or the item's
     /// (`item`), taking the item for the agent.
     pub subject: SubjectMode,
+    /// What a rating needs a receipt for: nothing (`off`, default), to count in full (`prefer`), or to
+    /// be taken at all (`require`).
+    pub receipts: ReceiptMode,
+    /// Environment variable with the keys of receipts, `id:secret` separated by commas; the first
+    /// signs, all verify; `head -c 32 /dev/urandom | base64` makes a secret. Once there are keys the gateway issues receipts, whatever `receipts` says.
+    pub receipt_keys_env: Option<String>,
+    /// File with the keys of receipts, one a line.
+    pub receipt_keys_file: Option<PathBuf>,
 }
 
 /// `[log]`.

@@ -20,6 +20,7 @@ impl Config {
             _ => {}
         }
         self.validate_buckets(faults);
+        self.validate_routes(faults);
         self.validate_store(role, faults);
         self.bus.validate("bus", faults);
         self.policy.validate("policy", faults);
@@ -28,11 +29,14 @@ impl Config {
         self.gateway.validate("gateway", faults);
         self.metrics.validate("metrics", faults);
         self.admin.validate("admin", faults);
-        let listens = |on: bool, listen: bool| on && listen;
-        if listens(role.ingests(), self.ingest.listen.is_some())
-            || listens(role.guards(), self.gateway.listen.is_some())
-        {
-            self.validate_identity(faults);
+        let guards = role.guards() && self.gateway.listen.is_some();
+        let rates = (role.ingests() && self.ingest.listen.is_some())
+            || (guards && self.gateway.tee_ratings.is_some());
+        if guards || rates {
+            self.validate_identity(rates, guards, faults);
+            if let Err(fault) = self.ratings.receipt_keys() {
+                faults.push(fault);
+            }
         }
         if role == Role::Ingest && self.ingest.listen.is_none() {
             faults.push("ingest.listen: must be set for role `ingest`".to_owned());
@@ -59,6 +63,9 @@ impl Config {
             if !names.insert(&bucket.bucket_name) {
                 faults.push(format!("{path}.bucket_name: {:?} stands twice", bucket.bucket_name));
             }
+            if bucket.earned {
+                faults.push(format!("{path}.earned: not in this version yet: remove it"));
+            }
             if let Err(error) = Limits::per_second(bucket.refill_rate, bucket.capacity) {
                 faults.push(format!("{path}: {error}"));
             } else if bucket.refill_rate < 0.000_001 || bucket.capacity == 0 {
@@ -77,20 +84,7 @@ impl Config {
                     .push(format!("bucket: exactly one must have `default = true`, {count} have"));
             }
         }
-        if self.bucket.len() > 1 {
-            faults.push(
-                "bucket: this version charges the default bucket only: remove the others"
-                    .to_owned(),
-            );
-        }
-        let selectors: BTreeSet<&str> = self.selectors().collect();
-        if selectors.len() > 1 {
-            let all: Vec<&str> = selectors.into_iter().collect();
-            faults.push(format!(
-                "bucket.key_selector: all buckets share one selector, found `{}`",
-                all.join("`, `")
-            ));
-        }
+        self.validate_selectors(faults);
     }
 
     fn validate_store(&self, role: Role, faults: &mut Vec<String>) {
@@ -133,21 +127,6 @@ impl Config {
         }
     }
 
-    fn validate_identity(&self, faults: &mut Vec<String>) {
-        for (name, value) in
-            [("issuer", &self.identity.issuer), ("audience", &self.identity.audience)]
-        {
-            if value.as_deref().is_none_or(str::is_empty) {
-                faults.push(format!(
-                    "identity.{name}: must be set: tokens for others must not pass here"
-                ));
-            }
-        }
-        if let Err(fault) = self.identity() {
-            faults.push(fault);
-        }
-    }
-
     /// Returns what is legal and odd.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
@@ -169,6 +148,21 @@ impl Config {
             self.store.on_outage == Outage::Open,
             "store.on_outage: `open`: nobody is limited while Redis does not answer",
         );
+        warn(
+            self.gateway.shadow,
+            "gateway.shadow: nobody is limited, refused or asked for a token: everything passes",
+        );
+        let named =
+            |name: &str| self.route.iter().any(|route| route.buckets.iter().any(|b| b == name));
+        for bucket in self.bucket.iter().filter(|bucket| !bucket.default) {
+            if !named(&bucket.bucket_name) {
+                let name = &bucket.bucket_name;
+                warn(
+                    true,
+                    &format!("bucket: `{name}`: no [[route]] names it: it is never charged"),
+                );
+            }
+        }
         let limits = self.default_limits();
         let start = limits.refill().tokens();
         warn(

@@ -1,8 +1,9 @@
 //! The `[gateway]` table.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use http::{Uri, uri::Authority};
+use tower_merit::{AgentId, admission::RETRY_JITTER_MAX};
 
 /// The range of the deadlines.
 const TIMEOUT_MIN: Duration = Duration::from_millis(10);
@@ -48,6 +49,28 @@ pub struct Config {
     /// Most upgraded connections of one agent at a time, further ones get 429; 100 is plenty for
     /// one agent, and a hundredth of all.
     pub max_tunnels_per_agent: usize,
+    /// Agents that pass uncharged, whatever their limits, even when banned; nobody.
+    pub allow: Vec<String>,
+    /// Most requests of one agent in flight at a time on this gateway, each until its answer's body
+    /// has ended, further ones get 429; without bound unless set. Gateways do not talk about it: with
+    /// several of them it is the total divided by their number.
+    pub concurrency_per_agent: Option<NonZeroU32>,
+    /// Whether everything is decided and counted and passes all the same; false.
+    pub shadow: bool,
+    /// Whether a request that the upstream fails (5xx, or no answer) gets its tokens back; false,
+    /// because whoever provokes errors would do it for nothing.
+    pub refund_on_5xx: bool,
+    /// Whether answers carry `RateLimit` and `RateLimit-Policy`; true.
+    pub rate_limit_headers: bool,
+    /// Whether answers carry `X-RateLimit-Limit`, `-Remaining` and `-Reset` (seconds from now) as
+    /// well; false, for clients that know no others.
+    pub x_rate_limit_headers: bool,
+    /// Whether `Access-Control-Expose-Headers` lets scripts of other origins read them; false.
+    pub expose_headers: bool,
+    /// The most that is added at random to the wait of a denial, so that agents refused together do
+    /// not come back together; 0s, at most 1h.
+    #[serde(with = "crate::bus::duration")]
+    pub retry_jitter: Duration,
 }
 
 impl Default for Config {
@@ -64,6 +87,14 @@ impl Default for Config {
             trust_forwarded: false,
             max_tunnels: 10_000,
             max_tunnels_per_agent: 100,
+            allow: Vec::new(),
+            concurrency_per_agent: None,
+            shadow: false,
+            refund_on_5xx: false,
+            rate_limit_headers: true,
+            x_rate_limit_headers: false,
+            expose_headers: false,
+            retry_jitter: Duration::ZERO,
         }
     }
 }
@@ -118,6 +149,15 @@ impl Config {
                     "{path}.{name}: must be {TIMEOUT_MIN:?}..={TIMEOUT_MAX:?}, is {value:?}"
                 ));
             }
+        }
+        for agent in &self.allow {
+            if let Err(error) = AgentId::new(agent) {
+                faults.push(format!("{path}.allow: {agent:?} {error}"));
+            }
+        }
+        if self.retry_jitter > RETRY_JITTER_MAX {
+            let (most, found) = (RETRY_JITTER_MAX, self.retry_jitter);
+            faults.push(format!("{path}.retry_jitter: must be at most {most:?}, is {found:?}"));
         }
         let tunnels = [
             ("max_tunnels", self.max_tunnels),
@@ -196,9 +236,10 @@ mod tests {
             assert!(!found[0].contains("secret"));
         }
         let rest = faults(
-            r#"{"tee_ratings":"v1","connect_timeout":"0ms","max_tunnels":0,"max_tunnels_per_agent":0}"#,
+            r#"{"tee_ratings":"v1","connect_timeout":"0ms","max_tunnels":0,"max_tunnels_per_agent":0,
+                "allow":["a b"],"retry_jitter":"2h"}"#,
         );
-        assert_eq!(rest.len(), 4, "{rest:?}");
-        assert_eq!(rest[3], "gateway.max_tunnels_per_agent: must be 1..=1000000, is 0");
+        assert_eq!(rest.len(), 6, "{rest:?}");
+        assert_eq!(rest[5], "gateway.max_tunnels_per_agent: must be 1..=1000000, is 0");
     }
 }

@@ -68,14 +68,9 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Makes the fields of a client's request those of a request to the upstream.
 pub(super) fn to_upstream(headers: &mut HeaderMap, origin: &Origin<'_>) {
-    let trailers = headers.get_all(TE).iter().any(|value| {
-        let tokens = value.to_str().unwrap_or_default().split(',');
-        tokens.map(str::trim).any(|token| token.eq_ignore_ascii_case("trailers"))
-    });
     remove_hop_by_hop(headers);
-    if trailers {
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-    }
+    // Always, whatever the client can take: trailers may settle what its request cost.
+    headers.insert(TE, HeaderValue::from_static("trailers"));
     // The body is asked for when the upstream is connected, and the server then says 100 by itself.
     headers.remove(EXPECT);
     join_cookies(headers);
@@ -278,7 +273,10 @@ mod tests {
             ("via", "1.1 front"),
         ]);
         to_upstream(&mut fields, &Origin { version: Version::HTTP_2, ..origin(None) });
-        assert_eq!(fields["te"], "trailers");
+        assert_eq!(fields.get_all("te").iter().collect::<Vec<_>>(), ["trailers"]);
+        let mut silent = headers(&[]);
+        to_upstream(&mut silent, &origin(None));
+        assert_eq!(silent["te"], "trailers", "a client could dodge what settles at the end");
         assert!(!fields.contains_key("expect"));
         assert_eq!(fields.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);
         assert_eq!(fields.get_all("via").iter().collect::<Vec<_>>(), ["1.1 front", "2 merit"]);

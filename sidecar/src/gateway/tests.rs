@@ -26,7 +26,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
 };
-use tower_merit::{AdmissionLayer, Bucket, JwtIdentity, MemoryStore};
+use tower_merit::{AdmissionLayer, Bucket, JwtIdentity, MemoryStore, Route};
 
 use super::*;
 
@@ -541,4 +541,46 @@ async fn a_path_without_receiver_or_a_receiver_without_path_is_an_error() {
     assert!(matches!(router(&path, admission(), None), Err(GatewayError::Tee)));
     let tee = Tee::new(|_| async { Ok(()) });
     assert!(matches!(router(&plain, admission(), Some(tee)), Err(GatewayError::Tee)));
+}
+
+/// Streams an answer that says at its end what it cost.
+async fn metered() -> Response<Body> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-tokens-used", "7".parse().unwrap());
+    let frames = [Frame::data(Bytes::from("words")), Frame::trailers(trailers)];
+    let body = StreamBody::new(stream::iter(frames.map(Ok::<_, std::io::Error>)));
+    Response::builder().header("trailer", "x-tokens-used").body(Body::new(body)).unwrap()
+}
+
+#[tokio::test]
+async fn what_the_upstream_says_at_the_end_of_an_answer_is_what_it_cost() {
+    let upstream = serve(Router::new().fallback(metered)).await;
+    let admission = AdmissionLayer::builder(MemoryStore::new())
+        .identity(JwtIdentity::hs256(SECRET))
+        .bucket(Bucket::per_second(0.001).capacity(100))
+        .route(Route::path("/chat").cost(60).settle_from("x-tokens-used".parse().unwrap()))
+        .route(Route::path("/look").cost(0))
+        .build()
+        .unwrap();
+    let gateway = serve(router(&to(upstream), admission, None).unwrap()).await;
+    let response = send(gateway, get("/chat")).await;
+    assert!(response.headers()["ratelimit"].to_str().unwrap().contains("r=40;"));
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "words");
+    let left = send(gateway, get("/look")).await;
+    assert!(left.headers()["ratelimit"].to_str().unwrap().contains("r=93;"), "{left:?}");
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_away_costs_nothing_where_that_is_wanted() {
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let admission = AdmissionLayer::builder(MemoryStore::new())
+        .identity(JwtIdentity::hs256(SECRET))
+        .bucket(Bucket::per_second(0.001).capacity(2))
+        .refund_on_5xx(true)
+        .build()
+        .unwrap();
+    let gateway = serve(router(&to(closed), admission, None).unwrap()).await;
+    for _ in 0..5 {
+        assert_eq!(send(gateway, get("/")).await.status(), StatusCode::BAD_GATEWAY);
+    }
 }

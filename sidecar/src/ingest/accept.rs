@@ -18,6 +18,7 @@ use super::{
     Config, Refusal,
     meter::Meter,
     raters::{ApiKeys, Rater, Raters},
+    receipts::Receipts,
 };
 use crate::{
     bus::{PublishError, Publisher},
@@ -42,6 +43,7 @@ pub(super) struct Inner {
     raters: Raters,
     publisher: Publisher,
     subject: SubjectMode,
+    receipts: Receipts,
 }
 
 /// A rating that the bus has acknowledged.
@@ -51,10 +53,13 @@ pub struct Accepted {
     pub id: RatingId,
     /// False when the rating names no agent, and so moves no limit.
     pub moves_a_limit: bool,
+    /// Whether its receipt holds; nothing while receipts are not looked at.
+    pub receipted: Option<bool>,
 }
 
 impl Ingest {
-    /// Returns an ingest that puts ratings on `publisher`. It must be called within a tokio runtime:
+    /// Returns an ingest that puts ratings on `publisher`. Without a verifier no token is taken, and
+    /// API keys alone may rate. It must be called within a tokio runtime:
     /// a task keeps the gauge `rating_rate` current until the last clone is gone.
     ///
     /// Install the metrics recorder before: handles are taken here.
@@ -62,9 +67,10 @@ impl Ingest {
     pub fn new(
         config: Config,
         publisher: Publisher,
-        verifier: JwtVerifier,
+        verifier: Option<JwtVerifier>,
         keys: ApiKeys,
         subject: SubjectMode,
+        receipts: Receipts,
     ) -> Self {
         let inner = Inner {
             in_flight: Semaphore::new(config.max_in_flight),
@@ -74,6 +80,7 @@ impl Ingest {
             config,
             publisher,
             subject,
+            receipts,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -87,7 +94,7 @@ impl Ingest {
     pub async fn take(&self, request: &Request<Bytes>) -> Result<Accepted, Refusal> {
         let deadline = Instant::now() + self.inner.config.timeout;
         let outcome = async {
-            let rater = self.identify(request)?;
+            let rater = self.identify(request).await?;
             let name = idempotency_key(request.headers())?;
             self.accept(&rater, name, request.body(), deadline).await
         };
@@ -95,7 +102,10 @@ impl Ingest {
     }
 
     /// Returns who sent `request`, when it may post ratings.
-    pub(super) fn identify<B>(&self, request: &Request<B>) -> Result<Rater, Refusal> {
+    pub(super) fn identify<B>(
+        &self,
+        request: &Request<B>,
+    ) -> impl Future<Output = Result<Rater, Refusal>> + Send + 'static {
         self.inner.raters.identify(request)
     }
 
@@ -125,7 +135,7 @@ impl Ingest {
         rater.may_send(&request)?;
         let rating = request.into_rating(rater.poster().clone(), unix_now_us())?;
         rater.may_move(&rating, self.inner.subject)?;
-        Ok(rating)
+        self.inner.receipts.check(rating, self.inner.subject).map_err(Refusal::Receipt)
     }
 
     /// Puts `rating` on the bus, and returns when the bus has acknowledged it.
@@ -139,7 +149,9 @@ impl Ingest {
             Ok(Ok(())) => {
                 self.inner.meter.accepted();
                 let moves_a_limit = rating.subject(self.inner.subject).is_some();
-                Ok(Accepted { id: id(), moves_a_limit })
+                let checked = self.inner.receipts.are_checked();
+                let receipted = checked.then(|| rating.receipt_id().is_some());
+                Ok(Accepted { id: id(), moves_a_limit, receipted })
             }
             Ok(Err(source)) => {
                 match &source {

@@ -63,7 +63,7 @@ async fn one(State(ingest): State<Ingest>, request: Request<Body>) -> Response {
     let outcome = async {
         let _permit = permit(&inner.in_flight)?;
         let deadline = Instant::now() + inner.config.timeout;
-        let rater = ingest.identify(&request)?;
+        let rater = ingest.identify(&request).await?;
         let name = idempotency_key(request.headers())?;
         if !is_json(&media_type(request.headers())?) {
             return Err(other_media_type(request.headers(), "application/json"));
@@ -82,7 +82,7 @@ async fn many(State(ingest): State<Ingest>, request: Request<Body>) -> Response 
         let _permit = permit(&inner.in_flight)?;
         let _batch = permit(&inner.batches)?;
         let deadline = Instant::now() + inner.config.timeout;
-        let rater = ingest.identify(&request)?;
+        let rater = ingest.identify(&request).await?;
         if idempotency_key(request.headers())?.is_some() {
             let problem = "names one rating; in a batch give every item its own `id`".to_owned();
             return Err(Refusal::IdempotencyKey { problem });
@@ -110,14 +110,18 @@ async fn many(State(ingest): State<Ingest>, request: Request<Body>) -> Response 
 impl Accepted {
     /// Returns what the poster reads.
     pub(super) fn to_json(&self) -> Value {
-        match self.moves_a_limit {
+        let mut answer = match self.moves_a_limit {
             true => json!({ "id": self.id.as_str() }),
             false => json!({
                 "id": self.id.as_str(),
                 "moves": null,
                 "note": "names no agent, so it moves no limit; it counts for personalised ratings",
             }),
+        };
+        if let Some(receipted) = self.receipted {
+            answer["receipted"] = receipted.into();
         }
+        answer
     }
 }
 

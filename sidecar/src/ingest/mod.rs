@@ -5,13 +5,17 @@
 //! 2. A body is bounded in size and time, and becomes a [`Rating`](crate::rating::Rating) or a
 //!    [`Refusal`] that names the field.
 //! 3. "Accepted" is said only after the bus has acknowledged the rating.
-//! 4. When the bus is full or away the answer is 503 with `Retry-After`; nothing is buffered here.
+//! 4. A rating's receipt is verified here ([`receipts`]), where the keys are; on the bus stands what
+//!    it proved.
+//! 5. When the bus is full or away the answer is 503 with `Retry-After`; nothing is buffered here.
 
 mod config;
 
 pub mod raters;
 
 mod refusal;
+
+pub mod receipts;
 
 mod accept;
 
@@ -24,4 +28,5 @@ pub mod http;
 pub use accept::{Accepted, Ingest};
 pub use config::Config;
 pub use raters::{ApiKeys, ApiKeysError};
+pub use receipts::{ReceiptFault, ReceiptMode, Receipts};
 pub use refusal::Refusal;

@@ -12,7 +12,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderName, Request};
 use tower_merit::{
     AgentId, JwtVerifier,
-    identity::{IdentityError, bearer},
+    identity::{IdentityError, Token, bearer, jwt::Verifying},
 };
 
 use super::Refusal;
@@ -151,37 +151,66 @@ pub(super) struct Rater {
 /// Learns raters from credentials.
 #[derive(Clone, Debug)]
 pub(super) struct Raters {
-    verifier: JwtVerifier,
+    /// Absent when no keys of tokens are configured: then API keys alone may rate.
+    verifier: Option<JwtVerifier>,
     keys: ApiKeys,
 }
 
 impl Raters {
-    pub(super) fn new(verifier: JwtVerifier, keys: ApiKeys) -> Self {
+    pub(super) fn new(verifier: Option<JwtVerifier>, keys: ApiKeys) -> Self {
         Self { verifier, keys }
     }
 
-    /// Returns who sent `request`, when it may post ratings at all.
-    pub(super) fn identify<B>(&self, request: &Request<B>) -> Result<Rater, Refusal> {
+    /// Returns who sent `request`, when it may post ratings at all. The answer borrows nothing of
+    /// the request, whose body may be waited for by another task.
+    pub(super) fn identify<B>(
+        &self,
+        request: &Request<B>,
+    ) -> impl Future<Output = Result<Rater, Refusal>> + Send + 'static {
+        let credential = self.credential(request);
+        async move {
+            match credential? {
+                Credential::Known(rater) => Ok(rater),
+                Credential::Token(pending) => {
+                    let token = pending.await.map_err(Refusal::Unauthenticated)?;
+                    rater(&token)
+                }
+            }
+        }
+    }
+
+    fn credential<B>(&self, request: &Request<B>) -> Result<Credential, Refusal> {
         if let Some(key) = request.headers().get(API_KEY) {
             let known = key.to_str().ok().and_then(|secret| self.keys.poster(secret));
-            return known.map(Rater::collector).ok_or_else(unknown_key);
+            let known = known.map(|poster| Credential::Known(Rater::collector(poster)));
+            return known.ok_or_else(unknown_key);
         }
         let credential = bearer(request).map_err(Refusal::Unauthenticated)?;
         if let Some(poster) = self.keys.poster(credential) {
-            return Ok(Rater::collector(poster));
+            return Ok(Credential::Known(Rater::collector(poster)));
         }
-        let token = self.verifier.verify(credential).map_err(Refusal::Unauthenticated)?;
-        let any = token.has_scope(WRITE_ANY);
-        if !any && !token.has_scope(WRITE) {
-            return Err(Refusal::Scope);
-        }
-        let subject = token.subject.as_deref().ok_or(Refusal::NoSubject)?;
-        Ok(Rater {
-            poster: subject_poster(subject)?,
-            only: (!any).then(|| subject.into()),
-            agent: token.agent.clone().ok(),
-        })
+        let verifier = self.verifier.as_ref().ok_or_else(unknown_key)?;
+        Ok(Credential::Token(verifier.verify(credential)))
     }
+}
+
+/// What a request brings to show who sent it.
+enum Credential {
+    Known(Rater),
+    Token(Verifying<Arc<Token>>),
+}
+
+fn rater(token: &Token) -> Result<Rater, Refusal> {
+    let any = token.has_scope(WRITE_ANY);
+    if !any && !token.has_scope(WRITE) {
+        return Err(Refusal::Scope);
+    }
+    let subject = token.subject.as_deref().ok_or(Refusal::NoSubject)?;
+    Ok(Rater {
+        poster: subject_poster(subject)?,
+        only: (!any).then(|| subject.into()),
+        agent: token.agent.clone().ok(),
+    })
 }
 
 fn unknown_key() -> Refusal {

@@ -6,7 +6,10 @@ use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 use tower_merit::{Problem, identity::IdentityError, problem::REDUCED_CAPACITY};
 
-use super::raters::{WRITE, WRITE_ANY};
+use super::{
+    raters::{WRITE, WRITE_ANY},
+    receipts::ReceiptFault,
+};
 use crate::{
     bus::PublishError,
     rating::{RatingError, RatingId, TextError},
@@ -88,6 +91,9 @@ pub enum Refusal {
     /// The body is no rating: 400 when it is no JSON, else 422.
     #[error(transparent)]
     Rating(#[from] RatingError),
+    /// It must have a receipt that holds, and has none: 422.
+    #[error("receipt {0}")]
+    Receipt(#[source] ReceiptFault),
     /// The bus did not take it: 503, or 500 when it never will.
     #[error("{}", bus_message(source))]
     Bus {
@@ -124,15 +130,10 @@ impl Refusal {
     #[must_use]
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Unauthenticated(IdentityError::Unauthenticated { .. }) => {
-                StatusCode::UNAUTHORIZED
+            Self::Unauthenticated(error) => error.status(),
+            Self::Scope | Self::NoSubject | Self::Subject(_) | Self::OtherUser | Self::OwnAgent => {
+                StatusCode::FORBIDDEN
             }
-            Self::Unauthenticated(_)
-            | Self::Scope
-            | Self::NoSubject
-            | Self::Subject(_)
-            | Self::OtherUser
-            | Self::OwnAgent => StatusCode::FORBIDDEN,
             Self::MediaType { .. } | Self::Encoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge { .. } | Self::TooMany { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Array { .. }
@@ -140,7 +141,7 @@ impl Refusal {
             | Self::IdempotencyKey { .. }
             | Self::TwoNames(_)
             | Self::Rating(RatingError::Json { .. }) => StatusCode::BAD_REQUEST,
-            Self::Empty | Self::Rating(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Empty | Self::Rating(_) | Self::Receipt(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Bus { source: PublishError::Refused { .. }, .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
@@ -153,6 +154,7 @@ impl Refusal {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
+            Self::Unauthenticated(IdentityError::Unavailable { .. }) => "keys_unavailable",
             Self::Unauthenticated(_) => "unauthenticated",
             Self::Scope | Self::NoSubject | Self::Subject(_) => "scope",
             Self::OtherUser => "other_user",
@@ -162,6 +164,7 @@ impl Refusal {
             Self::Array { .. } | Self::BrokenOff | Self::Rating(RatingError::Json { .. }) => "json",
             Self::IdempotencyKey { .. } | Self::TwoNames(_) => "idempotency_key",
             Self::Empty | Self::Rating(_) => "invalid",
+            Self::Receipt(_) => "receipt",
             Self::Bus { source: PublishError::Full { .. }, .. } => "bus_full",
             Self::Bus { source: PublishError::Refused { .. }, .. } => "bus_refused",
             Self::Bus { .. } | Self::Late { .. } => "bus_unavailable",
@@ -176,6 +179,7 @@ impl Refusal {
         match self {
             Self::OtherUser => Some("user_id"),
             Self::OwnAgent => Some("agent_id"),
+            Self::Receipt(_) => Some("receipt"),
             Self::MediaType { .. } => Some("content-type"),
             Self::Encoding => Some("content-encoding"),
             Self::IdempotencyKey { .. } => Some("idempotency-key"),
@@ -190,6 +194,7 @@ impl Refusal {
         match self {
             Self::Bus { source, .. } => source.retry_after(),
             Self::Late { .. } | Self::Busy => Some(BUSY_RETRY_AFTER),
+            Self::Unauthenticated(error) => error.retry_after_s().map(Duration::from_secs),
             _ => None,
         }
     }

@@ -64,6 +64,15 @@ impl Rating {
         u64::from_le_bytes(hasher.first_bytes())
     }
 
+    /// Returns a hash of the request that the receipt proves: equal for all ratings that lean on one
+    /// receipt, stable across versions; nothing without a verified one.
+    #[must_use]
+    pub fn receipt_key(&self) -> Option<u64> {
+        let mut hasher = Hasher::new("merit receipt v1");
+        hasher.text(self.receipt_id()?.as_str());
+        Some(u64::from_le_bytes(hasher.first_bytes()))
+    }
+
     /// Returns a hash of what the body says but its id and timestamp: it tells a repeat from
     /// another body under the same id. Stable across versions.
     #[must_use]
@@ -91,7 +100,7 @@ impl Rating {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Poster, Rating, RatingRequest};
+    use super::super::{Poster, Rating, RatingRequest, ReceiptId};
 
     fn rating(poster: &str, body: &str) -> Rating {
         let request = RatingRequest::from_json(body.as_bytes()).unwrap();
@@ -106,6 +115,9 @@ mod tests {
         // Computed apart from this code, with Python's hashlib.
         assert_eq!(rating.once_key(), 0x25fd_e290_ed7d_a7b2);
         assert_eq!(rating.fingerprint(), 0xb59e_9fdb_d14d_dca0);
+        assert_eq!(rating.receipt_key(), None);
+        let receipted = rating.receipted(ReceiptId::new(&"0".repeat(32)).unwrap());
+        assert_eq!(receipted.receipt_key(), Some(0x3b23_96c4_73a2_ca49));
     }
 
     #[test]

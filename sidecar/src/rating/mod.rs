@@ -20,8 +20,8 @@ pub use fields::{CONTEXT_MAX, CONTEXT_TEXT_MAX, Context, SCORE_MAX, SCORE_MIN, S
 pub use key::partition_for;
 pub use request::RatingRequest;
 pub use text::{
-    CONTEXT_KEY_MAX, ContextKey, ItemId, Poster, RATING_ID_MAX, RECEIPT_MAX, RatingId, Receipt,
-    TEXT_MAX, TextError, UserId,
+    CONTEXT_KEY_MAX, ContextKey, ItemId, Poster, RATING_ID_MAX, RECEIPT_ID_MAX, RECEIPT_MAX,
+    RatingId, Receipt, ReceiptId, TEXT_MAX, TextError, UserId,
 };
 pub use timestamp::FUTURE_MAX_MS;
 pub use wire::{FOREIGN_POSTER, from_bus_json, to_bus_json};
@@ -40,6 +40,7 @@ pub struct Rating {
     timestamp_ms: u64,
     context: Context,
     receipt: Option<Receipt>,
+    receipt_id: Option<ReceiptId>,
     accepted_at_us: u64,
 }
 
@@ -105,10 +106,24 @@ impl Rating {
         &self.context
     }
 
-    /// Returns the proof of interaction, unverified.
+    /// Returns the proof of interaction as it came; [`Rating::receipt_id`] says whether it holds.
     #[must_use]
     pub fn receipt(&self) -> Option<&Receipt> {
         self.receipt.as_ref()
+    }
+
+    /// Returns the request that its receipt proves, when ingest verified one: such a rating counts
+    /// once, whatever its id.
+    #[must_use]
+    pub fn receipt_id(&self) -> Option<&ReceiptId> {
+        self.receipt_id.as_ref()
+    }
+
+    /// Notes that its receipt was verified, and which request that proves.
+    #[must_use]
+    pub fn receipted(mut self, id: ReceiptId) -> Self {
+        self.receipt_id = Some(id);
+        self
     }
 
     /// Returns when ingest accepted it, in Unix microseconds.

@@ -4,8 +4,8 @@
 //! refusal travels beside serde's own error (in [`Reader::fault`]), because serde's holds only text.
 
 use super::{
-    Context, ContextKey, ItemId, Poster, RatingError, RatingId, Receipt, Scalar, Score, TextError,
-    UserId, error::shorten, timestamp,
+    Context, ContextKey, ItemId, Poster, RatingError, RatingId, Receipt, ReceiptId, Scalar, Score,
+    TextError, UserId, error::shorten, timestamp,
 };
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::{
@@ -29,6 +29,8 @@ pub(super) struct Draft {
     pub(super) receipt: Option<Receipt>,
     /// Read from the bus only: from anywhere else it is an unknown field.
     pub(super) poster: Option<Poster>,
+    /// Read from the bus only.
+    pub(super) receipt_id: Option<ReceiptId>,
     /// Read from the bus only.
     pub(super) accepted_at_us: Option<u64>,
 }
@@ -83,6 +85,7 @@ enum Field {
     Context,
     Receipt,
     Poster,
+    ReceiptId,
     AcceptedAt,
 }
 
@@ -105,6 +108,7 @@ impl Field {
             "context" => (Self::Context, "context"),
             "receipt" => (Self::Receipt, "receipt"),
             "poster" if origin == Origin::Bus => (Self::Poster, "poster"),
+            "receipt_id" if origin == Origin::Bus => (Self::ReceiptId, "receipt_id"),
             "accepted_at_us" if origin == Origin::Bus => (Self::AcceptedAt, "accepted_at_us"),
             _ => return None,
         })
@@ -186,6 +190,7 @@ impl Draft {
             }
             Field::Receipt => self.receipt = Some(text(name, value, Receipt::new)?),
             Field::Poster => self.poster = Some(text(name, value, Poster::new)?),
+            Field::ReceiptId => self.receipt_id = Some(text(name, value, ReceiptId::new)?),
             Field::AcceptedAt => match value {
                 Value::Unsigned(number) => self.accepted_at_us = Some(*number),
                 _ => return Err(invalid(name, value, "is no time in Unix microseconds")),

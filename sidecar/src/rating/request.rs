@@ -133,6 +133,7 @@ impl RatingRequest {
             timestamp_ms: draft.timestamp.map_or(now_ms, |(ms, _)| ms),
             context: draft.context,
             receipt: draft.receipt,
+            receipt_id: draft.receipt_id,
             accepted_at_us,
         };
         rating.id = match given {

@@ -8,6 +8,8 @@ pub const TEXT_MAX: usize = 256;
 pub const RATING_ID_MAX: usize = 128;
 /// The longest receipt, in characters (all of them visible ASCII).
 pub const RECEIPT_MAX: usize = 2048;
+/// The longest name of a receipt, in characters (all of them visible ASCII).
+pub const RECEIPT_ID_MAX: usize = 64;
 /// The longest key of a rating's context, in bytes of UTF-8.
 pub const CONTEXT_KEY_MAX: usize = 64;
 
@@ -121,6 +123,10 @@ bounded_text!(
 bounded_text!(
     /// The name of a rating, unique per poster: 1–128 visible ASCII characters.
     RatingId, RATING_ID_MAX, VISIBLE_ASCII, |c| c.is_ascii_graphic()
+);
+bounded_text!(
+    /// The request that a receipt proves, once verified: 1–64 visible ASCII characters.
+    ReceiptId, RECEIPT_ID_MAX, VISIBLE_ASCII, |c| c.is_ascii_graphic()
 );
 bounded_text!(
     /// A proof of interaction as it came, unverified: 1–2048 visible ASCII characters.

@@ -1,10 +1,11 @@
-//! A rating on the bus, in JSON: the fields of version 1, who posted it, and when it was accepted.
+//! A rating on the bus, in JSON: the fields of version 1, who posted it, when it was accepted, and,
+//! if its receipt was verified, which request that proves. Who writes to the bus is believed in all.
 //!
 //! A plain version 1 rating by a foreign producer is taken too: then the bus is the poster and the
 //! record's timestamp the time of acceptance, so that reading it twice gives the same rating.
 
 use super::{
-    ItemId, Poster, Rating, RatingError, RatingRequest, Receipt,
+    ItemId, Poster, Rating, RatingError, RatingRequest, Receipt, ReceiptId,
     parse::{self, Origin},
     timestamp,
 };
@@ -27,6 +28,8 @@ struct Record<'a> {
     context: &'a super::Context,
     #[serde(skip_serializing_if = "Option::is_none")]
     receipt: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt_id: Option<&'a str>,
     poster: &'a str,
     accepted_at_us: u64,
 }
@@ -43,6 +46,7 @@ pub fn to_bus_json(rating: &Rating) -> Vec<u8> {
         timestamp: timestamp::to_json(rating.timestamp_ms()),
         context: rating.context(),
         receipt: rating.receipt().map(Receipt::as_str),
+        receipt_id: rating.receipt_id().map(ReceiptId::as_str),
         poster: rating.poster().as_str(),
         accepted_at_us: rating.accepted_at_us(),
     };
@@ -85,12 +89,12 @@ mod tests {
     }
 
     #[test]
-    fn a_body_from_outside_cannot_say_who_posted_it_or_when_it_was_accepted() {
-        let body =
-            br#"{"user_id":"u","agent_id":"a","score":4,"poster":"root","accepted_at_us":1}"#;
+    fn a_body_from_outside_cannot_say_who_posted_it_when_it_was_accepted_or_that_it_is_proved() {
+        let body = br#"{"user_id":"u","agent_id":"a","score":4,"poster":"root","receipt_id":"r","accepted_at_us":1}"#;
         let request = RatingRequest::from_json(body).unwrap();
         let rating = request.into_rating(Poster::new("p").unwrap(), NOW_MS * 1000).unwrap();
         assert_eq!((rating.poster().as_str(), rating.accepted_at_us()), ("p", NOW_MS * 1000));
+        assert_eq!(rating.receipt_id(), None);
     }
 
     #[test]
@@ -136,15 +140,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_rating_comes_off_the_bus_as_it_went_on(body in body(), poster in "\\PC{1,60}") {
+        fn a_rating_comes_off_the_bus_as_it_went_on(
+            body in body(),
+            poster in "\\PC{1,60}",
+            receipt_id in proptest::option::of("[0-9a-f]{32}"),
+        ) {
             let request = RatingRequest::from_json(body.to_string().as_bytes()).unwrap();
             let poster = Poster::new(&poster).unwrap();
             // A number below 10¹¹ means seconds, which may be far ahead: accept in the year 8307.
             let accepted_at_us = 200_000_000_000_000_000;
-            let rating = request.into_rating(poster, accepted_at_us).unwrap();
+            let mut rating = request.into_rating(poster, accepted_at_us).unwrap();
+            if let Some(id) = receipt_id {
+                rating = rating.receipted(ReceiptId::new(&id).unwrap());
+            }
             let back = from_bus_json(&to_bus_json(&rating), 1).unwrap();
             prop_assert_eq!(&back, &rating);
             prop_assert_eq!(back.once_key(), rating.once_key());
+            prop_assert_eq!(back.receipt_key(), rating.receipt_key());
             prop_assert_eq!(back.fingerprint(), rating.fingerprint());
         }
 

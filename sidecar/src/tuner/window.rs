@@ -1,8 +1,10 @@
-//! The newest ids of one agent's ratings: a repeat counts once, for 24 hours.
+//! The newest ids of one agent's ratings: a repeat counts once, for 24 hours. A receipt counts once
+//! for as long as it is valid, whatever the ids of the ratings that lean on it.
 //!
 //! Kept in slots of [`SLOT`] ids, so that a write carries one or two slots instead of the whole
 //! window. A slot's text is `<number of its first id>:` and 32 hexadecimal digits per id: the id's
-//! hash (16), the content's (8), the second it was accepted in (8).
+//! hash (16), the content's (8), the second it was accepted in (8). A rating with a verified receipt
+//! has two entries, its id's and its receipt's.
 
 use std::fmt::Write;
 
@@ -16,6 +18,10 @@ const SLOTS: usize = 17;
 
 /// How long an id is remembered, in seconds.
 const REMEMBERED_S: u32 = 24 * 3600;
+
+/// How long a receipt is remembered, in seconds: longer than it is valid (7 days), by the clock
+/// difference that its reader forgives and a day for the way from ingest to here.
+const RECEIPT_REMEMBERED_S: u32 = 8 * 24 * 3600 + 60;
 
 /// Digits per id in a slot's text.
 const ENTRY_TEXT: usize = 32;
@@ -104,18 +110,24 @@ impl Window {
         self.count += 1;
     }
 
-    /// Tells whether `rating` was seen, and remembers it.
+    /// Tells whether `rating` was seen, or one that leaned on the same receipt, and remembers it.
     pub(super) fn see(&mut self, rating: &Rating) -> Seen {
-        let id = rating.once_key();
+        let id = (rating.once_key(), REMEMBERED_S);
+        let receipt = rating.receipt_key().map(|key| (key, RECEIPT_REMEMBERED_S));
         let content = low(rating.fingerprint());
         let accepted_s = u32::try_from(rating.accepted_at_us() / 1_000_000).unwrap_or(u32::MAX);
-        for (place, _) in self.ids.iter().enumerate().filter(|&(_, known)| *known == id) {
-            let known = self.entries[place];
-            if accepted_s.saturating_sub(known.accepted_s) < REMEMBERED_S {
-                return if known.content == content { Seen::Repeat } else { Seen::Conflict };
+        let keys = || std::iter::once(id).chain(receipt);
+        for (key, remembered_s) in keys() {
+            for (place, _) in self.ids.iter().enumerate().filter(|&(_, known)| *known == key) {
+                let known = self.entries[place];
+                if accepted_s.saturating_sub(known.accepted_s) < remembered_s {
+                    return if known.content == content { Seen::Repeat } else { Seen::Conflict };
+                }
             }
         }
-        self.put(id, Entry { content, accepted_s });
+        for (key, _) in keys() {
+            self.put(key, Entry { content, accepted_s });
+        }
         Seen::New
     }
 
@@ -158,7 +170,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::rating::{Poster, RatingRequest};
+    use crate::rating::{Poster, RatingRequest, ReceiptId};
 
     fn rating(id: u32, score: u32, second: u64) -> Rating {
         let body = format!(r#"{{"agent_id":"a","user_id":"u","score":{score},"id":"i{id}"}}"#);
@@ -183,6 +195,25 @@ mod tests {
         window.see(&rating(1, 5, NOW));
         assert_eq!(window.see(&rating(1, 5, NOW + 86_399)), Seen::Repeat);
         assert_eq!(window.see(&rating(1, 5, NOW + 86_400)), Seen::New);
+    }
+
+    #[test]
+    fn a_receipt_counts_once_for_longer_than_it_is_valid_whatever_the_ids() {
+        let of = |receipt: &str, id, score, second| {
+            rating(id, score, second).receipted(ReceiptId::new(receipt).unwrap())
+        };
+        let mut window = Window::default();
+        assert_eq!(window.see(&of("r1", 1, 5, NOW)), Seen::New);
+        assert_eq!(window.see(&of("r1", 2, 5, NOW)), Seen::Repeat);
+        assert_eq!(window.see(&of("r1", 2, 1, NOW)), Seen::Conflict, "the first opinion counts");
+        assert_eq!(window.see(&of("r2", 2, 1, NOW)), Seen::New);
+        assert_eq!(window.see(&of("r3", 2, 1, NOW)), Seen::Repeat, "ids count once as ever");
+        let slots = window.take_unwritten();
+        let mut restored = Window::restore(&slots);
+        let week = tower_merit::receipt::VALID_FOR.as_secs();
+        let last = NOW + week + tower_merit::receipt::CLOCK_DIFFERENCE_MAX.as_secs();
+        assert_eq!(restored.see(&of("r1", 7, 5, last)), Seen::Repeat);
+        assert_eq!(restored.see(&rating(7, 5, last)), Seen::New, "a refusal remembers nothing");
     }
 
     #[test]

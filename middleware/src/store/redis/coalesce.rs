@@ -278,12 +278,13 @@ impl Coalescer {
     }
 
     fn enter(self: &Arc<Self>, group: &Group, until: Instant) -> Entered {
-        if !self.on {
-            return Entered::Lead(None);
-        }
         let slot = self.link.slot(&group.agent);
         let lane = self.lane(slot);
         let mut state = lock(&self.lanes[lane]);
+        // Behind settlements requests queue either way, so that these come first.
+        if !self.on && state.queue.is_empty() {
+            return Entered::Lead(None);
+        }
         let seat = state.sit(self.timeout);
         if seat.is_some() && state.queue.is_empty() {
             return Entered::Lead(seat.map(|seat| self.seated(lane, seat, true)));

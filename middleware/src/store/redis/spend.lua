@@ -22,53 +22,33 @@ local RENEW_MS = DAY_MS - MINUTE_MS
 local time = call('TIME')
 local now = time[1] * 1000 + floor(time[2] / 1000)
 local minute = now - now % MINUTE_MS
-local reply, r = {}, 0
+-- Tables are made as large as one plain request needs them: growing costs more than all else here.
+local reply, r = {nil, nil, nil, nil}, 0
 
--- Per plan: the fields to read, the rules (capacity, rate, cost, watched; per bucket, flat), how many
--- buckets, whether any cost is above 0.
-local plan_fields, plan_rules, plan_buckets, plan_takes = {}, {}, {}, {}
-for p = 1, #ARGV - 1 do
-  local fields, rules, takes, blob, at, b = {'banned_until'}, {}, false, ARGV[p + 1], 1, 0
-  while at <= #blob do
+-- A plan: how many buckets, whether any cost is above 0, the fields to read, and per bucket four
+-- rules: capacity, rate, cost, watched.
+local function read_plan(blob)
+  local fields, plan = {'banned_until', nil, nil, nil}, {0, false, nil, nil, nil, nil, nil}
+  local at, b, size, takes = 1, 0, #blob, false
+  repeat
     local prefix, c, q, cost, watched
     prefix, c, q, cost, watched, at = read('<sdddB', blob, at)
-    fields[b * 3 + 2], fields[b * 3 + 3], fields[b * 3 + 4] =
-      prefix .. 'capacity', prefix .. 'refill_rate', prefix .. 'held'
-    rules[b * 4 + 1], rules[b * 4 + 2], rules[b * 4 + 3], rules[b * 4 + 4] = c, q, cost, watched == 1
-    takes, b = takes or cost > 0, b + 1
-  end
-  plan_fields[p], plan_rules[p], plan_buckets[p], plan_takes[p] = fields, rules, b, takes
-end
-
--- A key of another type is one agent's fault; anything else (rights, memory) is everybody's.
-local function fault(found)
-  if not string.find(found.err, 'WRONGTYPE', 1, true) then error(found.err, 0) end
-  r = r + 1
-  reply[r] = NO_HASH
-end
-
--- Never spent, or expired: the record says what this agent's limits were. Puts them among what was
--- found, and returns them as fields to write; nil after a fault.
-local function restore(record, fields, found)
-  local wanted, lost = {'banned_until'}, {}
-  for f = 2, #fields, 3 do
-    wanted[#wanted + 1] = string.sub(fields[f], 1, -1 - #'capacity') .. 'written'
-  end
-  local kept = pcall('HMGET', record, unpack(wanted))
-  if kept.err then return fault(kept) end
-  if kept[1] then
-    found[1], lost[1], lost[2] = kept[1], 'banned_until', kept[1]
-  end
-  for b = 2, #wanted do
-    local c, q = string.match(kept[b] or '', '^(%S+) (%S+)$')
-    if c then
-      local f, n = b * 3 - 4, #lost
-      found[f], found[f + 1] = c, q
-      lost[n + 1], lost[n + 2], lost[n + 3], lost[n + 4] = fields[f], c, fields[f + 1], q
+    local f, u = b * 3, b * 4
+    if prefix == '' then
+      fields[f + 2], fields[f + 3], fields[f + 4] = 'capacity', 'refill_rate', 'held'
+    else
+      fields[f + 2], fields[f + 3], fields[f + 4] =
+        prefix .. 'capacity', prefix .. 'refill_rate', prefix .. 'held'
     end
-  end
-  return lost
+    plan[u + 4], plan[u + 5], plan[u + 6], plan[u + 7] = c, q, cost, watched == 1
+    takes, b = takes or cost > 0, b + 1
+  until at > size
+  plan[1], plan[2], plan[3] = b, takes, fields
+  return plan
 end
+
+local plans = {read_plan(ARGV[2])}
+for p = 3, #ARGV do plans[p - 1] = read_plan(ARGV[p]) end
 
 -- How many of n charges of `cost` (nano-tokens) a level pays. One above the capacity passes when the
 -- bucket is full, and leaves debt.
@@ -86,34 +66,47 @@ end
 -- Of the group in hand, per bucket: level, capacity, rate, at, admitted, denied, charges paid.
 local s = {0, 0, 0, 0, 0, 0, 0}
 
--- Kept for a day, or until full, but not for ever.
-local function keep(key, buckets)
-  local ttl = DAY_MS
-  for i = 0, (buckets - 1) * 7, 7 do
-    local fill = wait_ms(s[i + 1], s[i + 2] * NANO, s[i + 3])
-    if fill < 0 then fill = TTL_MAX_MS end
-    ttl = min(max(ttl, fill), TTL_MAX_MS)
-  end
-  if call('PTTL', key) < ttl then call('PEXPIRE', key, ttl) end
-end
-
 local ops, at = ARGV[1], 1
 -- The inner loop runs once: a break goes on with the next group.
 for g = 1, #KEYS, 2 do repeat
   local key, kind, plan, n, more = KEYS[g]
   kind, plan, n, more, at = read('<BBI4I4', ops, at)
-  local fields, rules, buckets, takes = plan_fields[plan], plan_rules[plan], plan_buckets[plan], plan_takes[plan]
+  plan = plans[plan]
+  local buckets, takes, fields = plan[1], plan[2], plan[3]
   local found = pcall('HMGET', key, unpack(fields))
-  if found.err then
-    fault(found)
-    break
-  end
-  local known = found[1] or found[2] or found[3] or found[4]
-  for f = 5, buckets * 3 + 1 do known = known or found[f] end
   local lost
-  if not known then
-    lost = restore(KEYS[g + 1], fields, found)
-    if not lost then break end
+  if not (found[1] or found[2] or found[3] or found[4] or found.err) then
+    local known = false
+    for f = 5, buckets * 3 + 1 do known = known or found[f] end
+    if not known then
+      -- Never spent, or expired: the record says what this agent's limits were. They go among what was
+      -- found, and back into the bucket.
+      lost = {}
+      local wanted = {'banned_until'}
+      for f = 2, #fields, 3 do
+        wanted[#wanted + 1] = string.sub(fields[f], 1, -1 - #'capacity') .. 'written'
+      end
+      local kept = pcall('HMGET', KEYS[g + 1], unpack(wanted))
+      if kept[1] then
+        found[1], lost[1], lost[2] = kept[1], 'banned_until', kept[1]
+      end
+      for b = 2, #wanted do
+        local c, q = string.match(kept[b] or '', '^(%S+) (%S+)$')
+        if c then
+          local f, w = b * 3 - 4, #lost
+          found[f], found[f + 1] = c, q
+          lost[w + 1], lost[w + 2], lost[w + 3], lost[w + 4] = fields[f], c, fields[f + 1], q
+        end
+      end
+      found.err = kept.err
+    end
+  end
+  if found.err then
+    -- A key of another type is one agent's fault; anything else (rights, memory) is everybody's.
+    if not string.find(found.err, 'WRONGTYPE', 1, true) then error(found.err, 0) end
+    r = r + 1
+    reply[r] = NO_HASH
+    break
   end
   local spends, banned = kind <= LEND, found[1]
   if spends and banned then
@@ -130,7 +123,7 @@ for g = 1, #KEYS, 2 do repeat
   for b = 0, buckets - 1 do
     local f, u, i = b * 3, b * 4, b * 7
     local own_c, own_q, held = found[f + 2], found[f + 3], found[f + 4]
-    local c, q = rules[u + 1], rules[u + 2]
+    local c, q = plan[u + 4], plan[u + 5]
     if own_c or own_q then c, q = read_limits(own_c, own_q, c, q) end
     local full, p = c * NANO, n
     local l, t, yes, no, old_c, old_q
@@ -145,9 +138,9 @@ for g = 1, #KEYS, 2 do repeat
       l, t, yes, no, oldest = full, now, 0, 0, 0
     end
     if spends then
-      local cost = rules[u + 3] * NANO
+      local cost = plan[u + 6] * NANO
       if l < cost * n or full == 0 then p = payable(n, cost, l, full) end
-      if p < k and not rules[u + 4] then k = p end
+      if p < k and not plan[u + 7] then k = p end
     end
     s[i + 1], s[i + 2], s[i + 3], s[i + 4], s[i + 5], s[i + 6], s[i + 7] = l, c, q, t, yes, no, p
   end
@@ -161,7 +154,7 @@ for g = 1, #KEYS, 2 do repeat
         -- Half of what is left after the charge stays for others, in every bucket.
         ahead = more
         for b = 0, buckets - 1 do
-          local cost = rules[b * 4 + 3] * NANO
+          local cost = plan[b * 4 + 6] * NANO
           ahead = payable(ahead, cost * 2, s[b * 7 + 1] - cost, math.huge)
         end
       end
@@ -173,7 +166,7 @@ for g = 1, #KEYS, 2 do repeat
   -- What was found is no longer needed: its table holds what to write.
   local write, w, due = lost or found, lost and #lost or 0, oldest < minute
   for b = 0, buckets - 1 do
-    local i, cost = b * 7, rules[b * 4 + 3]
+    local i, cost = b * 7, plan[b * 4 + 6]
     local l, c, q, yes, no, p = s[i + 1], s[i + 2], s[i + 3], s[i + 5], s[i + 6], s[i + 7]
     if spends then
       if p < n and p <= k then no = count(no, (n - p) * cost) end
@@ -183,7 +176,7 @@ for g = 1, #KEYS, 2 do repeat
       if yes > COUNT_MAX then yes = taken end
       reply[r + 1], reply[r + 2], reply[r + 3] = l, c, q
       r = r + 3
-      if rules[b * 4 + 4] then
+      if plan[b * 4 + 7] then
         r = r + 1
         reply[r] = p
       end
@@ -211,7 +204,16 @@ for g = 1, #KEYS, 2 do repeat
   -- A look at a bucket writes nothing but what the record restored.
   if w == 0 then break end
   call('HSET', key, unpack(write, 1, w))
-  -- Renewed when the minute turns, or when filling takes that long.
-  if due and takes then keep(key, buckets) end
+  -- Kept for a day, or until full, but not for ever: renewed when the minute turns, or when filling
+  -- takes that long.
+  if due and takes then
+    local ttl = DAY_MS
+    for i = 0, (buckets - 1) * 7, 7 do
+      local fill = wait_ms(s[i + 1], s[i + 2] * NANO, s[i + 3])
+      if fill < 0 then fill = TTL_MAX_MS end
+      ttl = min(max(ttl, fill), TTL_MAX_MS)
+    end
+    if call('PTTL', key) < ttl then call('PEXPIRE', key, ttl) end
+  end
 until true end
 return reply

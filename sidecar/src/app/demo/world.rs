@@ -168,6 +168,8 @@ impl World {
         config.bucket = vec![BucketConfig {
             bucket_name: "requests".to_owned(),
             default: true,
+            shadow: false,
+            earned: false,
             refill_rate: self.start_rate,
             capacity,
             key_selector: None,

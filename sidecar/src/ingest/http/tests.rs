@@ -8,7 +8,7 @@ use tower_merit::JwtIdentity;
 use super::*;
 use crate::{
     bus::{Consumer, Event, Publisher, in_process},
-    ingest::{ApiKeys, Config},
+    ingest::{ApiKeys, Config, Receipts},
     rating::{Rating, SubjectMode},
 };
 
@@ -22,11 +22,21 @@ struct Edge {
 }
 
 fn edge_with(config: Config, capacity: usize, subject: SubjectMode) -> Edge {
+    edge_checking(Receipts::off(), config, capacity, subject)
+}
+
+fn edge_checking(
+    receipts: Receipts,
+    config: Config,
+    capacity: usize,
+    subject: SubjectMode,
+) -> Edge {
     let bus = in_process::Config { capacity, batch_max: 1000 };
     let (publisher, consumer) = in_process::channel(&bus);
     let verifier = JwtIdentity::hs256(SECRET).build().unwrap();
     let keys = ApiKeys::parse("KEYS", &format!("feed:{API_KEY}")).unwrap();
-    let ingest = Ingest::new(config, Publisher::InProcess(publisher), verifier, keys, subject);
+    let publisher = Publisher::InProcess(publisher);
+    let ingest = Ingest::new(config, publisher, Some(verifier), keys, subject, receipts);
     Edge { router: ingest.router(), consumer: Consumer::InProcess(consumer) }
 }
 

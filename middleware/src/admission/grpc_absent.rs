@@ -1,0 +1,14 @@
+//! A build without the feature `grpc` answers everybody over HTTP.
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+
+use super::refusal::Refusal;
+
+pub(super) fn speaks(_: &HeaderMap) -> bool {
+    false
+}
+
+pub(super) fn response(_: &Refusal, _: &str) -> Response<Bytes> {
+    unreachable!("nobody is spoken to so")
+}

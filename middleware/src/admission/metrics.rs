@@ -1,0 +1,46 @@
+//! What is counted of decisions. Labels are outcomes and configured names, never agents or paths.
+
+use metrics::{Counter, Histogram, counter, histogram};
+
+use super::refusal::{REASONS, Refusal};
+use crate::store::Verdict;
+
+/// Handles taken once: a lookup by name would cost more than a decision.
+pub(super) struct Metrics {
+    pub(super) admitted: Counter,
+    pub(super) allowed: Counter,
+    pub(super) outage_open: Counter,
+    refused: [Counter; REASONS.len()],
+    shadowed: [Counter; REASONS.len()],
+    utilization: Histogram,
+    /// From the request to the decision; of stores that live in this process it is not taken, there
+    /// it would cost as much as what it measures.
+    pub(super) seconds: Histogram,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let decided = |outcome: String| counter!("merit_decisions_total", "outcome" => outcome);
+        Self {
+            admitted: decided("admitted".to_owned()),
+            allowed: decided("allowed".to_owned()),
+            outage_open: decided("outage_open".to_owned()),
+            refused: REASONS.map(|reason| decided(reason.to_owned())),
+            shadowed: REASONS.map(|reason| decided(format!("shadow_{reason}"))),
+            utilization: histogram!("bucket_utilization"),
+            seconds: histogram!("merit_decision_seconds"),
+        }
+    }
+
+    /// Counts a refusal, or in shadow mode what would have been one.
+    pub(super) fn refused(&self, refusal: &Refusal, shadow: bool) {
+        let counters = if shadow { &self.shadowed } else { &self.refused };
+        counters[refusal.index()].increment(1);
+    }
+
+    pub(super) fn utilization(&self, verdict: &Verdict) {
+        for held in verdict.held() {
+            self.utilization.record(held.utilization());
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Charges that are corrected: refunds, reservations, and what the service says it really cost.
+
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::{
+    convert::Infallible,
+    future::ready,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
+use support::{Named, ask, ask_of, builder, get};
+use tower::{Layer, ServiceExt, service_fn};
+use tower_merit::{
+    AdmissionLayer, Bucket, MemoryStore, Reservation, Route, Spend,
+    store::{Charge, Settlement, StoreError, Verdict},
+};
+
+const USED: HeaderName = HeaderName::from_static("x-tokens-used");
+
+/// Requests count as one, tokens (a thousand of them) as the route says.
+fn chat(route: impl Fn(Route) -> Route) -> AdmissionLayer<MemoryStore, Named> {
+    over(MemoryStore::new(), route)
+}
+
+fn over<S: Spend>(store: S, route: impl Fn(Route) -> Route) -> AdmissionLayer<S, Named> {
+    let chat = Route::path("/chat").bucket("tokens").cost(300).default_cost(1);
+    builder(store)
+        .bucket(Bucket::per_second(0.001).capacity(1_000).named("tokens"))
+        .route(route(chat))
+        .route(Route::path("/look").bucket("tokens").cost(0))
+        .build()
+        .unwrap()
+}
+
+async fn left<S: Spend>(layer: &AdmissionLayer<S, Named>) -> (u64, u64) {
+    let answer = ask(layer, get("/look")).await;
+    (answer.left("requests"), answer.left("tokens"))
+}
+
+/// Passes a request, and returns its reservation.
+async fn reserve<S: Spend>(layer: &AdmissionLayer<S, Named>) -> Reservation {
+    let found = Arc::new(Mutex::new(None));
+    let keep = Arc::clone(&found);
+    let service = service_fn(move |request: Request<Full<Bytes>>| {
+        *keep.lock().unwrap() = request.extensions().get::<Reservation>().cloned();
+        ready(Ok::<_, Infallible>(Response::new(Full::<Bytes>::default())))
+    });
+    assert_eq!(ask_of(layer, service, get("/chat")).await.status, StatusCode::OK);
+    found.lock().unwrap().take().expect("the route reserves")
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_too_much_comes_back_and_what_was_too_little_is_taken_once() {
+    let layer = chat(|route| route.reserve(true));
+    let reservation = reserve(&layer).await;
+    assert_eq!((reservation.reserved(), left(&layer).await), (300, (9, 700)));
+    assert!(reservation.clone().settle(120));
+    assert_eq!(left(&layer).await, (9, 880), "the default bucket counts requests");
+    assert!(!reservation.settle(0) && !reservation.refund(), "settled before");
+    assert_eq!(left(&layer).await, (9, 880));
+
+    let more = reserve(&layer).await;
+    assert!(more.settle(1_000));
+    assert_eq!(left(&layer).await, (8, 0));
+    let denied = ask(&layer, get("/chat")).await;
+    assert_eq!(denied.status, StatusCode::TOO_MANY_REQUESTS, "880 - 1,000 is debt");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_settles_stands_and_the_exact_cost_changes_nothing() {
+    let layer = chat(|route| route.reserve(true));
+    drop(reserve(&layer).await);
+    assert_eq!(left(&layer).await, (9, 700));
+    assert!(reserve(&layer).await.settle(300));
+    assert_eq!(left(&layer).await, (8, 400));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refund_gives_everything_back() {
+    let layer = chat(|route| route.reserve(true));
+    assert!(reserve(&layer).await.refund());
+    assert_eq!(left(&layer).await, (10, 1_000));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_comes_back_of_a_watched_bucket_that_took_nothing() {
+    let switch = Switch::default();
+    let chat = Route::any().bucket("watched").bucket("tokens").cost(60).default_cost(1);
+    let layer = builder(switch.clone())
+        .bucket(Bucket::per_second(0.001).capacity(100).named("watched").shadow(true))
+        .bucket(Bucket::per_second(0.001).capacity(1_000).named("tokens"))
+        .route(chat.reserve(true))
+        .build()
+        .unwrap();
+    let (whole, short) = (reserve(&layer).await, reserve(&layer).await);
+    assert!(whole.settle(0) && short.refund());
+    let settled = switch.settled.lock().unwrap();
+    let names = |settlement: &Settlement| {
+        let takes = settlement.takes.iter();
+        takes.map(|take| take.bucket.name.to_string()).collect::<Vec<_>>()
+    };
+    // The second found 40 of 100 there: it passed, and took nothing in that one.
+    assert_eq!(names(&settled[0]), ["watched", "tokens"]);
+    assert_eq!(names(&settled[1]), ["requests", "tokens"]);
+}
+
+fn answering(
+    status: u16,
+) -> impl Fn(Request<Full<Bytes>>) -> std::future::Ready<Result<Response<Full<Bytes>>, &'static str>>
++ Clone {
+    move |_| {
+        ready(match status {
+            0 => Err("broken"),
+            status => Ok(Response::builder().status(status).body(Full::default()).unwrap()),
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_fails_or_is_answered_5xx_gets_its_tokens_back_where_that_is_wanted() {
+    let refunds = chat(|route| route.refund_on_5xx(true));
+    for (status, kept) in [(500, false), (503, false), (0, false), (404, true), (200, true)] {
+        let before = left(&refunds).await;
+        let service = service_fn(answering(status));
+        let response = refunds.layer(service).oneshot(get("/chat")).await;
+        assert_eq!(response.is_err(), status == 0);
+        let taken = if kept { (1, 300) } else { (0, 0) };
+        let after = left(&refunds).await;
+        assert_eq!((before.0 - after.0, before.1 - after.1), taken, "{status}");
+    }
+    let keeps = chat(|route| route);
+    keeps.layer(service_fn(answering(500))).oneshot(get("/chat")).await.unwrap();
+    assert_eq!(left(&keeps).await, (9, 700));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_field_of_the_answer_settles_and_may_be_taken_out() {
+    for strip in [false, true] {
+        let layer = chat(|route| route.settle_from(USED).strip_settle_field(strip));
+        for (value, tokens) in [("50", 950), ("many", 650), ("-1", 350)] {
+            let service = service_fn(|_: Request<Full<Bytes>>| {
+                let response = Response::builder().header(USED, value).body(Full::default());
+                ready(Ok::<_, Infallible>(response.unwrap()))
+            });
+            let answer = ask_of(&layer, service, get("/chat")).await;
+            assert_eq!(answer.headers.contains_key(USED), !strip);
+            assert_eq!(left(&layer).await.1, tokens, "{value}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trailer_at_the_end_of_a_streamed_answer_settles() {
+    for (strip, trailer, tokens) in [(false, "450", 550), (true, "0", 1_000), (true, "", 700)] {
+        let layer = chat(|route| route.settle_from(USED).strip_settle_field(strip));
+        let service = service_fn(|_: Request<Full<Bytes>>| {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-other", "1".parse().unwrap());
+            if !trailer.is_empty() {
+                trailers.insert(USED, trailer.parse().unwrap());
+            }
+            let frames = [Frame::data(Bytes::from("a")), Frame::trailers(trailers)];
+            let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+            ready(Ok::<_, Infallible>(Response::new(body)))
+        });
+        let response = layer.layer(service).oneshot(get("/chat")).await.unwrap();
+        assert_eq!(left(&layer).await.1, 700, "settled before the end");
+        let body = response.into_body().collect().await.unwrap();
+        assert_eq!(left(&layer).await.1, tokens);
+        let trailers = body.trailers().unwrap();
+        assert_eq!(trailers.contains_key(USED), !strip && !trailer.is_empty());
+        assert!(trailers.contains_key("x-other"));
+    }
+}
+
+/// A store that fails when told to, and remembers what was settled with it.
+#[derive(Clone, Default)]
+struct Switch {
+    store: MemoryStore,
+    down: Arc<AtomicBool>,
+    settled: Arc<Mutex<Vec<Settlement>>>,
+}
+
+impl Spend for Switch {
+    type Future = std::future::Ready<Result<Verdict, StoreError>>;
+
+    fn spend(&self, charge: Charge) -> Self::Future {
+        match self.down.load(Ordering::Relaxed) {
+            true => ready(Err(StoreError::Timeout(Duration::from_millis(20)))),
+            false => self.store.spend(charge),
+        }
+    }
+
+    fn settle(&self, settlement: Settlement) {
+        self.settled.lock().unwrap().push(settlement.clone());
+        self.store.settle(settlement);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_charge_is_corrected_where_it_was_decided() {
+    let switch = Switch::default();
+    let layer = over(switch.clone(), |route| route.reserve(true));
+    let of_the_store = reserve(&layer).await;
+    switch.down.store(true, Ordering::Relaxed);
+    let of_this_node = reserve(&layer).await;
+    assert!(of_this_node.settle(100));
+    assert_eq!(switch.settled.lock().unwrap().len(), 0, "the store knew nothing of it");
+    assert_eq!(left(&layer).await, (9, 900), "this node's own buckets");
+    switch.down.store(false, Ordering::Relaxed);
+    assert!(of_the_store.settle(100));
+    assert_eq!(switch.settled.lock().unwrap().len(), 1);
+    // The breaker opened or not: ask until a probe has closed it.
+    assert_eq!(left(&layer).await, (9, 900));
+}

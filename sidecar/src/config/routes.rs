@@ -1,0 +1,205 @@
+//! `[[bucket]]`, `[[route]]` and the admission keys of `[gateway]`: what becomes of them in the layer.
+
+use http::{HeaderName, Method};
+use serde::{Deserialize, Serialize};
+use tower_merit::{
+    AdmissionLayer, AgentId, Bucket, BuildError, Cost, MemoryStore, Outage, Route, Spend,
+    admission::AdmissionBuilder, identity::ExtensionIdentity,
+};
+
+use super::{BucketConfig, Config};
+
+/// `[[route]]`: requests that are charged otherwise than by the default bucket alone. The first
+/// whose path and method match decides; the default bucket is charged as well.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteConfig {
+    /// What the path must be: `*` is one segment, `/*` at the end is whatever follows.
+    pub path: String,
+    /// What the method must be; any unless named. `GET` means `HEAD` as well.
+    #[serde(default)]
+    pub methods: Vec<String>,
+    /// Names of the buckets that are charged beside the default one.
+    #[serde(default)]
+    pub buckets: Vec<String>,
+    /// Tokens that a request costs in every bucket; 1 unless it or `cost_header` is set, 0 only looks.
+    pub cost: Option<u64>,
+    /// The field of the request that states what it costs.
+    pub cost_header: Option<CostHeader>,
+    /// Tokens that a request costs in the default bucket, when that is something else.
+    pub default_cost: Option<u64>,
+    /// What happens to these requests while Redis does not answer; as `[store]` says unless set.
+    pub on_outage: Option<Outage>,
+    /// Whether everything passes, whatever was decided; as `[gateway]` says unless set.
+    pub shadow: Option<bool>,
+    /// Whether a request that the upstream fails (5xx, or no answer) gets its tokens back; as
+    /// `[gateway]` says unless set.
+    pub refund_on_5xx: Option<bool>,
+    /// The field of the upstream's answer, or of its trailers, that says what the request really cost.
+    pub settle_header: Option<String>,
+    /// Whether that field is taken out of the answer; no, because the upstream has sent it.
+    #[serde(default)]
+    pub strip_settle_header: bool,
+}
+
+/// `cost_header`: a field that states a cost, within bounds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CostHeader {
+    /// The field's name.
+    pub name: String,
+    /// What a request costs at least, and without the field; default 1.
+    #[serde(default = "one")]
+    pub min: u64,
+    /// What a request costs at most, and with a field that is no number.
+    pub max: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+impl Config {
+    /// Returns `builder` with all that the configuration says of admission: buckets, routes, policy
+    /// in an outage, who is allowed, what callers are told.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration was not validated.
+    pub fn admission<S: Spend, I>(
+        &self,
+        builder: AdmissionBuilder<S, I>,
+    ) -> AdmissionBuilder<S, I> {
+        let gateway = &self.gateway;
+        let allow = gateway.allow.iter().map(|agent| AgentId::new(agent).expect("validated"));
+        let mut builder = self
+            .with_buckets(builder)
+            .on_outage(self.store.on_outage)
+            .expected_nodes(self.store.expected_nodes)
+            .shadow(gateway.shadow)
+            .refund_on_5xx(gateway.refund_on_5xx)
+            .allow(allow)
+            .rate_limit_headers(gateway.rate_limit_headers)
+            .x_rate_limit_headers(gateway.x_rate_limit_headers)
+            .expose_headers(gateway.expose_headers)
+            .retry_jitter(gateway.retry_jitter);
+        if let Some(requests) = gateway.concurrency_per_agent {
+            builder = builder.concurrency_per_agent(requests);
+        }
+        self.route.iter().fold(builder, |builder, route| {
+            builder.route(route.route(|fault| unreachable!("validated: {fault}")))
+        })
+    }
+
+    fn with_buckets<S: Spend, I>(&self, builder: AdmissionBuilder<S, I>) -> AdmissionBuilder<S, I> {
+        self.bucket.iter().fold(builder, |builder, bucket| builder.bucket(bucket.bucket()))
+    }
+
+    /// Adds every fault of `[[route]]`. Buckets that are faulty themselves were named before.
+    pub(super) fn validate_routes(&self, faults: &mut Vec<String>) {
+        let trial = || {
+            let builder = AdmissionLayer::builder(MemoryStore::with_capacity(1));
+            let builder = self.with_buckets(builder.identity(ExtensionIdentity));
+            match self.gateway.concurrency_per_agent {
+                Some(requests) => builder.concurrency_per_agent(requests),
+                None => builder,
+            }
+        };
+        match trial().build() {
+            Ok(_) => {}
+            Err(BuildError::NameTaken { bucket }) if bucket == "concurrency" => faults.push(
+                "bucket: `concurrency` is what gateway.concurrency_per_agent is called: name the bucket otherwise"
+                    .to_owned(),
+            ),
+            // Said of the buckets themselves; without them no route can be tried.
+            Err(_) => return,
+        }
+        for (index, route) in self.route.iter().enumerate() {
+            let path = format!("route[{index}]");
+            let before = faults.len();
+            let built = route.route(|fault| faults.push(format!("{path}.{fault}")));
+            let Err(error) = trial().route(built).build() else { continue };
+            let key = match &error {
+                BuildError::Path { .. } => "path",
+                BuildError::UnknownBucket { .. } | BuildError::TooManyBuckets { .. } => "buckets",
+                BuildError::Cost(_) => "cost",
+                _ if faults.len() > before => continue,
+                _ => "path",
+            };
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            faults.push(format!("{path}.{key}: {error}{}", cause.unwrap_or_default()));
+        }
+        let most = tower_merit::admission::ROUTES_MAX;
+        if self.route.len() > most {
+            faults.push(format!("route: at most {most} are tried, there are {}", self.route.len()));
+        }
+    }
+}
+
+impl BucketConfig {
+    fn bucket(&self) -> Bucket {
+        let bucket = Bucket::per_second(self.refill_rate)
+            .capacity(self.capacity)
+            .named(&self.bucket_name)
+            .shadow(self.shadow);
+        if self.default { bucket.default_bucket() } else { bucket }
+    }
+}
+
+impl RouteConfig {
+    /// Returns the route without what cannot be, and tells `fault` of every such thing.
+    fn route(&self, mut fault: impl FnMut(String)) -> Route {
+        let mut route = Route::path(&self.path).strip_settle_field(self.strip_settle_header);
+        let methods = self.methods.iter().filter_map(|name| {
+            // Methods are case-sensitive (RFC 9110 section 9.1), and `get` is none.
+            let known = Method::from_bytes(name.as_bytes()).ok();
+            let known = known.filter(|_| !name.bytes().any(|byte| byte.is_ascii_lowercase()));
+            if known.is_none() {
+                fault(format!("methods: {name:?} is no method; write them like `POST`"));
+            }
+            known
+        });
+        route = route.methods(methods.collect::<Vec<_>>());
+        for bucket in &self.buckets {
+            route = route.bucket(bucket);
+        }
+        match (self.cost, &self.cost_header) {
+            (Some(_), Some(_)) => fault("cost: set it or cost_header, one of them".to_owned()),
+            (Some(tokens), None) => route = route.cost(tokens),
+            (None, Some(CostHeader { name, min, max })) => {
+                match Cost::from_header(name, *min, *max) {
+                    Ok(cost) => route = route.cost(cost),
+                    Err(error) => {
+                        let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
+                        fault(format!("cost_header: {error}{}", cause.unwrap_or_default()));
+                    }
+                }
+            }
+            (None, None) => {}
+        }
+        if let Some(tokens) = self.default_cost {
+            route = route.default_cost(tokens);
+        }
+        if let Some(outage) = self.on_outage {
+            route = route.on_outage(outage);
+        }
+        if let Some(on) = self.shadow {
+            route = route.shadow(on);
+        }
+        if let Some(on) = self.refund_on_5xx {
+            route = route.refund_on_5xx(on);
+        }
+        match self.settle_header.as_deref().map(|name| HeaderName::from_bytes(name.as_bytes())) {
+            Some(Ok(field)) => route = route.settle_from(field),
+            Some(Err(_)) => fault(format!(
+                "settle_header: must be letters, digits and dashes, is {:?}",
+                self.settle_header.as_deref().unwrap_or_default()
+            )),
+            None if self.strip_settle_header => {
+                fault("strip_settle_header: there is no settle_header to strip".to_owned());
+            }
+            None => {}
+        }
+        route
+    }
+}
