@@ -59,12 +59,25 @@ async fn taken(store: &RedisStore, agent: &str) -> u64 {
     store.load(&[agent]).await.unwrap()[0].as_ref().unwrap().demand.admitted
 }
 
-/// Asks as `agent` until told to stop, far more than the bucket gives.
-async fn contend(leased: Leased<RedisStore>, stop: Arc<AtomicBool>, admitted: Arc<AtomicU64>) {
+/// Half a second in which everybody asks for more than there is, and 1.5 in which the bucket refills and
+/// nodes return what they took ahead.
+const BURST: Duration = Duration::from_millis(500);
+const ROUND: Duration = Duration::from_secs(2);
+
+/// Asks in bursts until told to stop.
+async fn contend(
+    leased: Leased<RedisStore>,
+    began: Instant,
+    stop: Arc<AtomicBool>,
+    admitted: Arc<AtomicU64>,
+) {
     let (agent, takes) = (AgentId::new("contended").unwrap(), takes());
     let mut pace = tokio::time::interval(Duration::from_millis(4));
     while !stop.load(Relaxed) {
         pace.tick().await;
+        if began.elapsed().as_millis() % ROUND.as_millis() >= BURST.as_millis() {
+            continue;
+        }
         let charge = Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
         if leased.spend(charge).await.unwrap().decision == Decision::Admitted {
             admitted.fetch_add(1, Relaxed);
@@ -82,7 +95,7 @@ async fn two_nodes_that_contend_for_an_agent_never_admit_more_than_its_bucket() 
     let began = Instant::now();
     for (node, admitted) in nodes.iter().zip(&admitted) {
         for _ in 0..CALLERS {
-            callers.spawn(contend(node.clone(), Arc::clone(&stop), Arc::clone(admitted)));
+            callers.spawn(contend(node.clone(), began, Arc::clone(&stop), Arc::clone(admitted)));
         }
     }
     let total = || admitted.iter().map(|count| count.load(Relaxed)).sum::<u64>();
@@ -111,7 +124,7 @@ async fn two_nodes_that_contend_for_an_agent_never_admit_more_than_its_bucket() 
         share(0),
         share(1)
     );
-    assert!(all as f64 > 0.8 * most as f64, "{all} admitted of {most}");
+    assert!(all as f64 > 0.7 * most as f64, "{all} admitted of {most}");
     assert!((0.25..=0.75).contains(&share(0)), "a node was starved");
 }
 
