@@ -5,7 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use merit_integration::{Redis, RedisCluster, acl, eventually, over_redis::OverRedis, until};
+use merit_integration::{
+    Merit, Redis, RedisCluster, Settings, acl, eventually, over_redis::OverRedis, ratings::Poster,
+    until,
+};
 use tower_merit::{
     AgentId, RedisStore,
     store::{Decision, Life, Spend, Tune, contract},
@@ -274,6 +277,27 @@ async fn a_frozen_master_holds_up_its_own_agents_only() {
     );
     contract::spend_one(&store, &frozen).await;
     contract::spend_one(&store, &other).await;
+}
+
+#[tokio::test]
+async fn the_loop_runs_over_a_cluster() {
+    let cluster = RedisCluster::start().await;
+    let mut settings = Settings::new("");
+    settings.store = Some(format!("cluster = [\"{}\"]", cluster.urls().join("\", \"")));
+    let merit = Merit::start(settings).await;
+    let mut poster = Poster::new(&merit.ingest());
+    for master in 0..3 {
+        poster.rate(&cluster.agent_on(master, "rated").await, 5.0).await;
+    }
+    for agent in poster.fold.agents() {
+        let key = format!("tb:{agent}");
+        until("the rating is in force", FAILOVER, || async {
+            let stored: (Option<String>, Option<String>) =
+                cluster.ask(&["HMGET", &key, "capacity", "refill_rate"]).await;
+            (stored == (Some("40".into()), Some("20.2".into()))).then_some(())
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

@@ -38,6 +38,7 @@ pub(super) struct Control {
     known: BTreeMap<String, String>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "a store has one of them")]
 enum State {
     /// Not yet used.
     Fresh,

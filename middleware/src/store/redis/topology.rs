@@ -20,6 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How the servers are laid out.
 #[derive(Clone)]
+#[allow(clippy::large_enum_variant, reason = "a store has one of them")]
 pub(super) enum Topology {
     Master(Place),
     /// The nodes that are asked for the others; at least one.
