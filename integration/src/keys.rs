@@ -6,7 +6,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
 use serde_json::{Value, json};
 
 use crate::{AUDIENCE, Folder, ISSUER, SECRET};
@@ -124,6 +124,16 @@ impl KeyPair {
         }
     }
 
+    fn encoding_key(&self) -> EncodingKey {
+        let pem = self.private_pem.as_bytes();
+        let key = match self.algorithm {
+            Algorithm::RS256 => EncodingKey::from_rsa_pem(pem),
+            Algorithm::ES256 => EncodingKey::from_ec_pem(pem),
+            _ => EncodingKey::from_ed_pem(pem),
+        };
+        key.expect("openssl writes PEM")
+    }
+
     /// Returns a token signed with the private key.
     ///
     /// # Panics
@@ -131,13 +141,33 @@ impl KeyPair {
     /// Never: the key was made for the algorithm.
     #[must_use]
     pub fn sign(&self, claims: &Value) -> String {
-        let pem = self.private_pem.as_bytes();
-        let key = match self.algorithm {
-            Algorithm::RS256 => EncodingKey::from_rsa_pem(pem),
-            Algorithm::ES256 => EncodingKey::from_ec_pem(pem),
-            _ => EncodingKey::from_ed_pem(pem),
-        };
-        signed(self.algorithm, claims, &key.expect("openssl writes PEM"))
+        signed(self.algorithm, claims, &self.encoding_key())
+    }
+
+    /// Returns a token signed with the private key, which it names `kid`.
+    ///
+    /// # Panics
+    ///
+    /// Never: the key was made for the algorithm.
+    #[must_use]
+    pub fn sign_as(&self, kid: &str, claims: &Value) -> String {
+        let mut header = Header::new(self.algorithm);
+        header.kid = Some(kid.to_owned());
+        encode(&header, claims, &self.encoding_key()).expect("JSON claims can be signed")
+    }
+
+    /// Returns the public key as a JSON Web Key named `kid`.
+    ///
+    /// # Panics
+    ///
+    /// Never: the key was made for the algorithm.
+    #[must_use]
+    pub fn jwk(&self, kid: &str) -> Value {
+        let jwk = Jwk::from_encoding_key(&self.encoding_key(), self.algorithm);
+        let mut jwk = serde_json::to_value(jwk.expect("a key has a public part")).expect("JSON");
+        jwk["kid"] = kid.into();
+        jwk["use"] = "sig".into();
+        jwk
     }
 
     /// Returns a token that takes the published public key for an HMAC secret: accepted by
@@ -148,7 +178,7 @@ impl KeyPair {
     }
 }
 
-fn openssl(command: &mut Command) {
+pub(crate) fn openssl(command: &mut Command) {
     let output = command.output().expect("the openssl command is there: apt-get install openssl");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -5,24 +5,32 @@
 //! that would help.
 
 mod folder;
+mod issuer;
 pub mod ports;
 mod process;
 mod wait;
 
 mod kafka_server;
 mod merit;
+mod redis_cluster;
+mod redis_sentinel;
 mod redis_server;
 mod upstream;
 
+pub mod acl;
 pub mod client;
 pub mod fold;
 pub mod keys;
+pub mod over_redis;
 pub mod ratings;
 
 pub use folder::Folder;
+pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;
 pub use merit::{Bus, Identity, Merit, Role, Settings, binary};
 pub use process::Process;
+pub use redis_cluster::RedisCluster;
+pub use redis_sentinel::RedisSentinel;
 pub use redis_server::{Persistence, Redis};
 pub use upstream::Upstream;
 pub use wait::{eventually, until};

@@ -57,6 +57,11 @@ pub enum Identity {
         /// PEM.
         file: PathBuf,
     },
+    /// A key set behind a URL, fetched anew every second.
+    KeySet {
+        /// Its address.
+        url: String,
+    },
 }
 
 /// What a test configures; the rest is as shipped.
@@ -68,6 +73,8 @@ pub struct Settings {
     pub identity: Identity,
     /// URL of Redis.
     pub redis: String,
+    /// The lines of `[store]` that say where Redis is, when `redis` does not.
+    pub store: Option<String>,
     /// What an unreachable store makes of a request.
     pub on_outage: &'static str,
     /// How ratings travel.
@@ -90,6 +97,7 @@ impl Settings {
             role: Role::All,
             identity: Identity::Secret,
             redis: redis.to_owned(),
+            store: None,
             on_outage: "local",
             bus: Bus::InProcess,
             upstream: None,
@@ -138,8 +146,13 @@ impl Settings {
                 "algorithms = [\"{algorithm}\"]\npublic_key_file = \"{}\"",
                 file.display()
             )),
+            Identity::KeySet { url } => {
+                line(format_args!("jwks_url = \"{url}\"\njwks_refresh = \"1s\""));
+            }
         }
-        line(format_args!("\n[store]\nkind = \"redis\"\nurl = \"{}\"", self.redis));
+        let url = format!("url = \"{}\"", self.redis);
+        let store = self.store.as_ref().unwrap_or(&url);
+        line(format_args!("\n[store]\nkind = \"redis\"\n{store}"));
         line(format_args!("on_outage = \"{}\"", self.on_outage));
         line(format_args!("\n[[bucket]]\nbucket_name = \"moltbook-agent-bucket\"\ndefault = true"));
         line(format_args!("refill_rate = 20\ncapacity = 40"));

@@ -24,6 +24,7 @@ pub struct Redis {
     folder: Folder,
     port: u16,
     persistence: Persistence,
+    options: Vec<String>,
 }
 
 impl Redis {
@@ -33,8 +34,19 @@ impl Redis {
     ///
     /// When `redis-server` is missing or does not come up (`apt-get install redis-server`).
     pub async fn start(persistence: Persistence) -> Self {
-        let mut redis =
-            Self { process: None, folder: Folder::new("redis"), port: ports::free(), persistence };
+        Self::start_with(persistence, &[]).await
+    }
+
+    /// Starts a server with further options, such as `--maxmemory 10mb`, and waits for its first
+    /// answer.
+    ///
+    /// # Panics
+    ///
+    /// As [`Redis::start`].
+    pub async fn start_with(persistence: Persistence, options: &[&str]) -> Self {
+        let options = options.iter().map(ToString::to_string).collect();
+        let (folder, port) = (Folder::new("redis"), ports::free());
+        let mut redis = Self { process: None, folder, port, persistence, options };
         redis.restart().await;
         redis
     }
@@ -68,7 +80,8 @@ impl Redis {
             "--daemonize",
             "no",
         ];
-        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        let mut arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        arguments.extend(self.options.iter().cloned());
         self.process =
             Some(Process::start("redis", "redis-server", &arguments, &[], self.folder.path()));
         let url = self.url();
@@ -95,6 +108,12 @@ impl Redis {
     #[must_use]
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Returns the server's port.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Kills the server with SIGKILL.

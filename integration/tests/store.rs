@@ -77,14 +77,18 @@ async fn store(redis: &Redis) -> RedisStore {
 async fn the_redis_store_keeps_the_contract() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
     let store = store(&redis).await;
-    contract::run(&OverRedis { store, link: redis.connect().await }).await;
+    let redis = OverRedis { store, link: redis.connect().await };
+    contract::run(&redis).await;
+    contract::run_lending(&redis).await;
 }
 
 #[tokio::test]
 async fn the_redis_store_keeps_the_contract_one_call_per_request() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
     let store = builder(&redis).coalesce(false).cache_denials(false).connect().await.unwrap();
-    contract::run(&OverRedis { store, link: redis.connect().await }).await;
+    let redis = OverRedis { store, link: redis.connect().await };
+    contract::run(&redis).await;
+    contract::run_lending(&redis).await;
 }
 
 #[tokio::test]

@@ -115,10 +115,10 @@ async fn nothing_comes_back_of_a_watched_bucket_that_took_nothing() {
     assert_eq!(names(&settled[1]), ["requests", "tokens"]);
 }
 
-fn answering(
-    status: u16,
-) -> impl Fn(Request<Full<Bytes>>) -> std::future::Ready<Result<Response<Full<Bytes>>, &'static str>>
-+ Clone {
+type Answered = std::future::Ready<Result<Response<Full<Bytes>>, &'static str>>;
+
+/// Answers with a status, or with 0 not at all.
+fn answering(status: u16) -> impl Fn(Request<Full<Bytes>>) -> Answered + Clone {
     move |_| {
         ready(match status {
             0 => Err("broken"),

@@ -262,7 +262,12 @@ fn describe() {
     describe_counter!(
         "merit_decisions_total",
         Unit::Count,
-        "Requests decided by admission, by outcome"
+        "Requests decided by admission, by outcome; shadow_* passed all the same"
+    );
+    describe_counter!(
+        "merit_would_deny_total",
+        Unit::Count,
+        "Requests that passed and that a bucket would have refused, were it not only watched"
     );
     describe_counter!(
         "merit_receipts_issued_total",
@@ -272,12 +277,17 @@ fn describe() {
     describe_histogram!(
         "merit_decision_seconds",
         Unit::Seconds,
-        "Time of one decision, identity included"
+        "Time of one decision by a store outside the process, identity included"
     );
     describe_counter!(
         "merit_store_failures_total",
         Unit::Count,
         "Decisions that the bucket store failed to give in time"
+    );
+    describe_counter!(
+        "merit_store_failovers_total",
+        Unit::Count,
+        "Masters of the bucket store that were replaced or restarted, as seen by decisions or limits"
     );
     describe_counter!(
         "merit_store_skipped_total",

@@ -237,6 +237,91 @@ fn the_environment_overrides_the_file_and_a_password_in_an_address_is_hidden() {
     assert_eq!(shown["store"]["url"], "redis://***@db:6379");
 }
 
+/// The deployed configuration with other lines of `[store]`.
+fn with_store(name: &str, lines: &str) -> String {
+    let deployed = std::fs::read_to_string(deployed("merit.toml")).unwrap();
+    let url = "url       = \"redis://127.0.0.1:6379\"\n";
+    assert!(deployed.contains(url), "{deployed}");
+    file(name, &deployed.replace(url, lines))
+}
+
+#[test]
+fn every_way_to_address_redis_is_shown_without_its_passwords() {
+    let ca = file("ca.pem", "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n");
+    let password = file("password", "hunter2\n");
+    for (name, lines, shown) in [
+        (
+            "cluster",
+            "cluster = [\"redis://u:hunter2@a:1\", \"redis://u:hunter2@b:2\"]",
+            "redis://***@b:2",
+        ),
+        (
+            "sentinel",
+            "sentinel = { master = \"m\", urls = [\"redis://:hunter2@a:1\"] }\nusername = \"u\"\npassword_env = \"PASS\"",
+            "redis://***@a:1",
+        ),
+        (
+            "acl",
+            &format!("url = \"redis://a:1\"\nusername = \"u\"\npassword_file = \"{password}\""),
+            "redis://a:1",
+        ),
+        ("tls", &format!("url = \"rediss://a:1\"\ntls_ca_file = \"{ca}\""), "rediss://a:1"),
+    ] {
+        let config = with_store(&format!("{name}.toml"), &format!("{lines}\n"));
+        let output =
+            merit(&["check-config", "--config", &config, "--json"], &[("PASS", "hunter2")]);
+        let told = text(&output.stderr);
+        if name == "tls" {
+            // An authority's file is looked into: this one is empty between its lines.
+            assert_eq!(output.status.code(), Some(2), "{told}");
+            assert!(told.contains("\n  store.url: "), "{told}");
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(0), "{name}: {told}");
+        let printed = text(&output.stdout);
+        assert!(printed.contains(shown) && !printed.contains("hunter2"), "{name}: {printed}");
+    }
+}
+
+#[test]
+fn every_fault_of_the_store_is_told_at_once() {
+    let none = "no/such/file.pem";
+    let lines = format!(
+        "url = \"redis://a:1\"\ncluster = [\"redis://a:1\", \"http://b\", \"redis://c/3\"]\n\
+         username = \"u\"\ntls_ca_file = \"{none}\"\ntls_cert_file = \"{none}\"\n"
+    );
+    let config = with_store("store-faults.toml", &lines);
+    let output = merit(&["check-config", "--config", &config], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = text(&output.stderr);
+    for path in [
+        "store: say where Redis is by one of url, url_env, cluster and sentinel; 2 are set",
+        "store.cluster[1]: ",
+        "store.cluster[2]: a cluster has database 0",
+        "store.username: needs",
+        "store.tls_ca_file: cannot read",
+        "store.tls_cert_file: cannot read",
+        "store.tls_cert_file: goes with",
+    ] {
+        assert!(told.contains(&format!("\n  {path}")), "{path} is missing from:\n{told}");
+    }
+    for (lines, fault) in [
+        ("", "store: say where Redis is"),
+        ("sentinel = { master = \"m\", urls = [] }", "store.sentinel: the master's name and"),
+        ("sentinel = { master = \"m\" }", "store.sentinel: missing field `urls`"),
+        ("url = \"redis://a\"\npassword_env = \"NO_SUCH\"", "store.password_env: environment"),
+        ("url = \"redis://u:hunter2@a:port\"", "store.url: "),
+        ("url = \"rediss://a/#insecure\"", "store.url: #insecure"),
+    ] {
+        let config = with_store("store-fault.toml", &format!("{lines}\n"));
+        let output = merit(&["check-config", "--config", &config], &[]);
+        let told = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{lines}: {told}");
+        assert!(told.contains(&format!("\n  {fault}")), "{fault} is missing from:\n{told}");
+        assert!(!told.contains("hunter2"), "{told}");
+    }
+}
+
 #[test]
 fn a_token_is_printed_alone_and_a_bad_agent_is_wrong_usage() {
     let config = deployed("merit.toml");

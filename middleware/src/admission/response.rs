@@ -12,6 +12,7 @@ use super::{
     refusal::{Refusal, never_passes},
 };
 use crate::{
+    bucket::BucketName,
     identity::IdentityError,
     problem::{Problem, QUOTA_EXCEEDED, REDUCED_CAPACITY},
     store::Verdict,
@@ -87,7 +88,7 @@ impl Answers {
                  and encoded slashes",
             ),
             Refusal::Denied { retry_after, retry_after_ms, violated, limits } => {
-                let names: Vec<&str> = violated.iter().map(|name| name.as_str()).collect();
+                let names: Vec<&str> = violated.iter().map(BucketName::as_str).collect();
                 let (rate, capacity) = (limits.refill(), limits.capacity());
                 let buckets = names.join("`, `");
                 let detail = match never_passes(limits) {

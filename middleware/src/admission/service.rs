@@ -168,6 +168,7 @@ where
                     };
                     let (mut inner, mut request) = waiting.take().expect("a request passes once");
                     if let Err(refusal) = decided {
+                        state.permit = None;
                         let response = state.respond(&refusal, request.headers());
                         return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
                     }

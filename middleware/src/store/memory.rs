@@ -453,7 +453,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_in_process_store_keeps_the_contract() {
-        contract::run(&contract::Memory(MemoryStore::new())).await;
+        let memory = contract::Memory(MemoryStore::new());
+        contract::run(&memory).await;
+        contract::run_lending(&memory).await;
     }
 
     #[test]

@@ -53,7 +53,7 @@ pub enum AppError {
         source: io::Error,
     },
     /// The store cannot be used as configured.
-    #[error("store.url")]
+    #[error("store")]
     Store(#[from] StoreError),
     /// Leases cannot be given as configured.
     #[error("store")]

@@ -36,13 +36,10 @@ impl Store {
         if wanted.kind == StoreKind::Memory {
             return Ok((Self::Memory(MemoryStore::new()), Health::new()));
         }
-        let url = config.redis_url().map_err(AppError::Config)?;
         // Leases remember refusals themselves; two memories would add up.
         let exact = wanted.mode == StoreMode::Exact;
-        let redis = RedisStore::builder(&url)
-            .timeout(wanted.timeout)
-            .cache_denials(exact)
-            .connect_lazily()?;
+        let servers = config.redis().map_err(|faults| AppError::Config(faults.join("; ")))?;
+        let redis = servers.cache_denials(exact).connect_lazily()?;
         let ping = redis.clone();
         let health = Health::new().part("store", move || {
             let store = ping.clone();

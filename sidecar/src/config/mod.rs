@@ -23,12 +23,13 @@ use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
 mod identity;
 mod routes;
+mod store;
 mod tables;
 mod validate;
 
 pub use identity::{Agents, Identity, Learning};
 pub use routes::{CostHeader, RouteConfig};
-pub use tables::{BucketConfig, Log, Ratings, Role, Store, StoreKind, StoreMode};
+pub use tables::{BucketConfig, Log, Ratings, Role, Sentinel, Store, StoreKind, StoreMode};
 
 /// What the environment variables that override the file begin with.
 pub const ENV_PREFIX: &str = "MERIT__";
@@ -185,20 +186,6 @@ impl Config {
     pub fn default_limits(&self) -> Limits {
         let bucket = self.bucket.iter().find(|bucket| bucket.default).expect("validated");
         Limits::per_second(bucket.refill_rate, bucket.capacity).expect("validated")
-    }
-
-    /// Returns the address of Redis.
-    ///
-    /// # Errors
-    ///
-    /// When the variable that holds it is not set.
-    pub fn redis_url(&self) -> Result<String, String> {
-        match (&self.store.url, &self.store.url_env) {
-            (Some(url), _) => Ok(url.clone()),
-            (None, Some(name)) => std::env::var(name)
-                .map_err(|_| format!("store.url_env: environment variable {name} is not set")),
-            (None, None) => Ok("redis://127.0.0.1:6379".to_owned()),
-        }
     }
 }
 

@@ -21,6 +21,24 @@ pub struct Store {
     pub url: Option<String>,
     /// Environment variable with the address, when it carries a password.
     pub url_env: Option<String>,
+    /// Addresses of some nodes of a Redis Cluster; the others are found through them. Of this,
+    /// `url`, `url_env` and `sentinel` exactly one is set.
+    #[serde(serialize_with = "without_passwords")]
+    pub cluster: Vec<String>,
+    /// The sentinels that know where the master is.
+    pub sentinel: Option<Sentinel>,
+    /// The ACL user, when it does not stand in the address; of the servers, not of the sentinels.
+    pub username: Option<String>,
+    /// Environment variable with the password.
+    pub password_env: Option<String>,
+    /// File with the password; a line break at its end is no part of it.
+    pub password_file: Option<PathBuf>,
+    /// PEM file of the authorities that may vouch for `rediss://` servers; default the system's.
+    pub tls_ca_file: Option<PathBuf>,
+    /// PEM file of the certificate to show to servers that ask for one.
+    pub tls_cert_file: Option<PathBuf>,
+    /// PEM file of that certificate's key.
+    pub tls_key_file: Option<PathBuf>,
     /// The longest a decision waits for Redis; default 20ms: longer than any healthy answer takes,
     /// short enough that callers hardly notice an outage.
     #[serde(with = "duration")]
@@ -38,8 +56,19 @@ pub struct Store {
     pub lease_term: Duration,
     /// The most requests of one agent that a lease admits without asking; default 1024.
     pub lease_ahead_max: u32,
-    /// The most agents with a lease, about 600 bytes each; default 131072.
+    /// The most agents with a lease, about 400 bytes each; default 131072.
     pub lease_agents_max: usize,
+}
+
+/// `[store.sentinel]`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sentinel {
+    /// What the sentinels call the master.
+    pub master: String,
+    /// Addresses of the sentinels: `redis://…`, or `rediss://…` for TLS, to the master as well.
+    #[serde(serialize_with = "without_passwords")]
+    pub urls: Vec<String>,
 }
 
 /// Where buckets live.
@@ -70,6 +99,14 @@ impl Default for Store {
             kind: StoreKind::Memory,
             url: None,
             url_env: None,
+            cluster: Vec::new(),
+            sentinel: None,
+            username: None,
+            password_env: None,
+            password_file: None,
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
             timeout: Duration::from_millis(20),
             on_outage: Outage::Local,
             expected_nodes: NonZeroU32::MIN,
@@ -181,14 +218,20 @@ fn without_password<S: serde::Serializer>(
     url: &Option<String>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    match url {
-        Some(url) => {
-            let shown = match (url.split_once("://"), url.rsplit_once('@')) {
-                (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-                _ => url.clone(),
-            };
-            serializer.serialize_some(&shown)
-        }
-        None => serializer.serialize_none(),
+    url.as_deref().map(hidden).serialize(serializer)
+}
+
+fn without_passwords<S: serde::Serializer>(
+    urls: &[String],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(urls.iter().map(|url| hidden(url)))
+}
+
+/// Returns an address without its user and password.
+fn hidden(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        _ => url.to_owned(),
     }
 }

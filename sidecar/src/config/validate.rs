@@ -91,11 +91,8 @@ impl Config {
         let store = &self.store;
         match store.kind {
             StoreKind::Redis => {
-                if store.url.is_some() == store.url_env.is_some() {
-                    faults.push("store.url: set it or store.url_env, one of them".to_owned());
-                }
-                if let Err(fault) = self.redis_url() {
-                    faults.push(fault);
+                if let Err(found) = self.redis() {
+                    faults.extend(found);
                 }
             }
             StoreKind::Memory if role != Role::All => faults.push(format!(

@@ -3,7 +3,7 @@
 //! 1. The algorithms are the key's, never the token's: a token signed by anything else is refused
 //!    before its signature is looked at, so an RSA public key can never pass as an HMAC secret.
 //! 2. `exp` is required; issuer and audience are required of every token once they are configured.
-//! 3. Keys are configured, or come from a key set that is refreshed ([`ring`]). Keys that a token's
+//! 3. Keys are configured, or come from a key set that is refreshed (`ring.rs`). Keys that a token's
 //!    header offers (`jwk`, `jku`, `x5u`, `x5c`) are ignored.
 //! 4. A good token is never refused because its key could not be fetched: then the answer is
 //!    [`IdentityError::Unavailable`](super::IdentityError::Unavailable), and it may be sent again.

@@ -1,130 +1,79 @@
-//! Connections: one that reconnects by itself for decisions, one that never does for the control plane.
+//! The connection of decisions, over servers of every layout.
 
 use std::{future::Future, time::Duration};
 
-use redis::{
-    AsyncConnectionConfig, Cmd, Pipeline, RedisError, Value,
-    aio::{ConnectionLike, ConnectionManager, MultiplexedConnection},
-};
+use metrics::counter;
+use redis::{Cmd, RedisError, ServerErrorKind, Value};
+use tokio::time::timeout;
 
-use super::{
-    CONTROL_TIMEOUT, RedisStore, SET_LIMITS_LUA,
-    wire::{is_fault, is_no_script, is_wrong_type},
-};
+use super::{cluster::slot_of_agent, followed::Followed, shards::Shards, topology::Topology};
 use crate::{AgentId, store::StoreError};
-
-/// The control plane's own connection. It does not reconnect by itself: a server that was replaced
-/// may have lost writes, and whoever writes must learn of it before writing on.
-pub(super) enum Control {
-    /// Not yet used.
-    Fresh,
-    Up(MultiplexedConnection),
-    /// Broken until [`Tune::life`] connects anew.
-    Broken,
-}
-
-pub(super) fn script_load(code: &str) -> Cmd {
-    let mut command = redis::cmd("SCRIPT");
-    command.arg("LOAD").arg(code);
-    command
-}
-
-/// The connection of decisions: cheap to clone, reconnects by itself, pipelines.
-#[derive(Clone)]
-pub(super) struct Link {
-    connection: ConnectionManager,
-}
-
-impl Link {
-    pub(super) fn new(connection: ConnectionManager) -> Self {
-        Self { connection }
-    }
-
-    /// Runs one command; an error that the server answered is an error here too.
-    pub(super) async fn call(&self, command: &Cmd) -> Result<Value, RedisError> {
-        let mut connection = self.connection.clone();
-        connection.req_packed_command(command).await.and_then(Value::extract_error)
-    }
-
-    /// Returns the slot of an agent's keys, which all groups of one call must share; `None` when the
-    /// server is no cluster.
-    #[allow(clippy::unused_self, reason = "a cluster's link knows")]
-    pub(super) fn slot(&self, _: &AgentId) -> Option<u16> {
-        None
-    }
-}
 
 pub(super) async fn within<T>(
     limit: Duration,
     call: impl Future<Output = T>,
 ) -> Result<T, StoreError> {
-    tokio::time::timeout(limit, call).await.map_err(|_| StoreError::Timeout(limit))
+    timeout(limit, call).await.map_err(|_| StoreError::Timeout(limit))
 }
 
-impl RedisStore {
-    /// Opens the control plane's connection.
-    pub(super) async fn connect_control(&self) -> Result<MultiplexedConnection, StoreError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONTROL_TIMEOUT))
-            .set_response_timeout(None);
-        let client = &self.inner.client;
-        within(CONTROL_TIMEOUT, client.get_multiplexed_async_connection_with_config(&config))
-            .await?
-            .map_err(|error| self.unavailable(error))
+/// Counts a master that was replaced or restarted; `seen_by` is `decisions` or `limits`.
+pub(super) fn count_failover(seen_by: &'static str) {
+    counter!("merit_store_failovers_total", "seen_by" => seen_by).increment(1);
+}
+
+/// The connection of decisions. Clones share it; it finds its masters by itself.
+#[derive(Clone)]
+pub(super) enum Link {
+    Master(Followed),
+    Cluster(Shards),
+}
+
+impl Link {
+    /// Begins to connect in the background.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    pub(super) fn open(topology: &Topology) -> Self {
+        match topology {
+            Topology::Master(place) => Self::Master(Followed::begin(place.clone())),
+            Topology::Cluster(seeds) => Self::Cluster(Shards::begin(seeds.clone())),
+        }
     }
 
-    /// Sends a pipeline over the control plane's connection; any failure of it breaks the connection,
-    /// so that nothing more is written before the store was asked which life this is.
-    pub(super) async fn control_all(&self, pipeline: &Pipeline) -> Result<Vec<Value>, StoreError> {
-        let mut control = self.inner.control.lock().await;
-        let mut connection = match &*control {
-            Control::Up(connection) => connection.clone(),
-            Control::Broken => return Err(StoreError::Lost),
-            Control::Fresh => {
-                let connection = self.connect_control().await?;
-                *control = Control::Up(connection.clone());
-                connection
-            }
-        };
-        let answers = self.pipelined(&mut connection, pipeline).await;
-        answers.inspect_err(|_| *control = Control::Broken)
+    /// Sends one command to the master of its first key and returns the answer; an error that the
+    /// server answered is an error here too. Whoever calls puts a deadline around it.
+    pub(super) async fn call(&self, command: &Cmd) -> Result<Value, RedisError> {
+        match self {
+            Self::Master(followed) => followed.call(command).await,
+            Self::Cluster(shards) => shards.call(command).await,
+        }
     }
 
-    /// Sends a pipeline, once more when the server has lost the scripts. An answer that faults one
-    /// agent's data stays among the answers; any other error is the store's.
-    async fn pipelined(
-        &self,
-        connection: &mut MultiplexedConnection,
-        pipeline: &Pipeline,
-    ) -> Result<Vec<Value>, StoreError> {
-        let count = pipeline.cmd_iter().count();
-        for _ in 0..2 {
-            let sent = connection.req_packed_commands(pipeline, 0, count);
-            let answers = within(CONTROL_TIMEOUT, sent).await?;
-            let answers = answers.map_err(|error| self.unavailable(error))?;
-            let error = |answer: &Value| answer.clone().extract_error().err();
-            let mut faults = answers.iter().filter(|answer| is_fault(answer)).filter_map(error);
-            match faults.find(|error| !is_wrong_type(error)) {
-                None => return Ok(answers),
-                Some(error) if is_no_script(&error) => {
-                    let load = script_load(SET_LIMITS_LUA);
-                    let loaded = connection.req_packed_command(&load);
-                    let loaded = within(CONTROL_TIMEOUT, loaded).await?;
-                    loaded
-                        .and_then(Value::extract_error)
-                        .map_err(|error| self.unavailable(error))?;
+    /// Returns the slot that the agent's keys are in; `None` when the server is no cluster. Only
+    /// agents of one slot may share a call.
+    pub(super) fn slot(&self, agent: &AgentId) -> Option<u16> {
+        match self {
+            Self::Master(_) => None,
+            Self::Cluster(_) => Some(slot_of_agent(agent.as_str())),
+        }
+    }
+
+    /// Asks whether the servers serve: a master whether it is there, a cluster whether it says so of
+    /// itself.
+    pub(super) async fn ping(&self) -> Result<(), RedisError> {
+        match self {
+            Self::Master(followed) => followed.call(&redis::cmd("PING")).await.map(drop),
+            Self::Cluster(shards) => {
+                let mut command = redis::cmd("CLUSTER");
+                let answer = shards.call_any(command.arg("INFO")).await?;
+                let info: String = redis::from_redis_value(answer)?;
+                if info.lines().any(|line| line.trim_end() == "cluster_state:ok") {
+                    return Ok(());
                 }
-                Some(error) => return Err(self.unavailable(error)),
+                let down = ServerErrorKind::ClusterDown.into();
+                Err((down, "the cluster says of itself that it is down").into())
             }
         }
-        Err(StoreError::Malformed { what: "NOSCRIPT right after SCRIPT LOAD".to_owned() })
-    }
-
-    /// Runs one command over the control plane's connection.
-    pub(super) async fn control(&self, command: &Cmd) -> Result<Value, StoreError> {
-        let mut pipeline = redis::pipe();
-        pipeline.add_command(command.clone());
-        let mut answers = self.control_all(&pipeline).await?;
-        answers.pop().ok_or_else(|| StoreError::Malformed { what: "nothing".to_owned() })
     }
 }

@@ -5,15 +5,31 @@
 //! client reconnects in the background, every 10 to 250 ms; scripts that a restarted server has
 //! forgotten are sent again.
 
+mod builder;
+
+mod topology;
+
+mod sentinel;
+
+mod cluster;
+
+mod followed;
+
+mod shards;
+
 mod batch;
 
 mod coalesce;
 
-mod control;
-
 mod denials;
 
 mod link;
+
+mod masters;
+
+mod marks;
+
+mod control;
 
 mod wire;
 
@@ -25,19 +41,17 @@ use std::{
     time::Duration,
 };
 
-use redis::{
-    Client, ConnectionInfo, IntoConnectionInfo, RedisError, Script,
-    aio::{ConnectionManager, ConnectionManagerConfig},
-    io::tcp::TcpSettings,
-};
+use redis::{RedisError, Script};
 use tokio::{sync::Mutex, time::Instant};
 
 use self::{
     batch::Kind,
-    coalesce::{Coalescer, Options},
-    link::{Control, Link, within},
+    coalesce::Coalescer,
+    link::{Link, within},
+    masters::Control,
 };
 pub use self::{
+    builder::RedisStoreBuilder,
     coalesce::{GROUPS_MAX, IN_FLIGHT_MAX, WAITING_MAX},
     denials::{DENIAL_MAX, DENIALS_MAX},
 };
@@ -49,12 +63,6 @@ pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(20);
 /// The longest a connection attempt or a control-plane call takes: 2 s. Longer than any decision,
 /// because a batch of thousands of writes is one call.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Bytes that stay unacknowledged this long mean that the server's host is gone: 3 s.
-const DEAD_LINK_TIMEOUT: Duration = Duration::from_secs(3);
-
-const RECONNECT_MIN: Duration = Duration::from_millis(10);
-const RECONNECT_MAX: Duration = Duration::from_millis(250);
 
 /// Commands that wait for the socket; further ones wait for a place, and run into their deadline.
 const PIPELINE_MAX: usize = 1024;
@@ -90,7 +98,6 @@ pub struct RedisStore {
 }
 
 struct Inner {
-    client: Client,
     link: Link,
     control: Mutex<Control>,
     address: String,
@@ -99,123 +106,16 @@ struct Inner {
     set_limits: Script,
 }
 
-/// Builds a [`RedisStore`].
-#[derive(Clone)]
-pub struct RedisStoreBuilder {
-    url: String,
-    options: Options,
-}
-
-impl RedisStoreBuilder {
-    /// Sets the longest a decision waits for Redis; 20 ms unless set.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.options.timeout = timeout;
-        self
-    }
-
-    /// Sets whether requests that arrive while calls are in flight travel together in the next one;
-    /// they do unless told not to. Either way the decisions are the same.
-    #[must_use]
-    pub fn coalesce(mut self, on: bool) -> Self {
-        self.options.coalesce = on;
-        self
-    }
-
-    /// Sets whether a refusal is repeated, without asking Redis, until the request would pass (at most
-    /// [`DENIAL_MAX`]); it is unless told not to. Limits that are raised meanwhile, and tokens that
-    /// another node gives back, are seen that much later.
-    #[must_use]
-    pub fn cache_denials(mut self, on: bool) -> Self {
-        self.options.cache_denials = on;
-        self
-    }
-
-    /// Connects, and waits until the server has answered once.
-    ///
-    /// # Errors
-    ///
-    /// When the address cannot be parsed, or the server does not answer within 2 s.
-    pub async fn connect(self) -> Result<RedisStore, StoreError> {
-        let store = self.connect_lazily()?;
-        store.ping().await?;
-        Ok(store)
-    }
-
-    /// Returns a store that connects in the background: until it has, every decision follows the
-    /// outage policy.
-    ///
-    /// # Errors
-    ///
-    /// When the address cannot be parsed.
-    ///
-    /// # Panics
-    ///
-    /// Outside of a tokio runtime.
-    pub fn connect_lazily(self) -> Result<RedisStore, StoreError> {
-        let info = self.url.as_str().into_connection_info().map_err(StoreError::Address)?;
-        let address = address_of(&info);
-        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(DEAD_LINK_TIMEOUT);
-        let client = Client::open(info.set_tcp_settings(tcp)).map_err(StoreError::Address)?;
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONTROL_TIMEOUT))
-            // Deadlines are ours, one for each kind of call.
-            .set_response_timeout(None)
-            .set_min_delay(RECONNECT_MIN)
-            .set_max_delay(RECONNECT_MAX)
-            .set_number_of_retries(usize::MAX)
-            .set_pipeline_buffer_size(PIPELINE_MAX);
-        let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)
-            .map_err(StoreError::Address)?;
-        let link = Link::new(connection);
-        Ok(RedisStore {
-            inner: Arc::new(Inner {
-                client,
-                coalescer: Coalescer::new(self.options, link.clone(), address.clone()),
-                link,
-                control: Mutex::new(Control::Fresh),
-                address,
-                timeout: self.options.timeout,
-                set_limits: Script::new(SET_LIMITS_LUA),
-            }),
-        })
-    }
-}
-
-/// Returns `host:port` or the socket's path: never the user or the password.
-fn address_of(info: &ConnectionInfo) -> String {
-    info.addr().to_string()
-}
-
 impl RedisStore {
-    /// Connects to `url`: `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS.
+    /// Asks whether the servers serve: a master whether it is there, a cluster whether it says so of
+    /// itself.
     ///
     /// # Errors
     ///
-    /// When the address cannot be parsed, or the server does not answer within 2 s.
-    pub async fn connect(url: &str) -> Result<Self, StoreError> {
-        Self::builder(url).connect().await
-    }
-
-    /// Returns a builder for a store at `url`.
-    #[must_use]
-    pub fn builder(url: &str) -> RedisStoreBuilder {
-        RedisStoreBuilder {
-            url: url.to_owned(),
-            options: Options { timeout: TIMEOUT_DEFAULT, coalesce: true, cache_denials: true },
-        }
-    }
-
-    /// Asks the server for a sign of life.
-    ///
-    /// # Errors
-    ///
-    /// When it does not answer within 2 s.
+    /// When they do not, or do not answer within 2 s.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        within(CONTROL_TIMEOUT, self.inner.link.call(&redis::cmd("PING")))
-            .await?
-            .map(drop)
-            .map_err(|error| self.unavailable(error))
+        let answer = within(CONTROL_TIMEOUT, self.inner.link.ping()).await?;
+        answer.map_err(|error| self.unavailable(error))
     }
 
     /// Returns the longest a decision waits.
@@ -300,12 +200,5 @@ impl Lend for RedisStore {
 impl std::fmt::Debug for RedisStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisStore").field("address", &self.inner.address).finish_non_exhaustive()
-    }
-}
-
-/// The address may carry a password: it is not shown.
-impl std::fmt::Debug for RedisStoreBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisStoreBuilder").field("options", &self.options).finish_non_exhaustive()
     }
 }

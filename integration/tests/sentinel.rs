@@ -1,0 +1,178 @@
+//! The Redis store behind real sentinels: the contract, failovers of every kind, and the loop over them.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::time::{Duration, Instant};
+
+use merit_integration::{
+    Kafka, Merit, Redis, RedisSentinel, Role, Settings, acl, eventually, over_redis::OverRedis,
+    ratings::Poster, until,
+};
+use tower_merit::{
+    AgentId, RedisStore,
+    store::{Life, Tune, contract},
+};
+
+/// How long a failover may take: a bound against waiting for ever, not a promise.
+const FAILOVER: Duration = Duration::from_secs(30);
+/// How long the tuner may take to work off what is left.
+const SETTLE: Duration = Duration::from_secs(60);
+
+const MASTER: &str = "mymaster";
+
+async fn store(sentinel: &RedisSentinel) -> RedisStore {
+    // Generous: these tests are about answers, not about their speed.
+    let store = RedisStore::sentinel(MASTER, sentinel.urls()).timeout(Duration::from_secs(5));
+    store.connect().await.unwrap()
+}
+
+async fn is_master(redis: &Redis) -> bool {
+    redis.ask::<String>(&["INFO", "replication"]).await.contains("role:master")
+}
+
+async fn life(store: &RedisStore) -> Life {
+    until("the control plane is connected", FAILOVER, || async { store.life().await.ok() }).await
+}
+
+/// Waits until decisions of a store with the shipped deadline arrive at `master`.
+async fn served(quick: &RedisStore, master: &Redis) -> Duration {
+    let since = Instant::now();
+    let mut number = 0;
+    eventually("the new master decides", FAILOVER, || {
+        number += 1;
+        let agent: AgentId = format!("probe-{number}").parse().unwrap();
+        async move {
+            contract::spend_one(quick, &agent).await;
+            master.ask::<u64>(&["EXISTS", &format!("tb:{agent}")]).await == 1
+                && is_master(master).await
+        }
+    })
+    .await;
+    since.elapsed()
+}
+
+#[tokio::test]
+async fn the_store_keeps_the_contract_behind_sentinels_also_right_after_the_master_was_killed() {
+    let mut sentinel = RedisSentinel::start().await;
+    let store = store(&sentinel).await;
+    let quick = RedisStore::sentinel(MASTER, sentinel.urls()).connect().await.unwrap();
+    contract::run(&OverRedis { store: store.clone(), link: sentinel.servers[0].connect().await })
+        .await;
+    let before = life(&store).await;
+
+    sentinel.servers[0].kill9();
+    let took = served(&quick, &sentinel.servers[1]).await;
+    println!("killed: decisions again after {took:?}");
+    let after = life(&store).await;
+    assert_ne!(before.run_id, after.run_id, "a failover is another life");
+    assert_eq!(before.epoch, after.epoch, "the replica held our data");
+
+    // A connection that was idle meanwhile learns of it by its first decision, at the latest.
+    contract::spend_one(&store, &"before".parse().unwrap()).await;
+    let _: String = sentinel.servers[1].ask(&["FLUSHALL"]).await;
+    contract::run(&OverRedis { store, link: sentinel.servers[1].connect().await }).await;
+}
+
+#[tokio::test]
+async fn a_frozen_master_is_left_and_not_returned_to_when_it_thaws() {
+    let mut sentinel = RedisSentinel::start().await;
+    let (store, quick) = (
+        store(&sentinel).await,
+        RedisStore::sentinel(MASTER, sentinel.urls()).connect().await.unwrap(),
+    );
+    let before = life(&store).await;
+    // One sentinel less is no reason not to find the new master.
+    sentinel.kill_sentinel(0);
+    sentinel.servers[0].freeze();
+    let took = served(&quick, &sentinel.servers[1]).await;
+    println!("frozen: decisions again after {took:?}");
+    assert_ne!(life(&store).await.run_id, before.run_id);
+    let agent: AgentId = "written-later".parse().unwrap();
+    contract::write_next(&store, &agent).await;
+
+    sentinel.servers[0].thaw();
+    let [old, new] = &sentinel.servers;
+    eventually("the old master is a replica", FAILOVER, || async { !is_master(old).await }).await;
+    contract::spend_one(&quick, &agent).await;
+    contract::write_next(&store, &agent).await;
+    assert!(new.limits("written-later").await.is_some());
+    assert_eq!(served(&quick, new).await.as_secs(), 0);
+}
+
+#[tokio::test]
+async fn a_master_that_becomes_a_replica_while_it_serves_is_left() {
+    let sentinel = RedisSentinel::start().await;
+    // As a user with the rights that docs/redis.md names behind sentinels, and no others.
+    for server in &sentinel.servers {
+        acl::allow(server, &[&acl::GATEWAY[..], &acl::TUNER, &acl::SENTINEL].concat()).await;
+    }
+    let user = RedisStore::sentinel(MASTER, sentinel.urls()).username("merit").password("hunter2");
+    let store = user.clone().timeout(Duration::from_secs(5)).connect().await.unwrap();
+    let quick = user.connect().await.unwrap();
+    let before = life(&store).await;
+    let agent: AgentId = "a1".parse().unwrap();
+    contract::write_next(&store, &agent).await;
+    contract::spend_one(&quick, &agent).await;
+    sentinel.order_failover().await;
+    let took = served(&quick, &sentinel.servers[1]).await;
+    println!("ordered: decisions at the new master after {took:?}");
+    let after = life(&store).await;
+    assert_ne!(before.run_id, after.run_id);
+    contract::write_next(&store, &agent).await;
+}
+
+#[tokio::test]
+async fn a_master_that_the_sentinels_do_not_know_is_named_in_the_error() {
+    let sentinel = RedisSentinel::start().await;
+    let error = RedisStore::sentinel("other", sentinel.urls()).connect().await.unwrap_err();
+    let shown = format!("{error:?} {error}");
+    assert!(shown.contains("other behind") && shown.contains("No such master"), "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ratings_whose_effect_a_failover_lost_are_folded_again_and_the_others_are_not() {
+    let (kafka, mut sentinel) = tokio::join!(Kafka::shared(), RedisSentinel::start());
+    let urls = sentinel.urls().join("\", \"");
+    let mut settings = Settings::new("").kafka(&kafka.brokers(), "failover.ratings");
+    settings.store = Some(format!("sentinel = {{ master = \"{MASTER}\", urls = [\"{urls}\"] }}"));
+    settings.environment.push(("MERIT__TUNER__REPLAY_WINDOW".into(), "1s".into()));
+    let (ingest, tuner) = tokio::join!(
+        Merit::start(settings.clone().role(Role::Ingest)),
+        Merit::start(settings.clone().role(Role::Tuner)),
+    );
+    let mut poster = Poster::new(&ingest.ingest());
+    let agents: Vec<String> = (0..20).map(|n| format!("agent-{n}")).collect();
+    poster.flow(&agents, 1_000).await;
+    let [master, replica] = &sentinel.servers;
+    poster.fold.settles_in(master, SETTLE).await;
+    // The copy that takes over must know how far it got.
+    eventually("progress has reached the replica", SETTLE, || async {
+        let stored: Vec<(String, u64)> = replica.ask(&["HGETALL", "merit:progress"]).await;
+        stored.len() == 4 && stored.iter().all(|(_, offset)| *offset > 0)
+    })
+    .await;
+
+    // From here on the replica gets nothing; the sentinels would mend that, but only after seconds.
+    let _: String = replica.ask(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    let mut silent = Poster::new(&ingest.ingest());
+    let lost: Vec<String> = (0..20).map(|n| format!("silent-{n}")).collect();
+    silent.flow(&lost, 200).await;
+    poster.flow(&agents, 200).await;
+    silent.fold.settles_in(master, SETTLE).await;
+    poster.fold.settles_in(master, SETTLE).await;
+    assert!(replica.limits("silent-0").await.is_none(), "the replica lost nothing");
+    sentinel.servers[0].kill9();
+    let killed = Instant::now();
+
+    let replica = &sentinel.servers[1];
+    silent.fold.settles_in(replica, SETTLE).await;
+    poster.fold.settles_in(replica, SETTLE).await;
+    println!("everything that was lost is in force again after {:?}", killed.elapsed());
+    // What was folded twice behind the last look shows in one more rating of every agent.
+    poster.flow(&agents, agents.len()).await;
+    poster.fold.settles_in(replica, SETTLE).await;
+    silent.fold.settles_in(replica, SETTLE).await;
+    let failovers = tuner.metric("merit_store_failovers_total").await;
+    assert!(failovers.is_some_and(|failovers| failovers >= 1.0), "{failovers:?}");
+    assert!(tuner.output().contains("lost a master"), "{}", tuner.output());
+}
