@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, bail, ensure};
 use merit_integration::{Persistence, Redis, ports};
 use tokio::{process::Command, task::JoinSet};
-use tower_merit::Outage;
+use tower_merit::{MemoryStore, Outage, store::leased::LEASES_MAX};
 
 use crate::{
     Arguments, crowd,
@@ -22,7 +22,26 @@ const LOCAL: &str = "local";
 /// Agents that ask at the same time, over Redis.
 const CONCURRENT: u32 = 64;
 
-/// The token cache as shipped would hide nothing, but would also hold little.
+/// What a kept agent may take in this process, in bytes, with an id as short as here.
+const AGENT_BYTES: usize = 400;
+
+/// What the program, its threads, remembered tokens and denials may take.
+const REST_BYTES: usize = 48 << 20;
+
+/// Returns how many agents a mode keeps, as shipped.
+fn kept(mode: &str) -> usize {
+    match mode {
+        LOCAL => LOCAL_AGENTS,
+        _ if mode == Mode::InProcess.word() => MemoryStore::AGENTS_MAX,
+        _ if mode == Mode::Leased.word() => LEASES_MAX,
+        _ => 0,
+    }
+}
+
+/// Agents that the layer limits by itself while Redis is away: `LOCAL_AGENTS_MAX` of outage.rs.
+const LOCAL_AGENTS: usize = 1 << 17;
+
+/// At which shares of the agents RSS is read, in per cent.
 const SHARES: [u32; 5] = [0, 25, 50, 100, 200];
 
 pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
@@ -35,6 +54,7 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         "all",
         "twice as many",
         "peak, MiB",
+        "bound, MiB",
         "bytes per agent (before → all)",
         "Redis bytes per agent",
     ]);
@@ -55,6 +75,9 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
         let &[before, quarter, half, all, twice, peak] = rss.as_slice() else {
             bail!("{mode} printed {text:?}");
         };
+        #[allow(clippy::cast_precision_loss, reason = "below 2^52")]
+        let bound = (kept(mode) * AGENT_BYTES + REST_BYTES) as f64;
+        ensure!(peak <= bound, "{mode} took {peak} bytes, which is above {bound}");
         let mebi = |bytes: f64| number(bytes / f64::from(1 << 20));
         let in_redis = (used_memory(&redis).await? - empty) / f64::from(agents) / 2.0;
         let asks_redis = mode != LOCAL && mode != Mode::InProcess.word();
@@ -66,6 +89,7 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
             mebi(all),
             mebi(twice),
             mebi(peak),
+            mebi(bound),
             number((all - before) / f64::from(agents)),
             if asks_redis { number(in_redis) } else { "–".to_owned() },
         ]);
