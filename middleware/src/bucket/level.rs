@@ -31,11 +31,10 @@ impl NanoTokens {
 pub fn refill(level: NanoTokens, limits: &Limits, elapsed_ms: u64) -> NanoTokens {
     let full = limits.capacity().nano().0;
     debug_assert!(level.0 <= full, "a change of limits clamps before anyone refills");
-    let gained = u128::from(limits.refill().micro()) * u128::from(elapsed_ms);
-    let missing = i128::from(full) - i128::from(level.0);
-    // Both sides fit: the gain is compared before it is added, and `missing` is at most 1.8 × 10^16.
-    let gained = i128::try_from(gained).unwrap_or(i128::MAX).min(missing);
-    let refilled = i64::try_from(i128::from(level.0) + gained).expect("at most the capacity");
+    // Two magnitudes below 2^53 apart; whatever overflows is more than that.
+    let missing = u64::try_from(full.saturating_sub(level.0)).unwrap_or(0);
+    let gained = limits.refill().micro().saturating_mul(elapsed_ms).min(missing);
+    let refilled = level.0.saturating_add_unsigned(gained);
     debug_assert!(refilled >= level.0 && refilled <= full);
     NanoTokens(refilled)
 }
@@ -88,13 +87,14 @@ impl Level {
     /// Time passed under the old limits is paid at the old ones; the new ones may clamp the level
     /// down, and never raise it.
     pub fn settle(&mut self, limits: Limits, now_ms: u64) {
-        let elapsed_ms = now_ms.saturating_sub(self.at_ms);
-        self.tokens = refill(self.tokens, &self.limits, elapsed_ms);
+        if now_ms > self.at_ms {
+            self.tokens = refill(self.tokens, &self.limits, now_ms - self.at_ms);
+            self.at_ms = now_ms;
+        }
         if limits != self.limits {
             self.tokens = self.tokens.min(limits.capacity().nano());
             self.limits = limits;
         }
-        self.at_ms = self.at_ms.max(now_ms);
     }
 
     /// Returns the level at which `cost` passes: the cost itself, or a full bucket when the cost is

@@ -161,35 +161,43 @@ pub(super) fn outcomes<'a>(
     numbers.next().is_none().then_some(all)
 }
 
+/// What the script says of a banned agent, and of one whose keys are of another type.
+const BANNED: i64 = -1;
+const NO_HASH: i64 = -2;
+
 fn outcome(group: &Group, numbers: &mut std::slice::Iter<'_, Value>) -> Option<Outcome> {
-    let passed = match (integer(numbers.next()?)?, group.kind) {
-        (-2, _) => return Some(Outcome::NoHash),
-        (-1, Kind::Take | Kind::Lend { .. }) => {
-            return Some(Outcome::Banned { for_ms: unsigned(numbers.next()?)? });
-        }
-        (passed, Kind::Take | Kind::Lend { .. }) => u32::try_from(passed).ok()?,
-        (0, _) => return Some(Outcome::Done),
-        _ => return None,
+    let first = integer(numbers.next()?)?;
+    if first == NO_HASH {
+        return Some(Outcome::NoHash);
+    }
+    let most = match group.kind {
+        Kind::Take => 0,
+        Kind::Lend { most } => most,
+        _ => return (first == 0).then_some(Outcome::Done),
     };
+    if first == BANNED {
+        return Some(Outcome::Banned { for_ms: unsigned(numbers.next()?)? });
+    }
+    let up_to = |most: u32, number: u64| u32::try_from(number).ok().filter(|n| *n <= most);
+    let first = u64::try_from(first).ok()?;
+    let (passed, own) = (up_to(group.count, first / 2)?, first % 2 == 1);
     let ahead = match group.kind {
-        Kind::Lend { most } => {
-            u32::try_from(unsigned(numbers.next()?)?).ok().filter(|&a| a <= most)?
-        }
+        Kind::Lend { .. } => up_to(most, unsigned(numbers.next()?)?)?,
         _ => 0,
     };
-    if passed > group.count {
-        return None;
-    }
-    let mut after = group.takes.iter().map(|take| {
+    let mut after = group.takes.iter().map(|Take { bucket, .. }| {
         let tokens = NanoTokens(integer(numbers.next()?)?);
-        let capacity = Tokens::new(unsigned(numbers.next()?)?).ok()?;
-        let refill = MicroTokensPerSecond::new(unsigned(numbers.next()?)?).ok()?;
-        let paid = if take.bucket.shadow {
-            u32::try_from(integer(numbers.next()?)?).ok().filter(|&paid| paid <= passed)?
+        let limits = if own {
+            let capacity = Tokens::new(unsigned(numbers.next()?)?).ok()?;
+            Limits::new(capacity, MicroTokensPerSecond::new(unsigned(numbers.next()?)?).ok()?)
         } else {
-            passed
+            bucket.limits
         };
-        Some(After { tokens, limits: Limits::new(capacity, refill), paid })
+        let paid = match bucket.shadow {
+            true => up_to(passed, unsigned(numbers.next()?)?)?,
+            false => passed,
+        };
+        Some(After { tokens, limits, paid })
     });
     let first = after.next()??;
     let rest = after.collect::<Option<_>>()?;

@@ -1,9 +1,10 @@
 //! Decisions that arrive while calls are in flight travel together in the next one.
 //!
-//! 1. At most [`IN_FLIGHT_MAX`] calls of a lane are in flight. A request that finds a free seat sends
-//!    its call from its own future, at once; a later one waits in the lane's queue.
-//! 2. When a call ends, the next one takes up to [`GROUPS_MAX`] groups off the front of the queue.
-//!    Equal charges of one agent are one group, decided as if they had come one after the other.
+//! 1. A request that finds nobody in flight sends its call from its own future, at once; a later one
+//!    waits in the lane's queue. When a call ends, those it answered run first, so that what they ask
+//!    next travels in the next call, which takes up to [`GROUPS_MAX`] groups off the front of the queue.
+//!    A second call ([`IN_FLIGHT_MAX`]) is in flight beside the first while a full one waits.
+//! 2. Equal charges of one agent are one group, decided as if they had come one after the other.
 //! 3. Fair: groups leave in the order in which their first request came, and each agent's requests in
 //!    the order in which they came. A busy agent fills its own group, not the queue of others.
 //! 4. A request keeps its own deadline, from its arrival. One whose caller is gone before its call is
@@ -38,7 +39,8 @@ use crate::{
     store::{Charge, Direction, Loan, Settlement, StoreError},
 };
 
-/// Calls of a lane that are in flight at once: one that the server works on, and one on its way.
+/// The most calls of a lane that are in flight at once: one that the server works on, and one on its
+/// way. More of them are smaller ones, which cost the server more per decision.
 pub const IN_FLIGHT_MAX: usize = 2;
 
 /// The most groups of equal requests in one call: it holds the server up for under 0.3 ms.
@@ -130,11 +132,15 @@ enum Entered {
 }
 
 impl Lane {
-    /// Returns a free seat, or one that was left without notice.
+    /// Returns a seat when nobody is in flight, or a full call waits and one is free; one that was left
+    /// without notice is free.
     fn sit(&mut self, timeout: Duration) -> Option<(usize, u64)> {
         let now = Instant::now();
         let free = |seat: &Seat| seat.taken.is_none_or(|taken| now - taken > timeout);
         let index = self.seats.iter().position(free)?;
+        if self.queue.len() < GROUPS_MAX && !self.seats.iter().all(free) {
+            return None;
+        }
         let seat = &mut self.seats[index];
         *seat = Seat { taken: Some(now), turn: seat.turn + 1 };
         Some((index, seat.turn))
@@ -285,12 +291,14 @@ impl Coalescer {
         if !self.on && state.queue.is_empty() {
             return Entered::Lead(None);
         }
-        let seat = state.sit(self.timeout);
-        if seat.is_some() && state.queue.is_empty() {
-            return Entered::Lead(seat.map(|seat| self.seated(lane, seat, true)));
+        if state.queue.is_empty()
+            && let Some(seat) = state.sit(self.timeout)
+        {
+            return Entered::Lead(Some(self.seated(lane, seat, true)));
         }
         let (caller, answer) = oneshot::channel();
         let pushed = state.push(group.clone(), slot, until, Some(caller));
+        let seat = state.sit(self.timeout);
         drop(state);
         self.drive_from(lane, seat);
         match pushed {
@@ -412,12 +420,13 @@ async fn drive(seated: Seated) {
                 // Taken over: this holder was late.
                 return;
             }
-            seat.taken = Some(Instant::now());
-            if lane.queue.is_empty() {
-                // Under the same lock: whoever comes next finds the seat free.
-                lane.seats[seated.seat].taken = None;
+            seat.taken = None;
+            let alone = lane.seats.iter().all(|seat| seat.taken.is_none());
+            if lane.queue.len() < if alone { 1 } else { GROUPS_MAX } {
+                // Under the same lock: whoever comes next finds the seat free, or the other driven.
                 return;
             }
+            lane.seats[seated.seat].taken = Some(Instant::now());
             lane.next()
         };
         if waiting.is_empty() {
@@ -443,6 +452,8 @@ async fn drive(seated: Seated) {
                 }
             }
         }
+        // Whoever was answered runs first: what it asks next travels along.
+        tokio::task::yield_now().await;
     }
 }
 

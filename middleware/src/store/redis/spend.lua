@@ -7,9 +7,10 @@
 --       3 give back n charges                     4 take n charges whether or not they are there
 --       5 count n charges as refused by the buckets whose bit is set in `more`
 -- Reply per group, flat
---       1  how many charges passed; per bucket: level, capacity, rate, and of one that is only
---          watched: how many of the charges that passed it paid     2  the same, how many were taken
---          ahead after the first number     1, 2  of a banned agent: -1, for how many ms
+--       1  twice how many charges passed, plus 1 when the agent has limits of its own; per bucket: its
+--          level, of such an agent its capacity and rate, and of a bucket that is only watched how many
+--          of the charges that passed it paid     2  the same, how many were taken ahead after the
+--          first number     1, 2  of a banned agent: -1, for how many ms
 --       3, 4, 5  0     of every kind, when a key of the agent is no hash: -2
 -- Field <prefix>held, packed <dddddd: level (nano-tokens), at (Unix ms), admitted, denied, and the
 --       limits it was computed with: capacity, rate
@@ -119,12 +120,15 @@ for g = 1, #KEYS, 2 do repeat
   end
 
   -- Time passed is paid at the limits it passed under; new ones clamp, never mint.
-  local k, oldest = n, now
+  local k, oldest, own = n, now, false
   for b = 0, buckets - 1 do
     local f, u, i = b * 3, b * 4, b * 7
     local own_c, own_q, held = found[f + 2], found[f + 3], found[f + 4]
     local c, q = plan[u + 4], plan[u + 5]
-    if own_c or own_q then c, q = read_limits(own_c, own_q, c, q) end
+    if own_c or own_q then
+      c, q = read_limits(own_c, own_q, c, q)
+      own = true
+    end
     local full, p = c * NANO, n
     local l, t, yes, no, old_c, old_q
     if held and #held == HELD_BYTES then
@@ -148,7 +152,7 @@ for g = 1, #KEYS, 2 do repeat
   local ahead = 0
   if spends then
     r = r + 1
-    reply[r] = k
+    reply[r] = own and k * 2 + 1 or k * 2
     if kind == LEND then
       if k == 1 and takes then
         -- Half of what is left after the charge stays for others, in every bucket.
@@ -174,8 +178,12 @@ for g = 1, #KEYS, 2 do repeat
       local taken = (p + ahead) * cost
       l, yes = l - taken * NANO, yes + taken
       if yes > COUNT_MAX then yes = taken end
-      reply[r + 1], reply[r + 2], reply[r + 3] = l, c, q
-      r = r + 3
+      r = r + 1
+      reply[r] = l
+      if own then
+        reply[r + 1], reply[r + 2] = c, q
+        r = r + 2
+      end
       if plan[b * 4 + 7] then
         r = r + 1
         reply[r] = p
