@@ -365,6 +365,10 @@ async fn a_start_without_the_issuer_is_possible_or_an_error_as_one_asks() {
     issuer.publish(set(&[pair.jwk("a")]));
     sleep(Duration::from_secs(4)).await;
     assert_eq!(outcome(&verifier, &good).await, Taken);
+    // What was asked in vain began no cool-down: the first rotation is found at once.
+    let next = ec256();
+    issuer.publish(set(&[pair.jwk("a"), next.jwk("b")]));
+    assert_eq!(outcome(&verifier, &token(&next, "b")).await, Taken);
 }
 
 #[tokio::test(start_paused = true)]
@@ -379,7 +383,7 @@ async fn failures_are_retried_in_doubling_steps() {
         }
         sleep(Duration::from_secs(1)).await;
     }
-    // Looked at once a second: at 0, 1, 3, 7, 15, 31, 63 s.
+    // Looked at once a second: at 0, 1, 3, 7, 15, 31, 61 s.
     assert_eq!(seen.len(), 7, "{seen:?}");
 }
 

@@ -176,11 +176,6 @@ impl Config {
         if let Some(leeway) = leeway {
             identity = identity.leeway(leeway);
         }
-        if faults.is_empty()
-            && let Err(error) = identity.clone().build()
-        {
-            faults.push(format!("identity: {}", with_cause(&error)));
-        }
         Some(identity)
     }
 
@@ -214,7 +209,14 @@ impl Config {
     /// (`guards`).
     pub(super) fn validate_identity(&self, rates: bool, guards: bool, faults: &mut Vec<String>) {
         let table = &self.identity;
+        let before = faults.len();
         let tokens = self.read_tokens(faults);
+        // Not in `read_tokens`: within a runtime a verifier fetches its keys as soon as it is built.
+        if let (Some(tokens), true) = (&tokens, faults.len() == before)
+            && let Err(error) = tokens.clone().build()
+        {
+            faults.push(format!("identity: {}", with_cause(&error)));
+        }
         let selector = match self.selector() {
             Ok(selector) => selector,
             // It was named above.

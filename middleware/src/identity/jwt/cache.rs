@@ -21,6 +21,9 @@ use super::{Token, keys::Key};
 /// Locks that the tokens are spread over. With the 64 of them two requests seldom want the same.
 const SHARDS: usize = 64;
 
+/// The least tokens of a shard: with fewer, two that are in use would drive each other out.
+const SHARD_LEAST: usize = 8;
+
 /// What an entry costs beside the texts, in bytes: map slot, list node, parsed token.
 const ENTRY_BYTES: usize = 320;
 
@@ -89,8 +92,7 @@ impl Cache {
     pub(super) fn new(bounds: Bounds) -> Self {
         let shards = match bounds.tokens {
             0 => 0,
-            few @ 1..SHARDS => few,
-            _ => SHARDS,
+            some => (some / SHARD_LEAST).clamp(1, SHARDS),
         };
         let each =
             Bounds { tokens: bounds.tokens / shards.max(1), bytes: bounds.bytes / shards.max(1) };

@@ -2,8 +2,8 @@
 //!
 //! 1. One task fetches, so at most one fetch is under way, and everybody who waits shares it.
 //! 2. It fetches at once, then every refresh interval; after a failure sooner, in doubling steps.
-//! 3. A token with an unknown key id makes it fetch too, once per cool-down. Neither the start nor
-//!    a refresh begins a cool-down: a rotation right after one of them is found at once.
+//! 3. A token with an unknown key id makes it fetch too, once per cool-down. Neither the start, with
+//!    or without success, nor a refresh begins a cool-down: a rotation right after is found at once.
 //! 4. "Unknown" is said only on the word of a fetch that began after the token came. While that
 //!    cannot be had (the source is away, the cool-down runs) the answer is
 //!    [`IdentityError::Unavailable`]: a good token is never called bad.
@@ -57,8 +57,12 @@ pub const WAITING_MAX: usize = 1024;
 /// The longest a fetch takes.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The first pause after a fetch that failed; it doubles up to the refresh interval.
+/// The first pause after a fetch that failed; it doubles up to the refresh interval or
+/// [`RETRY_MOST`].
 const RETRY_FIRST: Duration = Duration::from_secs(1);
+
+/// The longest pause after a fetch that failed.
+const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// How often the age of the set is shown.
 const AGE_EVERY: Duration = Duration::from_secs(10);
@@ -249,8 +253,10 @@ impl Ring {
         if state.flight.is_some() {
             return Look::Wait;
         }
+        // Without a set the task tries soon by itself; a cool-down that began then would hold up
+        // the first rotation after it.
         let cooled = state.cooled.filter(|cooled| *cooled > now);
-        if state.tried > asked || cooled.is_some() {
+        if state.set.is_none() || state.tried > asked || cooled.is_some() {
             let soonest = cooled.map_or(state.next, |cooled| cooled.min(state.next));
             return Look::Away(soonest.saturating_duration_since(now));
         }
@@ -357,7 +363,7 @@ impl Ring {
         warn!(%error, cause, keys_stay = state.set.is_some(), "key set is not refreshed");
         let pause =
             RETRY_FIRST.saturating_mul(1_u32.checked_shl(state.failures).unwrap_or(u32::MAX));
-        state.next = Instant::now() + pause.min(self.times.refresh);
+        state.next = Instant::now() + pause.min(RETRY_MOST).min(self.times.refresh);
         state.failures = state.failures.saturating_add(1);
         state.error = Some(Arc::new(error));
     }
