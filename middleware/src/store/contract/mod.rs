@@ -172,6 +172,7 @@ pub async fn run<H: Harness>(harness: &H) {
     an_epoch_and_progress_are_kept(harness).await;
     many_agents_are_written_in_one_call(harness).await;
     concurrent_spends_are_decided_as_if_one_came_after_the_other(harness).await;
+    requests_at_once_are_refused_by_the_bucket_that_was_short(harness).await;
     a_watched_bucket_refuses_nothing_and_says_so(harness).await;
     requests_at_once_pay_a_watched_bucket_as_far_as_it_goes(harness).await;
     what_was_given_back_can_be_spent_again_and_never_overfills(harness).await;
@@ -351,6 +352,20 @@ async fn concurrent_spends_are_decided_as_if_one_came_after_the_other<H: Harness
     }
     let demand = load_one(harness.store(), &agent).await.demand;
     assert_eq!(demand.admitted, 100);
+}
+
+async fn requests_at_once_are_refused_by_the_bucket_that_was_short<H: Harness>(harness: &H) {
+    let agent = agent("short-at-once");
+    let (wide, narrow) = (bucket("default", slow(20)), bucket("writes", slow(5)));
+    let verdicts = ask_at_once(harness.store(), &agent, &[(&wide, 1), (&narrow, 1)], 30).await;
+    let (admitted, denied): (Vec<_>, Vec<_>) =
+        verdicts.iter().partition(|verdict| verdict.decision == Decision::Admitted);
+    assert_eq!((admitted.len(), denied.len()), (5, 25));
+    for verdict in denied {
+        assert_eq!((verdict.first.short, verdict.rest[0].short), (false, true));
+    }
+    let demand = load_one(harness.store(), &agent).await.demand;
+    assert_eq!((demand.admitted, demand.denied), (5, 0), "the wide bucket refused nobody");
 }
 
 async fn a_watched_bucket_refuses_nothing_and_says_so<H: Harness>(harness: &H) {

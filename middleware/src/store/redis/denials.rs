@@ -5,7 +5,8 @@
 //!    [`DENIAL_MAX`] later, because limits may be raised and tokens given back elsewhere meanwhile.
 //! 2. What is refused here is counted in Redis too: with the agent's next call, or by the sweep after
 //!    the entry ended.
-//! 3. At most [`DENIALS_MAX`] entries, [`PLANS_MAX`] per agent; beyond it Redis is asked.
+//! 3. A refusal that is repeated tells what was held when it was made; its wait counts down.
+//! 4. At most [`DENIALS_MAX`] entries, [`PLANS_MAX`] per agent; beyond it Redis is asked.
 
 use std::{
     collections::HashMap,
@@ -197,4 +198,86 @@ impl Denials {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        bucket::{BucketName, Limits, Tokens},
+        store::{BucketRule, Held},
+    };
+
+    fn takes(cost: u64) -> Arc<[Take]> {
+        let name = BucketName::new("default").unwrap();
+        let limits = Limits::per_second(1.0, 100).unwrap();
+        let bucket = BucketRule { name, is_default: true, limits, shadow: false };
+        [Take { bucket, cost: Tokens::new(cost).unwrap() }].into()
+    }
+
+    fn learn(denials: &Denials, agent: &AgentId, takes: &Arc<[Take]>, wait_ms: u64) -> bool {
+        let Take { bucket, .. } = &takes[0];
+        let (name, limits, tokens) = (bucket.name.clone(), bucket.limits, Tokens::ZERO.nano());
+        let first = Held { bucket: name, limits, tokens, short: true };
+        let decision = Decision::Denied { wait_ms: Some(wait_ms) };
+        let (agent, takes) = (agent.clone(), Arc::clone(takes));
+        let group = Group { agent, takes, kind: Kind::Take, count: 1 };
+        denials.learn(&group, Verdict { decision, first, rest: Vec::new() }, Instant::now())
+    }
+
+    fn agent(index: usize) -> AgentId {
+        AgentId::new(&format!("agent{index}")).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_ends_when_it_would_pass_and_after_a_tenth_of_a_second() {
+        let (denials, agent) = (Denials::new(true), agent(1));
+        for (wait_ms, ends_ms) in [(30, 30), (5000, 100)] {
+            let takes = takes(wait_ms % 97);
+            let _ = learn(&denials, &agent, &takes, wait_ms);
+            tokio::time::advance(Duration::from_millis(ends_ms - 1)).await;
+            let verdict = denials.refuse(&agent, &takes).expect("not ended");
+            let left = wait_ms - (ends_ms - 1);
+            assert_eq!(verdict.decision, Decision::Denied { wait_ms: Some(left) });
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert_eq!(denials.refuse(&agent, &takes), None);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beyond_its_bounds_nothing_is_remembered_and_a_sweep_makes_room() {
+        let denials = Denials::new(true);
+        for cost in 1..50 {
+            let _ = learn(&denials, &agent(0), &takes(cost), 50);
+        }
+        assert_eq!(denials.len.load(Ordering::Relaxed), PLANS_MAX);
+        for index in 0..DENIALS_MAX + 1000 {
+            let _ = learn(&denials, &agent(index), &takes(1), 50);
+        }
+        assert_eq!(denials.len.load(Ordering::Relaxed), DENIALS_MAX);
+        tokio::time::advance(DENIAL_MAX).await;
+        assert!(denials.sweep(10).is_none(), "nothing to count: nothing to come back for");
+        assert!(denials.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_hands_over_every_count_once_and_a_bounded_number_at_a_time() {
+        let denials = Denials::new(true);
+        let swept = (0..25).filter(|index| learn(&denials, &agent(*index), &takes(1), 50)).count();
+        assert_eq!(swept, 1, "one sweeps for all");
+        for index in 0..25 {
+            for _ in 0..=index {
+                assert!(denials.refuse(&agent(index), &takes(1)).is_some());
+            }
+        }
+        tokio::time::advance(DENIAL_MAX).await;
+        let mut counts = Vec::new();
+        while let Some(ended) = denials.sweep(10) {
+            assert!(ended.len() <= 10);
+            counts.extend(ended.iter().map(|group| group.count));
+        }
+        counts.sort_unstable();
+        assert!(counts.into_iter().eq(1..=25));
+        assert!(learn(&denials, &agent(1), &takes(1), 50), "somebody must sweep again");
+    }
 }
