@@ -10,7 +10,7 @@ use merit_integration::{
 };
 use tower_merit::{
     AgentId, RedisStore,
-    store::{Life, Tune, contract},
+    store::{Life, Spend, Tune, contract},
 };
 
 /// How long a failover may take: a bound against waiting for ever, not a promise.
@@ -50,9 +50,9 @@ async fn served(quick: &RedisStore, master: &Redis) -> Duration {
         number += 1;
         let agent: AgentId = format!("probe-{number}").parse().unwrap();
         async move {
-            contract::spend_one(quick, &agent).await;
-            master.ask::<u64>(&["EXISTS", &format!("tb:{agent}")]).await == 1
+            quick.spend(contract::one_token(&agent)).await.is_ok()
                 && is_master(master).await
+                && master.ask::<u64>(&["EXISTS", &format!("tb:{agent}")]).await == 1
         }
     })
     .await;
