@@ -105,7 +105,7 @@ impl Sentinel {
         let (folder, port) = (Folder::new("sentinel"), ports::free());
         let config = format!(
             "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {MASTER} 127.0.0.1 {master} 2\n\
-             sentinel down-after-milliseconds {MASTER} 500\nsentinel failover-timeout {MASTER} 3000\n",
+             sentinel down-after-milliseconds {MASTER} 500\nsentinel failover-timeout {MASTER} 1000\n",
             folder.path().display()
         );
         let config = folder.write("sentinel.conf", &config);
