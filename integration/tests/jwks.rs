@@ -42,7 +42,7 @@ fn identity(issuer: &Issuer) -> JwtIdentity {
 }
 
 fn token(pair: &KeyPair, kid: &str, n: u64) -> String {
-    pair.sign_as(kid, &claims(&json!({"agent_id": "a1", "n": n})))
+    pair.sign_as(kid, &claims(&json!({"agent_id": format!("agent-{n}")})))
 }
 
 async fn hello(_: Request<()>) -> Result<Response<String>, Infallible> {
@@ -296,10 +296,10 @@ async fn the_binary_is_ready_when_it_has_keys_and_follows_a_rotation() {
     }
     issuer.say(Says::Keys(vec![new.jwk("new")]));
     eventually("the old key is refused", DEADLINE, || async {
-        matches!(ask(&token(&old, "old", 0)).await.unwrap().status.as_u16(), 401 | 503)
+        matches!(ask(&token(&old, "old", 500)).await.unwrap().status.as_u16(), 401 | 503)
     })
     .await;
-    assert_eq!(ask(&token(&new, "new", 0)).await.unwrap().status, 200);
+    assert_eq!(ask(&token(&new, "new", 900)).await.unwrap().status, 200);
     assert_eq!(merit.metric("merit_jwks_keys").await, Some(1.0));
     assert!(merit.metric("merit_jwks_fetches_total").await.unwrap() >= 3.0);
 }

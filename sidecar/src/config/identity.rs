@@ -217,11 +217,8 @@ impl Config {
         {
             faults.push(format!("identity: {}", with_cause(&error)));
         }
-        let selector = match self.selector() {
-            Ok(selector) => selector,
-            // It was named above.
-            Err(_) => return,
-        };
+        // A malformed selector was named above.
+        let Ok(selector) = self.selector() else { return };
         let mut only_for = |fits: bool, kind: &str, names: &[(&str, bool)]| {
             let stray = names.iter().filter(|(_, set)| *set && !fits);
             faults.extend(stray.map(|(name, _)| {
@@ -247,14 +244,12 @@ impl Config {
             Selector::Peer => drop(table.peers(faults)),
             _ => {}
         }
-        if rates && tokens.is_none() && !table.has_keys() && self.ingest.api_key_env.is_none() {
-            if !matches!(selector, Selector::Claim(_)) {
-                faults.push(
-                    "ingest.api_key_env: nobody could rate: set it, or the keys of tokens in \
-                     [identity]"
-                        .to_owned(),
-                );
-            }
+        let needs_tokens = matches!(selector, Selector::Claim(_));
+        if rates && !needs_tokens && !table.has_keys() && self.ingest.api_key_env.is_none() {
+            faults.push(
+                "ingest.api_key_env: nobody could rate: set it, or the keys of tokens in [identity]"
+                    .to_owned(),
+            );
         }
     }
 }

@@ -111,7 +111,7 @@ impl Cache {
         // Bits from the middle: the map takes its places from the lowest and its tags from the
         // highest. A product in place of a remainder, which would cost as much as the lock.
         #[allow(clippy::cast_possible_truncation, reason = "less than the number of shards")]
-        let index = ((hash >> 16 & 0xffff_ffff) * self.shards.len() as u64 >> 32) as usize;
+        let index = ((((hash >> 16) & 0xffff_ffff) * self.shards.len() as u64) >> 32) as usize;
         let shard = self.shards.get(index)?;
         Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
     }

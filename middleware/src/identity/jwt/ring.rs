@@ -435,12 +435,9 @@ async fn attend(ring: Weak<Ring>, wanted: Arc<Notify>) {
     let _watch = Unattended(ring.clone());
     loop {
         let Some(attended) = ring.upgrade() else { return };
-        let wake = match attended.stock() {
-            None => {
-                attended.fetch().await;
-                continue;
-            }
-            Some(wake) => wake,
+        let Some(wake) = attended.stock() else {
+            attended.fetch().await;
+            continue;
         };
         drop(attended);
         // Woken or due: either way the stock is taken anew.
