@@ -151,6 +151,20 @@ fn whatever_a_field_says_the_peer_is_an_agent_and_a_stranger_is_himself() {
             assert!(AgentId::new(agent.as_str()).is_ok());
             assert_eq!(seen(identity, "192.0.2.1", &headers).as_str(), "ip-192.0.2.1");
         }
+        // What a proxy of ours puts behind a stranger's words is what counts.
+        for (appended, agent) in [
+            ("for=203.0.113.9", "ip-203.0.113.9"),
+            (r#"for="[2001:db8::9]:80";host="a,\"b""#, "ip-2001-db8-0-0-0-0-0-0"),
+        ] {
+            let field = [bytes, b", ", appended.as_bytes()].concat();
+            let Ok(field) = HeaderValue::from_bytes(&field) else { return };
+            let headers = HeaderMap::from_iter([(HeaderName::from_static("forwarded"), field)]);
+            assert_eq!(seen(&IDENTITIES[1], "10.0.0.1", &headers).as_str(), agent);
+        }
+        let field = [bytes, b", 203.0.113.9"].concat();
+        let field = HeaderValue::from_bytes(&field).expect("it was one with another end");
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("x-forwarded-for"), field)]);
+        assert_eq!(seen(&IDENTITIES[0], "10.0.0.1", &headers).as_str(), "ip-203.0.113.9");
     });
 }
 

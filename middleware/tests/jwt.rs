@@ -56,13 +56,13 @@ fn sign(claims: &Value) -> String {
 
 #[test]
 fn a_token_says_who_it_is_for_whom_it_acts_and_what_it_may() {
-    let identity = JwtIdentity::hs256(SECRET).rater_claim("act.sub");
+    let identity = JwtIdentity::hs256(SECRET).claim("act.sub").rater_claim("sub");
     let token = sign(&claims(json!({
-        "sub": "s1", "scope": "x ratings:write", "act": {"sub": "u1"}
+        "sub": "u1", "scope": "x ratings:write", "act": {"sub": "agent-7", "act": {"sub": "a0"}}
     })));
     let token = verify(&strict(identity), &token).unwrap();
-    assert_eq!(token.agent.as_ref().unwrap().as_str(), "a1");
-    assert_eq!((token.subject.as_deref(), token.rater.as_deref()), (Some("s1"), Some("u1")));
+    assert_eq!(token.agent.as_ref().unwrap().as_str(), "agent-7");
+    assert_eq!((token.subject.as_deref(), token.rater.as_deref()), (Some("u1"), Some("u1")));
     assert!(token.has_scope("ratings:write") && !token.has_scope("ratings"));
 }
 

@@ -254,6 +254,26 @@ async fn while_one_waits_the_others_of_the_agent_are_held_back_and_other_agents_
 }
 
 #[tokio::test(start_paused = true)]
+async fn agents_with_api_keys_do_not_pause_each_other() {
+    for (layer, field) in [
+        (exact().share_pause(), "x-api-key"),
+        (exact().share_pause_by([http::HeaderName::from_static("x-agent")]), "x-agent"),
+    ] {
+        let server = Server::new([refused("10")]);
+        let of = |agent: &str| {
+            let mut request = request(Method::GET);
+            request.headers_mut().insert(field, agent.parse().unwrap());
+            layer.layer(server.clone()).oneshot(request)
+        };
+        let first = tokio::spawn(of("a"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(of("b").await.unwrap().status(), StatusCode::OK);
+        assert_eq!(server.times(), [0, 1], "{field}");
+        first.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_shared_pause_nobody_is_held_back() {
     let server = Server::new([refused("10")]);
     let layer = exact();

@@ -54,7 +54,7 @@ fn every_selector_is_valid_with_what_it_needs() {
     for (name, identity) in [
         ("secret", format!("{FOR}algorithms = [\"HS256\", \"HS512\"]\nsecret_env = \"MERIT_JWT_SECRET\"")),
         ("url", format!("{FOR}jwks_url = \"http://127.0.0.1:1/keys\"\njwks_refresh = \"1m\"\njwks_stale = \"2h\"\nalgorithms = [\"RS256\", \"ES256\"]")),
-        ("file", format!("{FOR}jwks_file = \"{set}\"\nrater_claim = \"act.sub\"\nkey_selector = 'jwt.claims.[\"https://a.example/id\"]'")),
+        ("file", format!("{FOR}jwks_file = \"{set}\"\nrater_claim = \"sub\"\nkey_selector = 'jwt.claims.[\"https://a.example/id\"]'")),
         ("header", format!("key_selector = \"header.x-api-key\"\napi_keys_file = \"{keys}\"")),
         ("header-and-tokens", format!("key_selector = \"header.x-api-key\"\napi_keys_file = \"{keys}\"\n{FOR}jwks_file = \"{set}\"")),
         ("peer", "key_selector = \"peer.ip\"\ntrusted_proxies = [\"10.0.0.0/8\", \"::1\"]\nforwarded = \"forwarded\"\nipv6_prefix = 56".to_owned()),
@@ -122,6 +122,18 @@ fn an_ingest_that_nobody_could_post_to_is_a_fault() {
     let output = merit(&["check-config", "--config", &config]);
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8(output.stderr).unwrap().contains("nobody could rate"));
+}
+
+#[test]
+fn a_secret_of_an_agent_and_a_collector_is_refused_and_not_shown() {
+    // SHA-256 of the collector's `0123456789abcdef`.
+    let digest = "9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
+    let keys = file("shared.txt", &format!("partner:{digest}\n"));
+    let identity = format!("key_selector = \"header.x-api-key\"\napi_keys_file = \"{keys}\"");
+    let told = faults("shared", &identity);
+    let fault = "identity.api_keys_file: key of agent `key-partner` is also `key-feed`";
+    assert!(told.contains(fault), "{told}");
+    assert!(!told.contains("0123456789abcdef") && !told.contains(digest), "{told}");
 }
 
 #[test]

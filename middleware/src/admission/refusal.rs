@@ -50,7 +50,7 @@ pub enum Refusal {
         /// Milliseconds until the ban ends.
         for_ms: u64,
     },
-    /// The store does not answer, and the policy is to refuse: 503.
+    /// The store does not answer, and the policy is to refuse; or its answer makes no sense: 503.
     StoreDown,
 }
 
@@ -108,10 +108,10 @@ impl Refusal {
     }
 
     /// Returns the refusal of a request for which these buckets held too little, `jitter_ms` later
-    /// than need be.
+    /// than need be. A store that denies and names none is not believed to have answered.
     pub(super) fn denied(short: &[&Held], wait_ms: Option<u64>, jitter_ms: u64) -> Self {
         let never = short.iter().find(|held| never_passes(&held.limits));
-        let named = never.or(short.first()).expect("a denial has a bucket that held too little");
+        let Some(named) = never.or(short.first()) else { return Self::StoreDown };
         let retry_after_ms =
             wait_ms.map_or(NEVER_RETRY_SECONDS * 1000, |wait_ms| wait_ms.saturating_add(jitter_ms));
         Self::Denied {
@@ -142,4 +142,15 @@ pub(super) fn never_passes(limits: &Limits) -> bool {
 
 pub(super) fn whole_seconds(milliseconds: u64) -> u64 {
     milliseconds.div_ceil(1000).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_denial_that_names_no_bucket_says_that_the_store_is_at_fault() {
+        assert_eq!(Refusal::denied(&[], Some(1), 0), Refusal::StoreDown);
+        assert_eq!(Refusal::denied(&[], None, 0), Refusal::StoreDown);
+    }
 }

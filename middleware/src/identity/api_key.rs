@@ -152,6 +152,12 @@ impl ApiKeys {
         self.agents.is_empty()
     }
 
+    /// Returns the agent whose key has this SHA-256.
+    #[must_use]
+    pub fn agent_of_digest(&self, digest: &[u8; 32]) -> Option<&AgentId> {
+        self.agents.get(digest)
+    }
+
     fn agent(&self, secret: &[u8]) -> Option<&AgentId> {
         // No table holds digests in a build that cannot compute any.
         (!self.is_empty()).then(|| self.agents.get(&backend::sha256(secret))).flatten()

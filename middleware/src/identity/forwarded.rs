@@ -1,7 +1,8 @@
 //! The addresses that proxies wrote into `X-Forwarded-For` or `Forwarded` (RFC 7239).
 //!
 //! Read from the right, where our own proxies wrote: what stands left of the first address that is
-//! not theirs is the caller's invention. Whatever is no address ends the reading.
+//! not theirs is the caller's invention, and nothing in it changes what is read right of it. Whatever
+//! is no address ends the reading.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -16,59 +17,83 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// none.
 pub(super) fn x_forwarded_for(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     let fields = headers.get_all(X_FORWARDED_FOR).into_iter().rev();
-    let entries = fields.flat_map(|field| field.to_str().unwrap_or_default().rsplit(','));
-    entries.map(|entry| address(entry.trim())).take(HOPS_MAX)
+    // Bytes, not text: a stranger's one odd byte must not spoil what our proxies put behind it.
+    let entries = fields.flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b','));
+    entries.map(address).take(HOPS_MAX)
 }
 
 /// Returns the addresses in the `for` parameters of `Forwarded`, the last one first; nothing in the
 /// place of an element without one, or of what is no address.
 pub(super) fn forwarded(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
     let fields = headers.get_all(header::FORWARDED).into_iter().rev();
-    let elements = fields.flat_map(|field| {
-        let mut elements = split(field.to_str().unwrap_or_default(), ',');
-        elements.reverse();
-        elements
-    });
-    elements.map(for_parameter).take(HOPS_MAX)
+    let elements = fields.flat_map(|field| split_from_right(field.as_bytes(), b','));
+    elements.map(|element| for_parameter(element?)).take(HOPS_MAX)
 }
 
-/// Splits at `mark` where it stands outside of quotes. A quote that does not end swallows the rest:
-/// it can only hide what is left of it from the right, never make an address up.
-fn split(text: &str, mark: char) -> Vec<&str> {
-    let (mut parts, mut start) = (Vec::new(), 0);
-    let (mut quoted, mut escaped) = (false, false);
-    for (at, c) in text.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quoted => escaped = true,
-            '"' => quoted = !quoted,
-            c if c == mark && !quoted => {
-                parts.push(&text[start..at]);
-                start = at + c.len_utf8();
+/// Splits at `mark` where it stands outside of quotes, the last part first.
+///
+/// What stands further left, a stranger wrote: nothing there changes a part that was given already.
+/// Quotes that do not pair, read this way, make all that is left of them one part that is none.
+fn split_from_right(text: &[u8], mark: u8) -> impl Iterator<Item = Option<&[u8]>> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let part = match cut(text, mark) {
+            Ok(Some(at)) => {
+                rest = Some(&text[..at]);
+                Some(&text[at + 1..])
             }
+            Ok(None) => Some(text),
+            Err(Unpaired) => None,
+        };
+        Some(part)
+    })
+}
+
+/// A quote without its other half.
+struct Unpaired;
+
+/// Returns where the last `mark` outside of quotes is.
+fn cut(text: &[u8], mark: u8) -> Result<Option<usize>, Unpaired> {
+    let mut quoted = false;
+    for (at, byte) in text.iter().enumerate().rev() {
+        match byte {
+            b'"' => {
+                let slashes = text[..at].iter().rev().take_while(|byte| **byte == b'\\').count();
+                match (quoted, slashes % 2 == 1) {
+                    (true, true) => {}
+                    // Only within quotes is anything escaped, and there is no closing one here.
+                    (false, true) => return Err(Unpaired),
+                    (_, false) => quoted = !quoted,
+                }
+            }
+            byte if *byte == mark && !quoted => return Ok(Some(at)),
             _ => {}
         }
     }
-    parts.push(&text[start..]);
-    parts
+    if quoted { Err(Unpaired) } else { Ok(None) }
 }
 
 /// Reads the `for` of one element; two of them are none.
-fn for_parameter(element: &str) -> Option<IpAddr> {
-    let pairs = split(element, ';').into_iter().filter_map(|pair| pair.split_once('='));
-    let mut named = pairs.filter(|(name, _)| name.trim().eq_ignore_ascii_case("for"));
-    let (_, value) = named.next()?;
-    if named.next().is_some() {
-        return None;
+fn for_parameter(element: &[u8]) -> Option<IpAddr> {
+    let mut found = None;
+    for pair in split_from_right(element, b';') {
+        let pair = pair?;
+        let Some(at) = pair.iter().position(|byte| *byte == b'=') else { continue };
+        let (name, value) = (&pair[..at], &pair[at + 1..]);
+        if name.trim_ascii().eq_ignore_ascii_case(b"for") && found.replace(value).is_some() {
+            return None;
+        }
     }
-    let value = value.trim();
-    let unquoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    let value = found?.trim_ascii();
+    let unquoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
     address(unquoted.unwrap_or(value))
 }
 
 /// Reads an address, alone or with a port, IPv6 with or without brackets. Names, `unknown`,
 /// obfuscated identifiers and zone ids are none.
-fn address(text: &str) -> Option<IpAddr> {
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text.trim_ascii()).ok()?;
     if let Ok(address) = text.parse::<IpAddr>() {
         return Some(address);
     }
@@ -83,13 +108,15 @@ fn address(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
 
-    fn read(name: &str, fields: &[&str]) -> Vec<Option<String>> {
+    fn read(name: &str, fields: &[impl AsRef<[u8]>]) -> Vec<Option<String>> {
         let mut headers = HeaderMap::new();
         for field in fields {
             let name: HeaderName = name.parse().unwrap();
-            headers.append(name, field.parse().unwrap());
+            headers.append(name, HeaderValue::from_bytes(field.as_ref()).unwrap());
         }
         let show = |address: Option<IpAddr>| address.map(|address| address.to_string());
         match name {
@@ -155,6 +182,40 @@ mod tests {
         ] {
             assert_eq!(read("forwarded", &[text]), [None], "{text}");
         }
+    }
+
+    #[test]
+    fn quotes_of_a_stranger_hide_his_own_words_only() {
+        for invented in [
+            r#"for=1.2.3.4;x=""#,
+            r#"for=1.2.3.4;x="\"#,
+            r#"for=1.2.3.4;x="\""#,
+            r#"for="1.2.3.4"#,
+            r#"for=1.2.3.4;x="a" ""#,
+            r#"""#,
+        ] {
+            for (ours, address) in [
+                ("for=203.0.113.9", "203.0.113.9"),
+                (r#"for="[2001:db8::9]:80";proto=http"#, "2001:db8::9"),
+                (r#"host="\", for=6.6.6.6;x=\\";for=203.0.113.9"#, "203.0.113.9"),
+            ] {
+                let field = format!("{invented}, {ours}");
+                let read = read("forwarded", &[&field]);
+                assert_eq!(read[0].as_deref(), Some(address), "{field}");
+                assert!(read[1..].iter().all(Option::is_none), "{field}: {read:?}");
+            }
+        }
+        assert_eq!(
+            read("forwarded", &[r#"for=1.2.3.4, x\", for=5.6.7.8"#]),
+            [Some("5.6.7.8".to_owned()), None]
+        );
+    }
+
+    #[test]
+    fn a_byte_that_is_no_text_spoils_its_own_entry_only() {
+        let expected = [Some("203.0.113.9".to_owned()), None, Some("1.1.1.1".to_owned())];
+        assert_eq!(read("x-forwarded-for", &[b"1.1.1.1,\xE9 , 203.0.113.9"]), expected);
+        assert_eq!(read("forwarded", &[b"for=1.1.1.1,for=\xE9,for=203.0.113.9"]), expected);
     }
 
     #[test]

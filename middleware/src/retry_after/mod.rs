@@ -10,7 +10,7 @@
 //!    begin: the caller gets the last answer at once, unchanged.
 //! 4. A request whose body cannot be had twice is sent once.
 //! 5. With [`share_pause`](RetryAfterLayer::share_pause), what one request is told holds back the
-//!    others of the same origin and `Authorization` too.
+//!    others of the same origin and credential too.
 //! 6. Errors of the service behind pass. Dropping the future ends its wait; nothing else knows of it.
 
 mod pause;
@@ -25,9 +25,13 @@ pub use wait::FIRST_GUESS;
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
+use http::HeaderName;
 use tower_layer::Layer;
 
-use self::{pause::Pauses, wait::Budget};
+use self::{
+    pause::{CREDENTIALS, Pauses},
+    wait::Budget,
+};
 
 /// How long a request waits in total, unless configured: 60 s.
 pub const MAX_WAIT_DEFAULT: Duration = Duration::from_secs(60);
@@ -145,16 +149,24 @@ impl<C> RetryAfterLayer<C> {
         self
     }
 
-    /// Holds back requests of the same origin and the same `Authorization` while one of them waits,
-    /// in every service that this layer and its clones make: a fleet of tasks that is one agent then
-    /// asks once, not once each.
+    /// Holds back requests of the same origin and the same `Authorization` and `x-api-key` while one
+    /// of them waits, in every service that this layer and its clones make: a fleet of tasks that is
+    /// one agent then asks once, not once each. Agents that show who they are in other fields need
+    /// [`share_pause_by`](Self::share_pause_by), or they pause each other.
     ///
     /// A request whose budget ends before the pause does is sent at once, to get an answer of
     /// its own. Up to [`PAUSES_MAX`] pauses are remembered; beyond that the one asked for longest
     /// ago is forgotten.
     #[must_use]
-    pub fn share_pause(mut self) -> Self {
-        self.pauses = Some(Arc::new(Pauses::default()));
+    pub fn share_pause(self) -> Self {
+        self.share_pause_by(CREDENTIALS)
+    }
+
+    /// Does as [`share_pause`](Self::share_pause), with agents told apart by the values of these
+    /// fields and no others.
+    #[must_use]
+    pub fn share_pause_by(mut self, credentials: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.pauses = Some(Arc::new(Pauses::new(credentials)));
         self
     }
 

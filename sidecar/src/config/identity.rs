@@ -25,7 +25,7 @@ use tower_merit::{
     },
 };
 
-use super::{Config, cause, read};
+use super::{Address, Config, cause, read};
 use crate::bus::duration;
 
 /// `[identity]`: one for ingest and gateway.
@@ -41,7 +41,7 @@ pub struct Identity {
     /// HS*, and all of them unless named.
     pub algorithms: Vec<String>,
     /// Address of a JSON Web Key Set: `https://…`, or `http://` to this machine.
-    pub jwks_url: Option<String>,
+    pub jwks_url: Option<Address>,
     /// File with a JSON Web Key Set, read again at every refresh.
     pub jwks_file: Option<PathBuf>,
     /// PEM file of the only authorities that may vouch for `jwks_url`; the system's when absent.
@@ -64,7 +64,8 @@ pub struct Identity {
     pub audience: Option<String>,
     /// Clock difference to the issuer that is forgiven; default 5s.
     pub leeway: Option<String>,
-    /// The claim that names the user for whom an agent acts, like `act.sub`; no token names one
+    /// The claim that names the user for whom an agent acts, like `sub` beside
+    /// `key_selector = "jwt.claims.act.sub"` (RFC 8693 section 4.1); no token names one
     /// unless set.
     pub rater_claim: Option<String>,
     /// File of API keys for `header.<name>`, a line `name:sha256` each; `merit api-key` makes them.
@@ -205,6 +206,20 @@ impl Config {
         agents.filter(|_| faults.is_empty()).ok_or(faults)
     }
 
+    /// Adds a fault for a key that is an agent's and a collector's: the agent would rate itself.
+    fn keys_apart(&self, agents: &ApiKeys, faults: &mut Vec<String>) {
+        // What is wrong with the collectors' keys themselves is named with their table.
+        let Ok(collectors) = self.ingest.api_keys() else { return };
+        for (digest, collector) in collectors.digests() {
+            if let Some(agent) = agents.agent_of_digest(digest) {
+                faults.push(format!(
+                    "identity.api_keys_file: key of agent `{agent}` is also `{collector}` of \
+                     ingest.api_key_env: make one of them anew, an agent must not rate"
+                ));
+            }
+        }
+    }
+
     /// Adds every fault of the table, for a process that takes ratings (`rates`), or that asks
     /// (`guards`).
     pub(super) fn validate_identity(&self, rates: bool, guards: bool, faults: &mut Vec<String>) {
@@ -240,7 +255,11 @@ impl Config {
             ],
         );
         match selector {
-            Selector::Header(_) if guards => drop(table.api_keys(faults)),
+            Selector::Header(_) if guards => {
+                if let Some(agents) = table.api_keys(faults) {
+                    self.keys_apart(&agents, faults);
+                }
+            }
             Selector::Peer => drop(table.peers(faults)),
             _ => {}
         }

@@ -21,12 +21,14 @@ use tower_merit::{ReceiptKeys, bucket::Limits};
 
 use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
+mod address;
 mod identity;
 mod routes;
 mod store;
 mod tables;
 mod validate;
 
+pub use address::Address;
 pub use identity::{Agents, Identity, Learning};
 pub use routes::{CostHeader, RouteConfig};
 pub use tables::{BucketConfig, Log, Ratings, Role, Sentinel, Store, StoreKind, StoreMode};

@@ -56,17 +56,20 @@ impl Store {
         };
         if let Some(sentinel) = &self.sentinel {
             for (index, url) in sentinel.urls.iter().enumerate() {
-                let one = RedisStore::sentinel("any", [url.as_str()]);
+                let one = RedisStore::sentinel("any", [&**url]);
                 check(format!("store.sentinel.urls[{index}]"), one);
             }
-            let urls = sentinel.urls.iter().cloned();
+            let urls = sentinel.urls.iter().map(|url| &**url);
             return Some(("store.sentinel", RedisStore::sentinel(&sentinel.master, urls)));
         }
         if !self.cluster.is_empty() {
             for (index, url) in self.cluster.iter().enumerate() {
-                check(format!("store.cluster[{index}]"), RedisStore::cluster([url.as_str()]));
+                check(format!("store.cluster[{index}]"), RedisStore::cluster([&**url]));
             }
-            return Some(("store.cluster", RedisStore::cluster(self.cluster.iter().cloned())));
+            return Some((
+                "store.cluster",
+                RedisStore::cluster(self.cluster.iter().map(|url| &**url)),
+            ));
         }
         match (&self.url, &self.url_env) {
             (Some(url), _) => Some(("store.url", RedisStore::builder(url))),

@@ -8,6 +8,7 @@ use tower_merit::{
     store::leased::{AHEAD_MAX, LEASE_TERM, LEASES_MAX},
 };
 
+use super::Address;
 use crate::{bus::duration, ingest::ReceiptMode, rating::SubjectMode, telemetry::LogFormat};
 
 /// `[store]`.
@@ -17,14 +18,12 @@ pub struct Store {
     /// `memory` (one process, nothing survives it) or `redis`; default memory.
     pub kind: StoreKind,
     /// Address of the Redis: `redis://…`, or `rediss://…` for TLS.
-    #[serde(serialize_with = "without_password")]
-    pub url: Option<String>,
+    pub url: Option<Address>,
     /// Environment variable with the address, when it carries a password.
     pub url_env: Option<String>,
     /// Addresses of some nodes of a Redis Cluster; the others are found through them. Of this,
     /// `url`, `url_env` and `sentinel` exactly one is set.
-    #[serde(serialize_with = "without_passwords")]
-    pub cluster: Vec<String>,
+    pub cluster: Vec<Address>,
     /// The sentinels that know where the master is.
     pub sentinel: Option<Sentinel>,
     /// The ACL user, when it does not stand in the address; of the servers, not of the sentinels.
@@ -67,8 +66,7 @@ pub struct Sentinel {
     /// What the sentinels call the master.
     pub master: String,
     /// Addresses of the sentinels: `redis://…`, or `rediss://…` for TLS, to the master as well.
-    #[serde(serialize_with = "without_passwords")]
-    pub urls: Vec<String>,
+    pub urls: Vec<Address>,
 }
 
 /// Where buckets live.
@@ -211,27 +209,5 @@ impl Role {
     #[must_use]
     pub fn guards(self) -> bool {
         matches!(self, Self::All | Self::Gateway)
-    }
-}
-
-fn without_password<S: serde::Serializer>(
-    url: &Option<String>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    url.as_deref().map(hidden).serialize(serializer)
-}
-
-fn without_passwords<S: serde::Serializer>(
-    urls: &[String],
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(urls.iter().map(|url| hidden(url)))
-}
-
-/// Returns an address without its user and password.
-fn hidden(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-        _ => url.to_owned(),
     }
 }

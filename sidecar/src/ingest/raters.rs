@@ -4,12 +4,14 @@
 //!    any user. An API key is a collector's: it may name any user.
 //! 2. The poster of a rating is the token's subject or `key-<name>`: ids are scoped by it, so no
 //!    subject can pass for a key, nor for a foreign producer on the bus.
-//! 3. API keys are kept and looked up as SHA-256 digests; the lookup's time tells nothing of a key.
+//! 3. A field [`API_KEY`] that is no collector's does not spoil a bearer beside it: it may be the key
+//!    that the gateway knows the agent by.
+//! 4. API keys are kept and looked up as SHA-256 digests; the lookup's time tells nothing of a key.
 
 use std::{collections::HashMap, sync::Arc};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use http::{HeaderName, Request};
+use http::{HeaderName, Request, header};
 use tower_merit::{
     AgentId, JwtVerifier,
     identity::{IdentityError, Token, bearer, jwt::Verifying},
@@ -22,7 +24,8 @@ use crate::rating::{FOREIGN_POSTER, Poster, Rating, RatingRequest, SubjectMode};
 pub const WRITE: &str = "ratings:write";
 /// The scope that may name other users.
 pub const WRITE_ANY: &str = "ratings:write:any";
-/// The field that carries an API key; `Authorization: Bearer <key>` is taken too.
+/// The field that carries an API key; `Authorization: Bearer <key>` is taken too, and beside a key
+/// that is not known.
 pub const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// The shortest secret of an API key, in bytes: a random one of this length cannot be guessed.
@@ -127,6 +130,11 @@ impl ApiKeys {
         Ok(Self { names: Arc::new(names) })
     }
 
+    /// Returns the digests of the secrets, each with whom it makes the poster.
+    pub(crate) fn digests(&self) -> impl Iterator<Item = (&[u8; 32], &Poster)> {
+        self.names.iter()
+    }
+
     fn poster(&self, secret: &str) -> Option<&Poster> {
         // An empty set costs no digest.
         (!self.names.is_empty()).then(|| self.names.get(&hash(secret))).flatten()
@@ -182,8 +190,12 @@ impl Raters {
     fn credential<B>(&self, request: &Request<B>) -> Result<Credential, Refusal> {
         if let Some(key) = request.headers().get(API_KEY) {
             let known = key.to_str().ok().and_then(|secret| self.keys.poster(secret));
-            let known = known.map(|poster| Credential::Known(Rater::collector(poster)));
-            return known.ok_or_else(unknown_key);
+            if let Some(poster) = known {
+                return Ok(Credential::Known(Rater::collector(poster)));
+            }
+            if !request.headers().contains_key(header::AUTHORIZATION) {
+                return Err(unknown_key());
+            }
         }
         let credential = bearer(request).map_err(Refusal::Unauthenticated)?;
         if let Some(poster) = self.keys.poster(credential) {

@@ -3,7 +3,8 @@
 //! 1. `https`, or `http` to this machine alone: whoever can change the set can be anybody.
 //! 2. A redirect is an error, wherever it leads: the configured address is the trusted one.
 //! 3. The body is bounded, and read as JSON whatever its content type says.
-//! 4. A connection per fetch, closed after it: fetches are minutes apart. No proxy is used.
+//! 4. A query may be a secret, and so may what stands before an `@`: neither is shown.
+//! 5. A connection per fetch, closed after it: fetches are minutes apart. No proxy is used.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -78,7 +79,7 @@ impl JwksUrl {
             true => system_roots()?,
             false => RootCertStore::empty(),
         };
-        Self::with(url, uri, roots)
+        Self::with(uri, roots)
     }
 
     /// Returns the source at `url`, whose certificate one of these authorities (PEM), and no other,
@@ -100,11 +101,11 @@ impl JwksUrl {
         }
         match roots.is_empty() {
             true => Err(JwksUrlError::Authority { source: None }),
-            false => Self::with(url, uri, roots),
+            false => Self::with(uri, roots),
         }
     }
 
-    fn with(url: &str, uri: Uri, roots: RootCertStore) -> Result<Self, JwksUrlError> {
+    fn with(uri: Uri, roots: RootCertStore) -> Result<Self, JwksUrlError> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -117,7 +118,7 @@ impl JwksUrl {
             .build();
         let client =
             Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
-        Ok(Self { uri, name: url.to_owned(), client })
+        Ok(Self { name: shown(&uri.to_string()), uri, client })
     }
 }
 
@@ -188,7 +189,7 @@ impl JwksUrl {
 }
 
 fn check(url: &str) -> Result<Uri, JwksUrlError> {
-    let absolute = || JwksUrlError::Url { url: url.to_owned() };
+    let absolute = || JwksUrlError::Url { url: shown(url) };
     let uri: Uri = url.parse().map_err(|_| absolute())?;
     let authority = uri.authority().ok_or_else(absolute)?;
     if authority.as_str().contains('@') {
@@ -201,8 +202,17 @@ fn check(url: &str) -> Result<Uri, JwksUrlError> {
     match uri.scheme() {
         Some(scheme) if *scheme == Scheme::HTTPS && !host.is_empty() => Ok(uri),
         Some(scheme) if *scheme == Scheme::HTTP && local => Ok(uri),
-        _ => Err(JwksUrlError::Insecure { url: url.to_owned() }),
+        _ => Err(JwksUrlError::Insecure { url: shown(url) }),
     }
+}
+
+/// Returns `url` without user, password and query.
+fn shown(url: &str) -> String {
+    let (address, query) = url.split_once('?').map_or((url, ""), |(address, _)| (address, "?***"));
+    let (scheme, rest) = address.split_once("://").unwrap_or(("", address));
+    let (user, host) = rest.rsplit_once('@').map_or(("", rest), |(_, host)| ("***@", host));
+    let mark = if scheme.is_empty() { "" } else { "://" };
+    format!("{scheme}{mark}{user}{host}{query}")
 }
 
 fn system_roots() -> Result<RootCertStore, JwksUrlError> {
@@ -249,6 +259,22 @@ mod tests {
         let error = JwksUrl::new("https://user:hunter2@id.example.com/k").unwrap_err();
         assert!(matches!(error, JwksUrlError::Credentials));
         assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_may_be_a_secret_in_an_address_is_never_shown() {
+        let source = JwksUrl::new("http://localhost/keys?token=hunter2").unwrap();
+        assert_eq!(source.name(), "http://localhost/keys?***");
+        assert!(!format!("{source:?}").contains("hunter2"));
+        for url in [
+            "http://id.example.com/keys?token=hunter2",
+            "https://u:hunter2@id.example.com/a b",
+            "u:hunter2@id.example.com",
+            "/keys?hunter2",
+        ] {
+            let error = JwksUrl::new(url).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
+        }
     }
 
     #[test]

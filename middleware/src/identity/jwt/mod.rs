@@ -191,8 +191,9 @@ impl JwtIdentity {
         self
     }
 
-    /// Names the claim that holds the user for whom an agent acts, as a [`ClaimPath`]: `act.sub`,
-    /// for example. Without it no token names one.
+    /// Names the claim that holds the user for whom an agent acts, as a [`ClaimPath`]. In a token of
+    /// RFC 8693 (section 4.1) that is `sub`, and the agent is `act.sub`, for [`claim`](Self::claim).
+    /// Without it no token names one.
     #[must_use]
     pub fn rater_claim(mut self, path: &str) -> Self {
         self.rater_claim = Some(path.to_owned());

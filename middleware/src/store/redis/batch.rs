@@ -83,6 +83,8 @@ pub(super) enum Outcome {
     Done,
     /// A key of this agent is of another type.
     NoHash,
+    /// A charge was denied, and every bucket that may deny it holds enough for it.
+    Unexplained,
 }
 
 /// The decision on the charges of a group.
@@ -201,7 +203,13 @@ fn outcome(group: &Group, numbers: &mut std::slice::Iter<'_, Value>) -> Option<O
     });
     let first = after.next()??;
     let rest = after.collect::<Option<_>>()?;
-    Some(Outcome::Spent(Spent { passed, ahead, first, rest }))
+    let spent = Spent { passed, ahead, first, rest };
+    // The server says who passed and what is left, each for itself: it is outside, and may disagree
+    // with our own arithmetic.
+    Some(match passed == group.count || spent.explains_denials(&group.takes) {
+        true => Outcome::Spent(spent),
+        false => Outcome::Unexplained,
+    })
 }
 
 impl Outcome {
@@ -215,6 +223,10 @@ impl Outcome {
                 Ok(Loan { verdict: banned(&group.takes, *for_ms), ahead: 0 })
             }
             Self::NoHash => Err(of_another_type()),
+            Self::Unexplained => {
+                let what = "a refusal although every bucket holds enough".to_owned();
+                Err(StoreError::Malformed { what })
+            }
             Self::Done => unreachable!("nobody waits for a settlement"),
         }
     }
@@ -231,6 +243,12 @@ impl Outcome {
 }
 
 impl Spent {
+    /// Returns true when some bucket that may deny one of `takes` holds too little for it.
+    fn explains_denials(&self, takes: &[Take]) -> bool {
+        let denied = self.verdict(takes, self.passed);
+        denied.held().zip(takes).any(|(held, take)| held.short && !take.bucket.shadow)
+    }
+
     /// Returns what the request at `index` would have been told, had it come alone and in its turn.
     fn verdict(&self, takes: &[Take], index: u32) -> Verdict {
         let admitted = index < self.passed;
@@ -259,5 +277,47 @@ impl Spent {
         let rest = held.collect();
         let decision = if admitted { Decision::Admitted } else { Decision::Denied { wait_ms } };
         Verdict { decision, first, rest }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{bucket::BucketName, store::BucketRule};
+
+    /// Two requests, each for 10 tokens of a bucket of 40.
+    fn group(shadow: bool) -> Group {
+        let limits = Limits::per_second(1.0, 40).unwrap();
+        let name = BucketName::new("b").unwrap();
+        let rule = BucketRule { name, is_default: true, limits, shadow };
+        let takes = Arc::from([Take { bucket: rule, cost: Tokens::new(10).unwrap() }]);
+        Group { agent: AgentId::new("a1").unwrap(), takes, kind: Kind::Take, count: 2 }
+    }
+
+    fn read(group: &Group, numbers: &[i64]) -> Outcome {
+        let answer = Value::Array(numbers.iter().copied().map(Value::Int).collect());
+        outcomes([group].into_iter(), &answer).unwrap().remove(0)
+    }
+
+    #[test]
+    fn a_refusal_that_no_bucket_explains_is_an_error_and_no_verdict() {
+        let nano = 1_000_000_000;
+        // One passed, and 5 tokens are left; or, so it says, 10, which the other would have got.
+        let honest = read(&group(false), &[2, 5 * nano]);
+        let loan = honest.loan(&group(false), 1).unwrap();
+        assert!(matches!(loan.verdict.decision, Decision::Denied { wait_ms: Some(5_000) }));
+        assert!(loan.verdict.held().any(|held| held.short));
+        for (group, numbers) in [
+            (group(false), &[2, 10 * nano][..]),
+            // A bucket that is only watched denies nobody.
+            (group(true), &[2, 5 * nano, 1]),
+        ] {
+            let outcome = read(&group, numbers);
+            for index in 0..group.count {
+                let error = outcome.loan(&group, index).unwrap_err();
+                assert!(matches!(error, StoreError::Malformed { .. }), "{error}");
+            }
+            assert!(outcome.refusal(&group).is_none());
+        }
     }
 }

@@ -265,10 +265,28 @@ async fn without_a_credential_that_verifies_the_answer_is_401_with_a_challenge()
         let challenge = answer.headers["www-authenticate"].to_str().unwrap();
         assert!(challenge.contains("error=\"invalid_token\""), "{challenge}");
     }
-    let mut wrong_key = post_to("/v1/rating", &own(), RATING);
-    wrong_key.headers_mut().insert("x-api-key", "not-a-key".parse().unwrap());
-    assert_eq!(edge.send(wrong_key).await.status, 401);
+    for beside in [None, Some(&*forged)] {
+        let mut wrong_key = post_to("/v1/rating", beside.unwrap_or_default(), RATING);
+        wrong_key.headers_mut().insert("x-api-key", "not-a-key".parse().unwrap());
+        if beside.is_none() {
+            wrong_key.headers_mut().remove("authorization");
+        }
+        assert_eq!(edge.send(wrong_key).await.status, 401, "{beside:?}");
+    }
     assert_eq!(edge.published().await, []);
+}
+
+#[tokio::test]
+async fn the_key_of_an_agent_does_not_spoil_the_bearer_beside_it() {
+    let edge = edge();
+    for bearer in [&*own(), API_KEY] {
+        let mut teed = post_to("/v1/rating", bearer, RATING);
+        teed.headers_mut().insert("x-api-key", "the key of an agent".parse().unwrap());
+        assert_eq!(edge.send(teed).await.status, 202, "{bearer}");
+    }
+    let posters: Vec<String> =
+        edge.published().await.iter().map(|rating| rating.poster().to_string()).collect();
+    assert_eq!(posters, ["u1", "key-feed"]);
 }
 
 #[tokio::test]
