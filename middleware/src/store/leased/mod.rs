@@ -126,7 +126,9 @@ const SWEEP_BATCH: usize = 256;
 /// use std::time::Duration;
 /// use tower_merit::{MemoryStore, store::Leased};
 ///
-/// let store = MemoryStore::new(); // or RedisStore::connect("redis://127.0.0.1:6379").await?
+/// let store = MemoryStore::new();
+/// // Or Redis, which then leaves it to the leases to remember refusals:
+/// // RedisStore::builder("redis://127.0.0.1:6379").cache_denials(false).connect().await?
 /// let leased = Leased::builder(store).term(Duration::from_millis(250)).build()?;
 /// // … AdmissionLayer::builder(leased.clone()) …
 /// leased.close().await?;
