@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use super::{
     Inner,
     agents::Booking,
-    lease::{Answer, Lease, Waiters},
+    lease::{Answer, Lease, Waiters, paid},
 };
 use crate::store::{Charge, Decision, Lend, Loan, StoreError};
 
@@ -48,6 +48,8 @@ struct Next {
 pub(super) struct Flight<S: Lend> {
     inner: Arc<Inner<S>>,
     charge: Charge,
+    /// How many multiples the loan is to bring.
+    most: u32,
     sent_ms: u64,
     leader: Leader,
     landed: bool,
@@ -56,7 +58,7 @@ pub(super) struct Flight<S: Lend> {
 impl<S: Lend> Flight<S> {
     fn new(inner: &Arc<Inner<S>>, charge: Charge, leader: Leader) -> Self {
         let sent_ms = inner.now_ms();
-        Self { inner: Arc::clone(inner), charge, sent_ms, leader, landed: false }
+        Self { inner: Arc::clone(inner), charge, most: 0, sent_ms, leader, landed: false }
     }
 
     /// Asks the store for `charge` and up to `most` multiples more. The lease is marked already.
@@ -80,14 +82,15 @@ impl<S: Lend> Flight<S> {
 
     /// Takes `charge` and up to `most` multiples more ahead, in the background.
     pub(super) fn renew(inner: &Arc<Inner<S>>, charge: Charge, most: u32) {
-        let flight = Self::new(inner, charge, Leader::Nobody);
+        let mut flight = Self::new(inner, charge, Leader::Nobody);
         inner.runtime.spawn(async move {
             let loan = flight.ask(most);
             flight.carry(loan).await;
         });
     }
 
-    fn ask(&self, most: u32) -> Pin<Box<S::Loan>> {
+    fn ask(&mut self, most: u32) -> Pin<Box<S::Loan>> {
+        self.most = most;
         self.inner.meters.loans.increment(1);
         Box::pin(self.inner.store.lend(self.charge.clone(), most))
     }
@@ -113,6 +116,11 @@ impl<S: Lend> Flight<S> {
 
     /// Books what the store answered, and hands it out: first to the leader, then to those who wait.
     /// Waking them is all that happens under the lock besides.
+    ///
+    /// A further loan is asked for when this one brought all it was to bring, and for no more
+    /// requests than it is to serve. From a bucket that had less, each loan would admit a few and the
+    /// line would move at the pace of the refill: those still in it ask the store themselves, at
+    /// once, so that nobody waits for more than two loans and an answer of its own.
     fn land(&mut self, result: Result<Loan, StoreError>) -> (Option<Answer>, Option<Next>) {
         self.landed = true;
         let inner = &*self.inner;
@@ -123,11 +131,16 @@ impl<S: Lend> Flight<S> {
 
         let Charge { agent, takes } = self.charge.clone();
         let refused = lease.uncounted().map(|refused| Booking::refused(&agent, refused));
-        let mut count = 0;
+        let (mut count, mut scarce, mut partial) = (0, false, None);
         let outcome = match result {
             Ok(loan) => {
                 inner.meters.lent.increment(u64::from(loan.ahead));
                 let decision = loan.verdict.decision;
+                scarce = loan.ahead < self.most;
+                if decision == Decision::Admitted {
+                    partial =
+                        Some(paid(&takes, &loan.verdict)).filter(|paid| !Arc::ptr_eq(paid, &takes));
+                }
                 count = lease.landed(loan, self.sent_ms, now_ms, bounds);
                 Ok(decision == Decision::Admitted)
             }
@@ -141,38 +154,48 @@ impl<S: Lend> Flight<S> {
             Err(error) => lease.take(now_ms).ok_or_else(|| error.clone()),
         };
         let mut here = None;
-        match mem::replace(&mut self.leader, Leader::Nobody) {
-            Leader::Here => here = Some(answer(lease)),
-            Leader::Away(sender) => {
-                let answer = answer(lease);
-                tell(lease, sender, answer);
+        let unused = match mem::replace(&mut self.leader, Leader::Nobody) {
+            Leader::Here => {
+                here = Some(answer(lease));
+                false
             }
-            Leader::Nobody if matches!(outcome, Ok(true)) => lease.keep(),
-            Leader::Nobody => {}
+            Leader::Away(sender) => !tell(sender, answer(lease)),
+            Leader::Nobody => matches!(outcome, Ok(true)),
+        };
+        // A part of a multiple admits nobody: it goes back at once.
+        let partial = partial.filter(|_| unused);
+        if unused && partial.is_none() {
+            lease.keep();
         }
         hand_out(lease, &mut waiters, now_ms);
         let mut next = None;
         if matches!(outcome, Ok(true)) {
-            while let Some(leader) = waiters.pop_front() {
+            while let Some(leader) = if scarce { None } else { waiters.pop_front() } {
                 if !leader.is_closed() {
                     let closed = inner.is_closed();
                     let most = if closed { 0 } else { lease.wanted(waiters.len(), now_ms, bounds) };
+                    waiters.truncate(usize::try_from(most).unwrap_or(usize::MAX));
                     next = Some(Next { leader, most });
                     break;
                 }
             }
         } else {
             while let Some(waiter) = waiters.pop_front() {
-                let answer = answer(lease);
-                tell(lease, waiter, answer);
+                if !tell(waiter, answer(lease)) {
+                    lease.keep();
+                }
             }
         }
         if next.is_some() {
             lease.flight = Some(waiters);
+        } else {
+            drop(waiters);
         }
         drop(agents);
 
         inner.book(refused.into_iter().chain([Booking::back(&agent, &takes, count)]));
+        let partial = partial.filter(|takes| !takes.is_empty());
+        inner.book(partial.map(|takes| Booking::back(&agent, &takes, 1)));
         if next.is_none() {
             inner.landed();
         }
@@ -195,21 +218,19 @@ impl<S: Lend> Drop for Flight<S> {
     }
 }
 
-/// Answers a request that waits; what was taken for it stays here when it has gone away.
-fn tell(lease: &mut Lease, waiter: oneshot::Sender<Answer>, answer: Answer) {
-    if let Err(Ok(unheard)) = waiter.send(answer)
-        && unheard.decision == Decision::Admitted
-    {
-        lease.keep();
-    }
+/// Answers a request that waits; false when it has gone away and does not use what was taken for it.
+fn tell(waiter: oneshot::Sender<Answer>, answer: Answer) -> bool {
+    !matches!(waiter.send(answer), Err(Ok(unheard)) if unheard.decision == Decision::Admitted)
 }
 
 /// Spends what the lease holds on those who wait, in their order.
 pub(super) fn hand_out(lease: &mut Lease, waiters: &mut Waiters, now_ms: u64) {
     while !waiters.is_empty() {
         let Some(verdict) = lease.take(now_ms) else { return };
-        if let Some(waiter) = waiters.pop_front() {
-            tell(lease, waiter, Ok(verdict));
+        if let Some(waiter) = waiters.pop_front()
+            && !tell(waiter, Ok(verdict))
+        {
+            lease.keep();
         }
     }
 }

@@ -10,7 +10,10 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::sync::oneshot;
 
-use super::{Inner, lease::Answer};
+use super::{
+    Inner,
+    lease::{Answer, paid},
+};
 use crate::store::{Charge, Decision, Lend, StoreError, Verdict};
 
 /// A request that waits for a loan on its way.
@@ -29,7 +32,8 @@ impl<S: Lend> Drop for Waiting<S> {
         if let Ok(Ok(verdict)) = self.receiver.try_recv()
             && verdict.decision == Decision::Admitted
         {
-            self.inner.put_back(charge);
+            let takes = paid(&charge.takes, &verdict);
+            self.inner.put_back(Charge { takes, ..charge });
         }
     }
 }
@@ -85,7 +89,7 @@ impl<S: Lend> Future for LeasedFuture<S> {
                     let charge = waiting.charge.take().expect("polled after it was ready");
                     match answer {
                         Ok(answer) => return Poll::Ready(answer),
-                        // Whoever carried the loan was cut off.
+                        // The bucket was short of what was asked for, or the loan was cut off.
                         Err(_) => Step::Asking { asking: waiting.inner.store.spend(charge) },
                     }
                 }

@@ -99,7 +99,11 @@ impl Lease {
         }
         self.left -= 1;
         self.count(now_ms);
-        self.known.as_ref().map(|known| self.shown(known))
+        let mut verdict = self.known.as_ref().map(|known| self.shown(known))?;
+        // A multiple was paid for in every bucket, whatever the last charge found there.
+        verdict.first.short = false;
+        verdict.rest.iter_mut().for_each(|held| held.short = false);
+        Some(verdict)
     }
 
     /// Puts one multiple back that was taken here and not used; false when the lease has ended.
@@ -215,7 +219,7 @@ impl Lease {
         self.take(now_ms).unwrap_or(refusal)
     }
 
-    /// Keeps the multiple that was paid for a request that is not there to use it.
+    /// Keeps the whole multiple that was paid for a request that is not there to use it.
     pub(super) fn keep(&mut self) {
         self.left += 1;
     }
@@ -269,6 +273,16 @@ impl Lease {
         let first = held(&known.first);
         Verdict { decision: Decision::Admitted, first, rest: known.rest.iter().map(held).collect() }
     }
+}
+
+/// Returns the part of `takes` that an admitted charge paid: a bucket that was only watched and held
+/// too little gave nothing. The same `Arc` when it paid all.
+pub(super) fn paid(takes: &Arc<[Take]>, verdict: &Verdict) -> Arc<[Take]> {
+    if verdict.held().all(|held| !held.short) {
+        return Arc::clone(takes);
+    }
+    let paid = takes.iter().zip(verdict.held()).filter(|(_, held)| !held.short);
+    paid.map(|(take, _)| take.clone()).collect()
 }
 
 /// True when a bucket's limits are not what they were.

@@ -2,7 +2,9 @@
 //!
 //! 1. A request whose agent holds a lease here is decided at once: one lock, no call, no allocation
 //!    for a plan of one bucket. Any other joins the one loan of its agent and plan that is on its
-//!    way, or starts it; requests that wait are answered in their order.
+//!    way, or starts it; requests that wait are answered in their order. When the bucket had less
+//!    than they need, the rest of them ask it themselves, together: nobody waits for more than two
+//!    loans and an answer of its own.
 //! 2. A lease is as large as what the agent used here in the last 100 ms. An agent that was not seen
 //!    for a term gets nothing ahead, so an idle long tail costs nothing. Where use is steady the
 //!    lease is renewed in the background before it runs dry.
@@ -38,7 +40,8 @@
 //!
 //! A loan takes no more than half of what the charge left, so a node that asks for more leaves
 //! others the same again. In a drained bucket nobody gets anything ahead: each node asks at the
-//! moment its refusal ends, and who asks first is admitted. Requests of one node pass in order.
+//! moment its refusal ends, and who asks first is admitted. Requests of one node that wait for a loan pass in
+//! order; those who then ask the store themselves pass in the order it takes them.
 //! A node may hold tokens for up to a term while another is refused.
 //!
 //! [`MemoryStore`]: super::MemoryStore
@@ -123,7 +126,9 @@ const SWEEP_BATCH: usize = 256;
 /// use std::time::Duration;
 /// use tower_merit::{MemoryStore, store::Leased};
 ///
-/// let store = MemoryStore::new(); // or RedisStore::connect("redis://127.0.0.1:6379").await?
+/// let store = MemoryStore::new();
+/// // Or Redis, which then leaves it to the leases to remember refusals:
+/// // RedisStore::builder("redis://127.0.0.1:6379").cache_denials(false).connect().await?
 /// let leased = Leased::builder(store).term(Duration::from_millis(250)).build()?;
 /// // … AdmissionLayer::builder(leased.clone()) …
 /// leased.close().await?;
@@ -205,6 +210,9 @@ impl<S: Lend> Inner<S> {
     /// one, or else into the bucket.
     fn put_back(&self, charge: Charge) {
         let now_ms = self.now_ms();
+        if charge.takes.is_empty() {
+            return;
+        }
         let mut agents = self.agents(&charge.agent);
         if !self.is_closed()
             && let Some(lease) = agents.lease(&charge)

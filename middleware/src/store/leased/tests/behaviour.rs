@@ -248,9 +248,105 @@ async fn requests_wait_for_one_loan_in_their_order() {
     }
     let expected: Vec<(usize, bool)> = (0..50).map(|index| (index, index < 20)).collect();
     assert_eq!(*order.lock().unwrap(), expected);
+    // 1, then 1 + 9 of the 49 others: the bucket had less, and the rest ask it at once.
+    assert_eq!(far.lends(), [0, 48]);
+    assert_eq!(far.link.in_flight_max.load(Relaxed), 39);
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_wait_for_one_loan_at_a_time() {
+    let far = Far::new(&MemoryStore::new(), 10);
+    let (leased, takes) = (Leased::new(far.clone()), takes(0.001, 200, 1));
+    let asked: Vec<_> = (0..50).map(|_| tokio::spawn(leased.spend(charge("a", &takes)))).collect();
+    for task in asked {
+        assert_eq!(task.await.unwrap().unwrap().decision, Decision::Admitted);
+    }
     assert_eq!(far.link.in_flight_max.load(Relaxed), 1, "a second loan of the same plan");
-    // Each takes half of what is left: 1, then 1 + 9, 1 + 4, 1 + 2, 1 + 0, 1 + 0, and a refusal.
-    assert!(far.lends().len() <= 8, "{:?}", far.lends());
+    assert_eq!(far.lends(), [0, 48]);
+}
+
+/// Asks 250 times a second of a bucket that refills 200, 10 ms away; returns the longest wait and how
+/// many were admitted in 10 s.
+async fn longest_wait(ahead_max: u32, burst: usize) -> (Duration, u64) {
+    let far = Far::new(&MemoryStore::new(), 10);
+    let leased = Leased::builder(far).ahead_max(ahead_max).build().unwrap();
+    let takes = takes(200.0, 40, 1);
+    let mut asked = Vec::new();
+    for _ in 0..2500 / burst {
+        for _ in 0..burst {
+            let (decision, began) = (leased.spend(charge("a", &takes)), Instant::now());
+            asked.push(tokio::spawn(async move {
+                let admitted = decision.await.unwrap().decision == Decision::Admitted;
+                (began.elapsed(), u64::from(admitted))
+            }));
+        }
+        sleep(Duration::from_millis(4 * burst as u64)).await;
+    }
+    let (mut longest, mut admitted) = (Duration::ZERO, 0);
+    for task in asked {
+        let (wait, passed) = task.await.unwrap();
+        (longest, admitted) = (longest.max(wait), admitted + passed);
+    }
+    (longest, admitted)
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_more_than_two_loans_and_an_answer_when_the_refill_is_too_little() {
+    // Sleeps end up to a millisecond late: three of them.
+    for (ahead_max, burst) in [(AHEAD_MAX, 1), (AHEAD_MAX, 25), (1, 1), (1, 25)] {
+        let (longest, admitted) = longest_wait(ahead_max, burst).await;
+        assert!(longest <= 33 * MS, "{longest:?} at {ahead_max}, {burst}");
+        assert!((1900..=2060).contains(&admitted), "{admitted} at {ahead_max}, {burst}");
+    }
+}
+
+/// A plan of a rich bucket and one that is only watched, which does not refill.
+fn watched(capacity: u64) -> Arc<[Take]> {
+    let [rich, mut watched] =
+        [takes(0.001, 100_000, 1), takes(0.0, capacity, 1)].map(|t| t[0].clone());
+    watched.bucket.name = BucketName::new("watched").unwrap();
+    (watched.bucket.is_default, watched.bucket.shadow) = (false, true);
+    [rich, watched].into()
+}
+
+/// Looks at what the watched bucket holds.
+async fn left(store: &MemoryStore, takes: &Arc<[Take]>) -> u64 {
+    let look = takes.iter().map(|take| Take { cost: Tokens::ZERO, bucket: take.bucket.clone() });
+    let charge = Charge { agent: agent("a"), takes: look.collect() };
+    store.decide(charge).rest[0].tokens.whole()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_goes_away_gives_back_nothing_that_a_watched_bucket_did_not_pay() {
+    let (store, takes) = (MemoryStore::new(), watched(1));
+    let leased = Leased::new(Far::new(&store, 10));
+    assert!(admits(&leased, "a", &takes).await);
+    // One goes away before the answer, one between the answer and reading it.
+    drop(leased.spend(charge("a", &takes)));
+    sleep(20 * MS).await;
+    let unread = leased.spend(charge("a", &takes));
+    sleep(20 * MS).await;
+    drop(unread);
+    leased.close().await.unwrap();
+    assert_eq!((taken(&store, "a").await, left(&store, &takes).await), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewal_keeps_nothing_that_a_watched_bucket_did_not_pay() {
+    for capacity in 100..200 {
+        let (store, takes) = (MemoryStore::new(), watched(capacity));
+        let leased = Leased::new(Far::new(&store, 0));
+        let (mut admitted, mut paid) = (0, 0);
+        for _ in 0..400 {
+            let verdict = leased.spend(charge("a", &takes)).await.unwrap();
+            assert_eq!(verdict.decision, Decision::Admitted);
+            (admitted, paid) = (admitted + 1, paid + u64::from(!verdict.rest[0].short));
+            sleep(MS).await;
+        }
+        leased.close().await.unwrap();
+        let outcome = (taken(&store, "a").await, paid + left(&store, &takes).await);
+        assert_eq!(outcome, (admitted, capacity));
+    }
 }
 
 #[tokio::test(start_paused = true)]
