@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use redis::aio::ConnectionLike;
-use tower_merit::{AgentId, RedisStore, bucket::Limits, store::contract};
+use tower_merit::{
+    AgentId, RedisStore,
+    bucket::Limits,
+    store::{contract, redis::DENIAL_MAX},
+};
 
 /// A store and a connection behind its back. Time passes for an agent by moving its level's last
 /// settlement into the past.
@@ -33,14 +37,11 @@ impl<C: ConnectionLike + Clone + Send + Sync> contract::Harness for OverRedis<C>
     }
 
     async fn advance(&self, agent: &AgentId, duration: Duration) {
-        let mut command = redis::cmd("HGET");
-        command.arg(format!("tb:{agent}")).arg("level");
-        let level: String =
-            command.query_async(&mut self.link.clone()).await.expect("the agent has a level");
-        let mut fields: Vec<String> = level.split(' ').map(str::to_owned).collect();
-        let at_ms: u128 = fields[1].parse().expect("a time in milliseconds");
-        fields[1] = (at_ms - duration.as_millis()).to_string();
-        self.set(agent, &[("level", fields.join(" "))]).await;
+        contract::age(&mut self.link.clone(), agent, duration).await;
+        // Refusals that this node repeats end on its own clock.
+        tokio::time::pause();
+        tokio::time::advance(DENIAL_MAX).await;
+        tokio::time::resume();
     }
 
     async fn operator_sets(&self, agent: &AgentId, limits: Limits) {

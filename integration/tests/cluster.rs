@@ -166,9 +166,8 @@ async fn no_decision_and_no_write_fails_or_counts_twice_while_a_slot_moves() {
     let before = life(&store).await;
     contract::write_next(&store, &agent).await;
     assert_eq!(life(&store).await, before, "nothing was lost: it is the same life");
-    let level: String = cluster.ask(&["HGET", &format!("tb:{agent}"), "level"]).await;
-    let admitted: u64 = level.split(' ').nth(2).unwrap().parse().unwrap();
-    assert_eq!(admitted, 25, "{level}");
+    let level = contract::level_of(&mut cluster.connect().await, &format!("tb:{agent}")).await;
+    assert_eq!(level.unwrap().admitted, 25, "{level:?}");
 }
 
 #[tokio::test]

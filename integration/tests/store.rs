@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use merit_integration::{Persistence, Redis};
+use merit_integration::{Persistence, Redis, over_redis::OverRedis};
 use merit_sidecar::{
     bus::{Consumer, Publisher, in_process},
     policy::{self, Policy},
@@ -15,54 +15,9 @@ use merit_sidecar::{
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId, RedisStore,
-    bucket::Limits,
-    store::{
-        Spend, Tune, contract,
-        redis::{DENIAL_MAX, RedisStoreBuilder},
-    },
+    bucket::{Limits, Tokens},
+    store::{Spend, Tune, contract, redis::RedisStoreBuilder},
 };
-
-/// Time passes for an agent by moving its level's last settlement into the past.
-struct OverRedis {
-    store: RedisStore,
-    link: redis::aio::MultiplexedConnection,
-}
-
-impl OverRedis {
-    async fn set(&self, agent: &AgentId, fields: &[(&str, String)]) {
-        let mut command = redis::cmd("HSET");
-        command.arg(format!("tb:{agent}"));
-        for (name, value) in fields {
-            command.arg(name).arg(value);
-        }
-        command.exec_async(&mut self.link.clone()).await.unwrap();
-    }
-}
-
-impl contract::Harness for OverRedis {
-    type Store = RedisStore;
-
-    fn store(&self) -> &RedisStore {
-        &self.store
-    }
-
-    async fn advance(&self, agent: &AgentId, duration: Duration) {
-        contract::age(&mut self.link.clone(), agent, duration).await;
-        // Refusals that this node repeats end on its own clock.
-        tokio::time::pause();
-        tokio::time::advance(DENIAL_MAX).await;
-        tokio::time::resume();
-    }
-
-    async fn operator_sets(&self, agent: &AgentId, limits: Limits) {
-        let (capacity, rate) = (limits.capacity().to_string(), limits.refill().to_string());
-        self.set(agent, &[("capacity", capacity), ("refill_rate", rate)]).await;
-    }
-
-    async fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
-        self.set(agent, &[("banned_until", until_unix_ms.to_string())]).await;
-    }
-}
 
 fn builder(redis: &Redis) -> RedisStoreBuilder {
     // Generous: these tests are about answers, not about their speed.
@@ -203,4 +158,83 @@ async fn a_rating_counts_once_though_an_operator_set_only_half_of_the_limits() {
 fn the_store_can_be_shared_and_sent() {
     fn shared<S: Spend + Tune + Clone + Send + Sync>() {}
     shared::<RedisStore>();
+}
+
+/// Asks the server behind the store's back.
+async fn raw<T: redis::FromRedisValue>(redis: &Redis, command: &[&str]) -> T {
+    let mut asked = redis::cmd(command[0]);
+    asked.arg(&command[1..]);
+    asked.query_async(&mut redis.connect().await).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_ban_for_ever_is_one_agents_and_writes_go_on() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    for until in ["inf", "1e30", "99999999999999999999"] {
+        let agent = AgentId::new(&format!("banned-{}", until.len())).unwrap();
+        let (bucket, record) = (format!("tb:{agent}"), format!("merit:{{tb:{agent}}}"));
+        let _: i64 = raw(&redis, &["HSET", &bucket, "banned_until", until]).await;
+        let _: i64 = raw(&redis, &["HSET", &record, "banned_until", until]).await;
+        let verdict = store.spend(contract::one_token(&agent)).await.unwrap();
+        let Decision::Banned { for_ms } = verdict.decision else { panic!("{until}: {verdict:?}") };
+        assert!(for_ms > 1 << 50, "{until}: {for_ms}");
+        let lives: i64 = raw(&redis, &["PTTL", &bucket]).await;
+        assert!(lives > 0, "{until}: an expired agent's ban is kept for ever");
+        contract::write_next(&store, &agent).await;
+        let kept: String = raw(&redis, &["HGET", &record, "written"]).await;
+        let rate: String = raw(&redis, &["HGET", &bucket, "refill_rate"]).await;
+        assert!(kept.ends_with(&rate), "{until}: the record says {kept}, the bucket {rate}");
+    }
+    let agent = AgentId::new("banned-word").unwrap();
+    let record = format!("merit:{{tb:{agent}}}");
+    let _: i64 = raw(&redis, &["HSET", &record, "banned_until", "forever"]).await;
+    contract::write_next(&store, &agent).await;
+    contract::spend_one(&store, &agent).await;
+}
+
+#[tokio::test]
+async fn what_an_operator_sets_on_an_expired_bucket_washes_nobody_clean() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    for (name, set) in [("ban", "banned_until"), ("other", "writes.capacity")] {
+        let agent = AgentId::new(&format!("expired-{name}")).unwrap();
+        let bucket = format!("tb:{agent}");
+        contract::write_next(&store, &agent).await;
+        let earned: String = raw(&redis, &["HGET", &bucket, "capacity"]).await;
+        let _: i64 = raw(&redis, &["DEL", &bucket]).await;
+        let _: i64 = raw(&redis, &["HSET", &bucket, set, "7"]).await;
+        let verdict = store.spend(contract::one_token(&agent)).await.unwrap();
+        assert_eq!(verdict.first.limits.capacity().to_string(), earned, "{name}");
+        let lives: i64 = raw(&redis, &["PTTL", &bucket]).await;
+        assert!(lives > 0, "{name}: kept for ever");
+    }
+}
+
+#[tokio::test]
+async fn a_look_at_an_expired_bucket_does_not_keep_it_for_ever() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let (store, agent) = (store(&redis).await, AgentId::new("looked-at").unwrap());
+    contract::write_next(&store, &agent).await;
+    let _: i64 = raw(&redis, &["DEL", "tb:looked-at"]).await;
+    let charge = contract::one_token(&agent);
+    let look = charge.takes.iter().map(|take| Take { cost: Tokens::ZERO, ..take.clone() });
+    let look = Charge { agent: agent.clone(), takes: look.collect() };
+    assert_eq!(store.spend(look).await.unwrap().decision, Decision::Admitted);
+    let (there, lives): (i64, i64) = (
+        raw(&redis, &["EXISTS", "tb:looked-at"]).await,
+        raw(&redis, &["PTTL", "tb:looked-at"]).await,
+    );
+    assert!(there == 0 || lives > 0, "restored, and never to expire");
+}
+
+#[tokio::test]
+async fn a_level_that_is_no_number_is_not_spent_from() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let (store, agent) = (store(&redis).await, AgentId::new("not-a-number").unwrap());
+    let script = "return redis.call('HSET', 'tb:not-a-number', 'held', struct.pack('<dddddd', 0/0, 0/0, 0, 0, 5, 1))";
+    let _: i64 = raw(&redis, &["EVAL", script, "0"]).await;
+    contract::spend_one(&store, &agent).await;
+    let level = contract::level_of(&mut redis.connect().await, "tb:not-a-number").await.unwrap();
+    assert_eq!(level.tokens.whole(), 999);
 }

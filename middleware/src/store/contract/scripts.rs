@@ -1,5 +1,6 @@
 //! The Redis scripts held to the arithmetic of [`crate::bucket`], and what they store read back.
 
+use ::redis::aio::ConnectionLike;
 use std::time::Duration;
 
 use super::{agent, ask, bucket, change, limits, write_one};
@@ -136,10 +137,7 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
 }
 
 /// Returns the level of the default bucket as the scripts store it: six little-endian doubles.
-pub async fn level_of(
-    connection: &mut ::redis::aio::MultiplexedConnection,
-    key: &str,
-) -> Option<Level> {
+pub async fn level_of<C: ConnectionLike>(connection: &mut C, key: &str) -> Option<Level> {
     let mut command = ::redis::cmd("HGET");
     command.arg(key).arg(HELD);
     let held: Option<Vec<u8>> = command.query_async(connection).await.unwrap();
@@ -154,11 +152,7 @@ async fn set_level(connection: &mut ::redis::aio::MultiplexedConnection, key: &s
 
 /// Lets `duration` pass for all of the agent's buckets on the server of `connection`, by moving what
 /// they last settled into the past.
-pub async fn age(
-    connection: &mut ::redis::aio::MultiplexedConnection,
-    agent: &AgentId,
-    duration: Duration,
-) {
+pub async fn age<C: ConnectionLike>(connection: &mut C, agent: &AgentId, duration: Duration) {
     let key = format!("tb:{agent}");
     let mut command = ::redis::cmd("HGETALL");
     command.arg(&key);

@@ -18,13 +18,16 @@ if found[1] or found[2] then
   if not ours and not adopted then return {2, c, r} end
 end
 
+-- All that can fail comes before the first write.
+local record_ttl, banned_until = tonumber(ARGV[8]), kept[3] and tonumber(kept[3])
+if banned_until and banned_until > 0 then
+  local time = redis.call('TIME')
+  local left = banned_until - (time[1] * 1000 + floor(time[2] / 1000))
+  record_ttl = max(record_ttl, min(left, MAGNITUDE))
+end
+
 redis.call('HSET', KEYS[2], 'rev', string.format('%.0f', rev + 1), 'written', ARGV[2] .. ' ' .. ARGV[3],
   'state', ARGV[6], unpack(ARGV, 9))
-local record_ttl = tonumber(ARGV[8])
-if kept[3] then
-  local time = redis.call('TIME')
-  record_ttl = max(record_ttl, tonumber(kept[3]) - (time[1] * 1000 + floor(time[2] / 1000)))
-end
 redis.call('PEXPIRE', KEYS[2], record_ttl)
 redis.call('HSET', KEYS[1], 'capacity', ARGV[2], 'refill_rate', ARGV[3])
 local bucket_ttl = tonumber(ARGV[7])

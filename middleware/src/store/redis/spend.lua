@@ -76,31 +76,31 @@ for g = 1, #KEYS, 2 do repeat
   local buckets, takes, fields = plan[1], plan[2], plan[3]
   local found = pcall('HMGET', key, unpack(fields))
   local lost
-  if not (found[1] or found[2] or found[3] or found[4] or found.err) then
-    local known = false
-    for f = 5, buckets * 3 + 1 do known = known or found[f] end
-    if not known then
-      -- Never spent, or expired: the record says what this agent's limits were. They go among what was
-      -- found, and back into the bucket.
-      lost = {}
-      local wanted = {'banned_until'}
-      for f = 2, #fields, 3 do
-        wanted[#wanted + 1] = string.sub(fields[f], 1, -1 - #'capacity') .. 'written'
-      end
-      local kept = pcall('HMGET', KEYS[g + 1], unpack(wanted))
-      if kept[1] then
-        found[1], lost[1], lost[2] = kept[1], 'banned_until', kept[1]
-      end
-      for b = 2, #wanted do
-        local c, q = string.match(kept[b] or '', '^(%S+) (%S+)$')
-        if c then
-          local f, w = b * 3 - 4, #lost
-          found[f], found[f + 1] = c, q
-          lost[w + 1], lost[w + 2], lost[w + 3], lost[w + 4] = fields[f], c, fields[f + 1], q
-        end
-      end
-      found.err = kept.err
+  local fresh, known = not found[4], found[4]
+  for f = 7, buckets * 3 + 1, 3 do
+    fresh, known = fresh or not found[f], known or found[f]
+  end
+  if fresh and not found.err then
+    -- A bucket was never spent from, or expired: the record says what this agent's limits were, unless
+    -- an operator has set some since. They go among what was found, and back into the bucket.
+    lost = {}
+    local wanted = {'banned_until'}
+    for f = 2, #fields, 3 do
+      wanted[#wanted + 1] = string.sub(fields[f], 1, -1 - #'capacity') .. 'written'
     end
+    local kept = pcall('HMGET', KEYS[g + 1], unpack(wanted))
+    if kept[1] and not (found[1] or known) then
+      found[1], lost[1], lost[2] = kept[1], 'banned_until', kept[1]
+    end
+    for b = 2, #wanted do
+      local f, w = b * 3 - 4, #lost
+      local c, q = string.match(kept[b] or '', '^(%S+) (%S+)$')
+      if c and not (found[f] or found[f + 1] or found[f + 2]) then
+        found[f], found[f + 1] = c, q
+        lost[w + 1], lost[w + 2], lost[w + 3], lost[w + 4] = fields[f], c, fields[f + 1], q
+      end
+    end
+    found.err = kept.err
   end
   if found.err then
     -- A key of another type is one agent's fault; anything else (rights, memory) is everybody's.
@@ -113,8 +113,13 @@ for g = 1, #KEYS, 2 do repeat
   if spends and banned then
     banned = tonumber(banned)
     if banned and banned > now then
+      local left = min(banned - now, MAGNITUDE)
       r = r + 2
-      reply[r - 1], reply[r] = BANNED, banned - now
+      reply[r - 1], reply[r] = BANNED, left
+      -- A ban that an operator put on an expired bucket must not keep it for ever.
+      if call('PTTL', key) == -1 then
+        call('PEXPIRE', key, min(max(DAY_MS, left), TTL_MAX_MS))
+      end
       break
     end
   end
@@ -131,8 +136,9 @@ for g = 1, #KEYS, 2 do repeat
     end
     local full, p = c * NANO, n
     local l, t, yes, no, old_c, old_q
-    if held and #held == HELD_BYTES then
-      l, t, yes, no, old_c, old_q = read('<dddddd', held)
+    if held and #held == HELD_BYTES then l, t, yes, no, old_c, old_q = read('<dddddd', held) end
+    -- What is no level counts as absent; a NaN, which no comparison finds, would be spent for ever.
+    if l and l <= old_c * NANO and t >= 0 then
       if t < oldest then oldest = t end
       if t < now then
         l, t = refill(l, old_c * NANO, old_q, now - t), now
@@ -214,7 +220,7 @@ for g = 1, #KEYS, 2 do repeat
   call('HSET', key, unpack(write, 1, w))
   -- Kept for a day, or until full, but not for ever: renewed when the minute turns, or when filling
   -- takes that long.
-  if due and takes then
+  if due then
     local ttl = DAY_MS
     for i = 0, (buckets - 1) * 7, 7 do
       local fill = wait_ms(s[i + 1], s[i + 2] * NANO, s[i + 3])
