@@ -215,13 +215,13 @@ async fn a_request_whose_decision_takes_time_holds_no_place_of_the_service_behin
     let request = |name: &'static str| support::with(support::get("/"), name, "1");
     let slow = service.ready().await.unwrap().call(request("unknown"));
     let mut slow = Box::pin(slow);
-    assert!(futures_util::poll!(&mut slow).is_pending());
+    assert!(support::once(&mut slow).await.is_pending());
     let mut other = service.clone();
-    let ready = futures_util::poll!(std::pin::pin!(other.ready())).is_ready();
+    let ready = support::once(&mut Box::pin(other.ready())).await.is_ready();
     assert!(ready, "a request that nobody knows holds the only place");
     let known = other.call(request("known"));
     told.notify_one();
-    assert!(futures_util::poll!(&mut slow).is_pending(), "passed without a place");
+    assert!(support::once(&mut slow).await.is_pending(), "passed without a place");
     assert_eq!(known.await.unwrap().status(), 200);
     assert_eq!(slow.await.unwrap().status(), 200);
 }

@@ -221,7 +221,7 @@ async fn who_hangs_up_before_the_settlement_or_states_no_cost_does_not_choose_it
         std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
     });
     let mut waiting = Box::pin(layer.layer(silent).oneshot(stated()));
-    assert!(futures_util::poll!(&mut waiting).is_pending());
+    assert!(support::once(&mut waiting).await.is_pending());
     drop(waiting);
     assert_eq!(left(&layer).await.1, 500);
     // The service has ended its answer and said nothing: what was charged stands.
