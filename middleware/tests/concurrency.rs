@@ -177,3 +177,51 @@ async fn a_denied_request_holds_no_place() {
         assert_eq!(denied.problem()["violated-policies"], serde_json::json!(["requests"]));
     }
 }
+
+/// Learns the agent once it is told to.
+struct Slow(std::sync::Arc<tokio::sync::Notify>);
+
+impl tower_merit::Identify for Slow {
+    type Future = std::pin::Pin<
+        Box<
+            dyn Future<Output = Result<tower_merit::Caller, tower_merit::identity::IdentityError>>
+                + Send,
+        >,
+    >;
+
+    fn identify<B>(&self, request: &http::Request<B>) -> Self::Future {
+        let known = request.headers().contains_key("known");
+        let told = std::sync::Arc::clone(&self.0);
+        Box::pin(async move {
+            if !known {
+                told.notified().await;
+            }
+            Ok(tower_merit::AgentId::new("a1").unwrap().into())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_whose_decision_takes_time_holds_no_place_of_the_service_behind() {
+    use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimit};
+
+    let told = std::sync::Arc::new(tokio::sync::Notify::new());
+    let layer = tower_merit::AdmissionLayer::builder(tower_merit::MemoryStore::new())
+        .identity(Slow(std::sync::Arc::clone(&told)))
+        .bucket(tower_merit::Bucket::per_second(1.0).capacity(10))
+        .build()
+        .unwrap();
+    let mut service = layer.layer(ConcurrencyLimit::new(tower::service_fn(support::hello), 1));
+    let request = |name: &'static str| support::with(support::get("/"), name, "1");
+    let slow = service.ready().await.unwrap().call(request("unknown"));
+    let mut slow = Box::pin(slow);
+    assert!(support::once(&mut slow).await.is_pending());
+    let mut other = service.clone();
+    let ready = support::once(&mut Box::pin(other.ready())).await.is_ready();
+    assert!(ready, "a request that nobody knows holds the only place");
+    let known = other.call(request("known"));
+    told.notify_one();
+    assert!(support::once(&mut slow).await.is_pending(), "passed without a place");
+    assert_eq!(known.await.unwrap().status(), 200);
+    assert_eq!(slow.await.unwrap().status(), 200);
+}

@@ -14,6 +14,7 @@ use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
 use tower_merit::{
     AdmissionLayer, AgentId, Bucket, Caller, Identify, MemoryStore, ReceiptKeys,
+    admission::AdmissionBuilder,
     identity::IdentityError,
     receipt::{RATER_MAX, RECEIPT_FIELD, Receipt},
 };
@@ -39,8 +40,34 @@ fn keys() -> ReceiptKeys {
 type Wearing = AdmissionLayer<MemoryStore, Believing>;
 
 fn layer() -> Wearing {
+    with(|builder| builder)
+}
+
+type Builder = AdmissionBuilder<MemoryStore, Believing>;
+
+fn with(more: impl FnOnce(Builder) -> Builder) -> Wearing {
     let builder = AdmissionLayer::builder(MemoryStore::new()).identity(Believing);
-    builder.bucket(Bucket::per_second(0.001).capacity(2)).receipts(keys()).build().unwrap()
+    more(builder.bucket(Bucket::per_second(0.001).capacity(2)).receipts(keys())).build().unwrap()
+}
+
+#[tokio::test]
+async fn what_costs_the_agent_nothing_earns_no_receipt() {
+    let banned = MemoryStore::new();
+    banned.ban(&AgentId::new("a1").unwrap(), u64::MAX);
+    let banned = AdmissionLayer::builder(banned).identity(Believing).shadow(true);
+    for (layer, why) in [
+        (with(|builder| builder.cost(0)), "a route that costs nothing"),
+        (with(|builder| builder.allow([AgentId::new("a1").unwrap()])), "on the allow-list"),
+        (with(|builder| builder.refund_on_5xx(true)), "refunded"),
+        (banned.bucket(Bucket::per_second(1.0)).receipts(keys()).build().unwrap(), "banned"),
+    ] {
+        assert_eq!(answer(&layer, Some("u1")).await.1, ["of another"], "{why}");
+    }
+    let shadow = with(|builder| builder.shadow(true));
+    for issued in [true, true, false] {
+        let (status, fields) = answer(&shadow, Some("u1")).await;
+        assert_eq!((status.as_u16(), fields[0] != "of another"), (500, issued));
+    }
 }
 
 async fn answer(layer: &Wearing, rater: Option<&str>) -> (StatusCode, Vec<String>) {

@@ -149,3 +149,46 @@ async fn every_field_of_a_real_answer_is_a_structured_list() {
         assert_eq!(parse(&answer.headers["ratelimit-policy"]), 4);
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn of_two_limiters_the_stricter_is_told() {
+    let layer = builder(MemoryStore::new()).x_rate_limit_headers(true).build().unwrap();
+    for (theirs, told) in
+        [(&["3"][..], "5/3"), (&["70"], "10/8"), (&["x"], "10/7"), (&["1", "2"], "10/6")]
+    {
+        let service = service_fn(|_: Request<Full<Bytes>>| {
+            let mut response = Response::builder().header("x-ratelimit-limit", "5");
+            for value in theirs {
+                response = response.header("x-ratelimit-remaining", *value);
+            }
+            std::future::ready(Ok::<_, std::convert::Infallible>(
+                response.body(Full::<Bytes>::default()).unwrap(),
+            ))
+        });
+        let answer = support::ask_of(&layer, service, get("/")).await;
+        let fields = ["limit", "remaining"].map(|n| answer.field(&format!("x-ratelimit-{n}")));
+        assert_eq!(fields.join("/"), told, "{theirs:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_refusal_that_waiting_helps_is_spread_and_can_be_read_by_scripts() {
+    let store = MemoryStore::new();
+    store.ban(&support::agent("a1"), u64::MAX / 2);
+    let layer = builder(store)
+        .retry_jitter(Duration::from_secs(3_600))
+        .expose_headers(true)
+        .build()
+        .unwrap();
+    let mut waits = BTreeSet::new();
+    for _ in 0..50 {
+        let banned = ask(&layer, get("/")).await;
+        assert_eq!(banned.status, StatusCode::FORBIDDEN);
+        assert_eq!(banned.field("access-control-expose-headers"), "Retry-After");
+        waits.insert(banned.field("retry-after"));
+    }
+    // 50 draws from an hour: all alike once in 3,600^49.
+    assert!(waits.len() > 1);
+    let nobody = ask(&layer, Request::new(Full::default())).await;
+    assert_eq!(nobody.field("access-control-expose-headers"), "");
+}

@@ -184,6 +184,75 @@ async fn a_trailer_at_the_end_of_a_streamed_answer_settles() {
     }
 }
 
+fn metered(route: impl Fn(Route) -> Route) -> AdmissionLayer<MemoryStore, Named> {
+    let cost = tower_merit::Cost::from_header("x-max-tokens", 100, 800).unwrap();
+    chat(|chat| route(chat.cost(cost.clone()).settle_from(USED)))
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_hangs_up_before_the_settlement_or_states_no_cost_does_not_choose_its_price() {
+    let streaming = || {
+        service_fn(|_: Request<Full<Bytes>>| {
+            let frames = [Frame::data(Bytes::from("a")), Frame::trailers(HeaderMap::new())];
+            let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+            ready(Ok::<_, Infallible>(Response::new(body)))
+        })
+    };
+    let stated = || support::with(get("/chat"), "x-max-tokens", "100");
+    // Nothing stated: the most is reserved.
+    let layer = metered(|route| route);
+    let answer = layer.layer(streaming()).oneshot(get("/chat")).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    assert_eq!(left(&layer).await.1, 200);
+    // Hung up after the first data, before any data, and before the answer.
+    for polls in [1, 0] {
+        let layer = metered(|route| route);
+        let answer = layer.layer(streaming()).oneshot(stated()).await.unwrap();
+        assert_eq!(left(&layer).await.1, 900);
+        let mut body = answer.into_body();
+        for _ in 0..polls {
+            body.frame().await.unwrap().unwrap();
+        }
+        drop(body);
+        assert_eq!(left(&layer).await.1, 200, "{polls}");
+    }
+    let layer = metered(|route| route.unsettled_cost(500));
+    let silent = service_fn(|_: Request<Full<Bytes>>| {
+        std::future::pending::<Result<Response<Full<Bytes>>, Infallible>>()
+    });
+    let mut waiting = Box::pin(layer.layer(silent).oneshot(stated()));
+    assert!(support::once(&mut waiting).await.is_pending());
+    drop(waiting);
+    assert_eq!(left(&layer).await.1, 500);
+    // The service has ended its answer and said nothing: what was charged stands.
+    let layer = metered(|route| route);
+    let answer = layer.layer(streaming()).oneshot(stated()).await.unwrap();
+    answer.into_body().collect().await.unwrap();
+    assert_eq!(left(&layer).await.1, 900);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_field_is_taken_out_of_the_trailers_too_and_where_nothing_was_charged() {
+    let service = || {
+        service_fn(|_: Request<Full<Bytes>>| {
+            let mut trailers = HeaderMap::new();
+            trailers.insert(USED, "7".parse().unwrap());
+            let body =
+                StreamBody::new(stream::iter([Ok::<_, Infallible>(Frame::trailers(trailers))]));
+            ready(Ok::<_, Infallible>(Response::builder().header(USED, "50").body(body).unwrap()))
+        })
+    };
+    let charged = chat(|route| route.settle_from(USED).strip_settle_field(true));
+    let chat = Route::path("/chat").settle_from(USED).strip_settle_field(true);
+    let allowed = builder(MemoryStore::new()).allow([support::agent("a1")]).route(chat);
+    for layer in [charged, allowed.build().unwrap()] {
+        let response = layer.layer(service()).oneshot(get("/chat")).await.unwrap();
+        assert!(!response.headers().contains_key(USED));
+        let body = response.into_body().collect().await.unwrap();
+        assert!(!body.trailers().unwrap().contains_key(USED));
+    }
+}
+
 /// A store that fails when told to, and remembers what was settled with it.
 #[derive(Clone, Default)]
 struct Switch {

@@ -67,6 +67,11 @@ async fn one_route_may_be_watched_while_the_others_are_limited() {
     for _ in 0..12 {
         assert_eq!(ask(&layer, get("/new/x")).await.status, StatusCode::OK);
     }
+    assert_eq!(
+        ask(&layer, Request::get("/new/x").body(Full::default()).unwrap()).await.status,
+        StatusCode::UNAUTHORIZED,
+        "a route in shadow let a stranger pass"
+    );
     // Of twelve two had tokens in `writes`; the others took nothing anywhere.
     assert_eq!(ask(&layer, get("/")).await.left("requests"), 7);
 }
@@ -90,4 +95,12 @@ async fn an_agent_on_the_allow_list_passes_uncharged_even_when_banned() {
     other.headers_mut().insert("x-agent", "a11".parse().unwrap());
     assert_eq!(ask(&layer, other).await.left("requests"), 9);
     assert_eq!((outcome(&recorder, "allowed"), outcome(&recorder, "admitted")), (20, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_shadow_of_a_route_holds_for_no_banned_agent() {
+    let store = MemoryStore::new();
+    store.ban(&agent("a1"), u64::MAX);
+    let layer = builder(store).route(Route::path("/new/*").shadow(true)).build().unwrap();
+    assert_eq!(ask(&layer, get("/new/x")).await.status, StatusCode::FORBIDDEN);
 }

@@ -33,32 +33,50 @@ pin_project! {
     }
 }
 
-/// A charge, and the field that settles it.
+/// The field that settles a charge, and the charge while nothing has settled it.
+///
+/// Dropped before the answer has ended, it raises the charge to what the route says of such
+/// requests: a caller that hangs up before the field comes does not choose its price.
 pub(super) struct Settlement {
     from: SettleFrom,
-    reservation: Reservation,
+    /// Nothing when nothing was charged, or it is settled: then the field is still taken out.
+    reservation: Option<Reservation>,
 }
 
 impl Settlement {
-    pub(super) fn new(from: SettleFrom, reservation: Reservation) -> Self {
-        Self { from, reservation }
+    /// Returns what an answer is to be read for; nothing when that has no use.
+    pub(super) fn new(from: &SettleFrom, reservation: Option<&Reservation>) -> Option<Box<Self>> {
+        let used = from.strip || reservation.is_some();
+        let reservation = reservation.cloned();
+        used.then(|| Box::new(Self { from: from.clone(), reservation }))
     }
 
-    /// Settles with what `fields` say. Returns true when they said something.
-    pub(super) fn read(&self, fields: &mut HeaderMap) -> bool {
-        let SettleFrom { field, strip } = &self.from;
-        let Some(actual) = last_of(fields, field) else { return false };
-        let actual = cost::decimal(actual.as_bytes());
+    /// Settles with what `fields` say, if they say something and nothing has settled before.
+    pub(super) fn read(&mut self, fields: &mut HeaderMap) {
+        let SettleFrom { field, strip, .. } = &self.from;
+        let Some(actual) = last_of(fields, field) else { return };
+        if let Some(reservation) = self.reservation.take() {
+            match cost::decimal(actual.as_bytes()) {
+                Some(actual) => drop(reservation.settle(actual)),
+                None => tracing::debug!(%field, "the true cost of a request is no number"),
+            }
+        }
         if *strip {
             fields.remove(field);
         }
-        match actual {
-            Some(actual) => {
-                self.reservation.settle(actual);
-            }
-            None => tracing::debug!(%field, "the true cost of a request is no number"),
+    }
+
+    /// Leaves the charge as it is: the answer has ended, or the service has broken it off.
+    pub(super) fn let_stand(&mut self) {
+        self.reservation = None;
+    }
+}
+
+impl Drop for Settlement {
+    fn drop(&mut self) {
+        if let (Some(reservation), Some(least)) = (&self.reservation, self.from.unsettled) {
+            reservation.raise(least);
         }
-        true
     }
 }
 
@@ -113,14 +131,20 @@ impl<B: Body<Data = Bytes>> Body for AdmissionBody<B> {
             }
         };
         let mut polled = ready!(body.as_mut().poll_frame(context));
-        match (&mut polled, &this.settlement) {
-            (Some(Ok(frame)), Some(settlement)) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    settlement.read(trailers);
+        if let Some(settlement) = this.settlement {
+            let mut ended = body.as_ref().is_end_stream();
+            match &mut polled {
+                Some(Ok(frame)) => {
+                    if let Some(trailers) = frame.trailers_mut() {
+                        settlement.read(trailers);
+                        ended = true;
+                    }
                 }
+                Some(Err(_)) | None => ended = true,
             }
-            (Some(Ok(_)), None) => {}
-            (Some(Err(_)) | None, _) => *this.settlement = None,
+            if ended {
+                settlement.let_stand();
+            }
         }
         // Whoever knows that this was the end may not ask for another frame.
         if this.permit.is_some()

@@ -273,7 +273,8 @@ impl<S: Spend, I> AdmissionBuilder<S, I> {
     }
 
     /// Sets whether answers carry `X-RateLimit-Limit`, `-Remaining` and `-Reset` as well, for clients
-    /// that know no others. They tell of the bucket with the fewest tokens left; `Reset` is the
+    /// that know no others. Of two limiters the stricter is told: fields of the service behind stay
+    /// when less remains there, and give way otherwise. They tell of the bucket with the fewest tokens left; `Reset` is the
     /// seconds from now until it is full, or of a denial until it is worth trying again. Off unless
     /// set.
     pub fn x_rate_limit_headers(mut self, on: bool) -> Self {
@@ -281,7 +282,8 @@ impl<S: Spend, I> AdmissionBuilder<S, I> {
         self
     }
 
-    /// Sets whether `Access-Control-Expose-Headers` names the fields above and `Retry-After`, so that
+    /// Sets whether `Access-Control-Expose-Headers` names those of the fields above and `Retry-After`
+    /// that answers carry, so that
     /// scripts of other origins may read them. Off unless set. What else CORS needs is the business
     /// of a layer around this one.
     pub fn expose_headers(mut self, on: bool) -> Self {
@@ -289,8 +291,9 @@ impl<S: Spend, I> AdmissionBuilder<S, I> {
         self
     }
 
-    /// Adds between nothing and `most`, at random, to the wait of every denial, so that agents that
-    /// were refused together do not come back together. Never makes one shorter. At most
+    /// Adds between nothing and `most`, at random, to the wait of every refusal that waiting helps,
+    /// so that agents that were refused together do not come back together. Never makes one shorter.
+    /// Of denials [`Refusal`] holds the wait with it, of others without. At most
     /// [`RETRY_JITTER_MAX`]; none unless set.
     pub fn retry_jitter(mut self, most: Duration) -> Self {
         self.settings.answers.jitter_max_ms = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);

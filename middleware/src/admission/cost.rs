@@ -44,6 +44,8 @@ pub(super) struct CostHeader {
     name: HeaderName,
     min: Tokens,
     max: Tokens,
+    /// What a request costs without the field.
+    absent: Tokens,
 }
 
 impl Cost {
@@ -56,7 +58,8 @@ impl Cost {
     /// Returns the cost that the request's field `name` states as a decimal, raised to `min` and cut
     /// to `max`.
     ///
-    /// Without the field a request costs `min`: whoever may write it could have written that. A
+    /// Without the field a request costs `min`: whoever may write it could have written that; where
+    /// the true cost is settled afterwards, `max`. A
     /// field that is there twice or is no decimal number costs `max`: garbage buys nothing. The
     /// caller chooses the value unless a proxy in front overwrites it, so let `min` be what a
     /// request costs at least, or settle what it really cost afterwards
@@ -72,7 +75,8 @@ impl Cost {
             return Err(super::BuildError::CostBounds { min, max });
         }
         let bound = |count| Tokens::new(count).map_err(super::BuildError::Cost);
-        Ok(Self(Kind::Header(CostHeader { name: field, min: bound(min)?, max: bound(max)? })))
+        let (min, max) = (bound(min)?, bound(max)?);
+        Ok(Self(Kind::Header(CostHeader { name: field, min, max, absent: min })))
     }
 
     /// Returns the cost that `cost` computes from a request's head. It runs for every request, so
@@ -80,6 +84,31 @@ impl Cost {
     #[must_use]
     pub fn by(cost: impl Fn(&RequestHead<'_>) -> u64 + Send + Sync + 'static) -> Self {
         Self(Kind::Closure(Arc::new(cost)))
+    }
+
+    /// Returns this cost for requests whose true cost comes later: what they do not state is reserved
+    /// whole, because the caller can see to it that nothing comes.
+    pub(super) fn until_settled(mut self) -> Self {
+        if let Kind::Header(header) = &mut self.0 {
+            header.absent = header.max;
+        }
+        self
+    }
+
+    /// Returns the most that a caller can be made to pay by a field of its own.
+    pub(super) fn most(&self) -> Option<Tokens> {
+        match &self.0 {
+            Kind::Header(header) => Some(header.max),
+            Kind::Constant(_) | Kind::Closure(_) => None,
+        }
+    }
+
+    /// Returns the field that says what a request costs, if one does.
+    pub(super) fn field(&self) -> Option<&HeaderName> {
+        match &self.0 {
+            Kind::Header(header) => Some(&header.name),
+            Kind::Constant(_) | Kind::Closure(_) => None,
+        }
     }
 
     /// Returns what `request` costs.
@@ -107,7 +136,7 @@ impl fmt::Debug for Cost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Kind::Constant(tokens) => write!(f, "Cost({tokens})"),
-            Kind::Header(CostHeader { name, min, max }) => {
+            Kind::Header(CostHeader { name, min, max, .. }) => {
                 write!(f, "Cost({name}, {min}..={max})")
             }
             Kind::Closure(_) => f.write_str("Cost(closure)"),
@@ -119,7 +148,7 @@ impl CostHeader {
     fn read(&self, headers: &HeaderMap) -> Tokens {
         let mut values = headers.get_all(&self.name).iter();
         match (values.next(), values.next()) {
-            (None, _) => self.min,
+            (None, _) => self.absent,
             (Some(value), None) => match decimal(value.as_bytes()) {
                 Some(tokens) => clamped(tokens).clamp(self.min, self.max),
                 None => self.max,

@@ -88,7 +88,8 @@ impl Shown {
         shown
     }
 
-    /// Appends the fields of `choice`; what the service behind has sent stays.
+    /// Puts the fields of `choice`. `RateLimit` fields that the service behind has sent stay beside
+    /// ours; `X-RateLimit` fields are no lists: the stricter ones stay.
     pub(super) fn put(&self, headers: &mut HeaderMap, choice: Choice, outcome: Outcome<'_>) {
         if choice.rate_limit {
             self.put_rate_limit(headers, outcome);
@@ -149,9 +150,12 @@ impl Shown {
             Some(seconds) => Some(seconds.get()),
             None => held.full_in_ms().map(whole_seconds),
         };
-        append(headers, X_LIMIT, Some(held.limits.capacity().get().into()));
-        append(headers, X_REMAINING, Some(left(held).into()));
-        append(headers, X_RESET, reset.map(HeaderValue::from));
+        if x_remaining(headers).is_some_and(|theirs| theirs < left(held)) {
+            return;
+        }
+        replace(headers, X_LIMIT, Some(held.limits.capacity().get().into()));
+        replace(headers, X_REMAINING, Some(left(held).into()));
+        replace(headers, X_RESET, reset.map(HeaderValue::from));
     }
 
     /// Returns the buckets that are shown.
@@ -248,6 +252,26 @@ impl Text {
         let value = (!text.is_empty()).then(|| HeaderValue::from_bytes(text));
         value.map(|value| value.expect("bucket names and numbers are visible ASCII"))
     }
+}
+
+/// Returns what another limiter says is left; nothing when it says that not at all or not once.
+fn x_remaining(headers: &HeaderMap) -> Option<u64> {
+    let mut values = headers.get_all(X_REMAINING).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => super::cost::decimal(value.as_bytes()),
+        _ => None,
+    }
+}
+
+fn replace(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
+    headers.remove(&name);
+    append(headers, name, value);
+}
+
+/// Lets scripts of other origins read `Retry-After`.
+pub(super) fn expose_retry_after(headers: &mut HeaderMap) {
+    let names = HeaderValue::from_static("Retry-After");
+    append(headers, header::ACCESS_CONTROL_EXPOSE_HEADERS, Some(names));
 }
 
 /// A header map that is full loses the field, not the answer.

@@ -28,9 +28,10 @@ pub(super) fn speaks(head: &HeaderMap) -> bool {
     )
 }
 
-/// Returns the answer to a refused request; `detail` is what its caller reads. Fields that every
+/// Returns the answer to a refused request; `detail` is what its caller reads, `wait_ms` how long it
+/// should wait. Fields that every
 /// refusal carries are still to be put on it.
-pub(super) fn response(refusal: &Refusal, detail: &str) -> Response<Bytes> {
+pub(super) fn response(refusal: &Refusal, detail: &str, wait_ms: Option<u64>) -> Response<Bytes> {
     let mut details = ErrorDetails::new();
     let code = match refusal {
         Refusal::Unauthenticated(_) => Code::Unauthenticated,
@@ -46,7 +47,7 @@ pub(super) fn response(refusal: &Refusal, detail: &str) -> Response<Bytes> {
         }
     };
     let waiting_helps = matches!(code, Code::ResourceExhausted | Code::Unavailable);
-    let wait_ms = refusal.retry_after_ms().filter(|ms| *ms < NEVER_RETRY_SECONDS * 1000);
+    let wait_ms = wait_ms.filter(|ms| *ms < NEVER_RETRY_SECONDS * 1000);
     if let Some(wait_ms) = wait_ms.filter(|_| waiting_helps) {
         details.set_retry_info(Some(Duration::from_millis(wait_ms)));
     }
@@ -76,7 +77,7 @@ mod tests {
     }
 
     fn read(refusal: &Refusal) -> (Code, ErrorDetails, Response<Bytes>) {
-        let response = response(refusal, "what happened: ä");
+        let response = response(refusal, "what happened: ä", refusal.retry_after_ms());
         assert_eq!((response.status().as_u16(), response.body().len()), (200, 0));
         assert_eq!(response.headers()["content-type"], GRPC);
         let status = Status::from_header_map(response.headers()).unwrap();

@@ -9,6 +9,6 @@ pub(super) fn speaks(_: &HeaderMap) -> bool {
     false
 }
 
-pub(super) fn response(_: &Refusal, _: &str) -> Response<Bytes> {
+pub(super) fn response(_: &Refusal, _: &str, _: Option<u64>) -> Response<Bytes> {
     unreachable!("nobody is spoken to so")
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use http::HeaderName;
 use tower_layer::Layer;
 
 use super::{
@@ -89,6 +90,20 @@ impl<S: Spend, I> AdmissionLayer<S, I> {
     pub fn charging(&self, route: Route) -> Result<Self, BuildError> {
         let plan = Plan::new(&route, &self.gate.buckets, &self.gate.defaults)?;
         Ok(Self { gate: Arc::clone(&self.gate), own: Some(Arc::new(plan)) })
+    }
+}
+
+impl<S, I> AdmissionLayer<S, I> {
+    /// Returns the fields of a request that say what it costs ([`Cost::from_header`]). A proxy that
+    /// wears this layer passes them on even when `Connection` names them: a caller must not be able
+    /// to state a cost here that the service behind never reads.
+    ///
+    /// [`Cost::from_header`]: super::Cost::from_header
+    #[must_use]
+    pub fn cost_fields(&self) -> Vec<HeaderName> {
+        let plans = self.gate.routes.iter().map(|route| &route.plan);
+        let plans = plans.chain([&self.gate.base]).chain(self.own.as_deref());
+        plans.filter_map(Plan::cost_field).cloned().collect()
     }
 }
 

@@ -9,12 +9,15 @@
 //! 5. Enough tokens in all of them: the request passes on, with the [`AgentId`](crate::AgentId) in
 //!    its extensions.
 //! 6. Not enough: 429 with `Retry-After`, and nothing is charged in any of them.
-//! 7. Every answer carries `RateLimit` and `RateLimit-Policy`; those of the service stay.
+//! 7. Where buckets were asked or requests in flight counted, the answer carries `RateLimit` and
+//!    `RateLimit-Policy`; those of the service stay. Other refusals say `Retry-After` when waiting
+//!    helps, and agents on the allow-list and requests passed in an outage are told nothing.
 //! 8. The store did not answer in time: [`Outage`](crate::Outage) says what happens.
 //! 9. Banned agents get 403 until the ban ends.
-//! 10. With [`receipts`](AdmissionBuilder::receipts), the answer to a request that passed and whose
-//!     credential names a user other than the agent carries a [receipt](crate::receipt).
-//! 11. In shadow mode all of this is decided and counted, and the request passes on.
+//! 10. With [`receipts`](AdmissionBuilder::receipts), the answer to a request that passed, that was
+//!     really charged tokens and has not got them back, and whose credential names a user other than the agent carries a [receipt](crate::receipt).
+//! 11. In shadow mode all of this is decided and counted, and the request passes on. The shadow of
+//!     one route is about rules 3 and 6 only.
 //!
 //! A connection that is upgraded (WebSocket) was one request: it is charged once, and holds a place
 //! among those in flight until its 101 is answered.

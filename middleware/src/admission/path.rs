@@ -13,6 +13,9 @@ use std::borrow::Cow;
 /// The longest path that is read in more than one way, in bytes; a longer one is refused.
 pub(super) const TWO_WAY_PATH_MAX: usize = 8 * 1024;
 
+/// The most segments of a path that is read in more than one way; one of more is refused.
+const TWO_WAY_SEGMENTS_MAX: usize = 128;
+
 /// A path pattern, parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PathPattern {
@@ -97,6 +100,9 @@ pub(super) fn first_match<'p>(
         return Err(TwoWays);
     }
     let path = Raw::new(path);
+    if path.segments() > TWO_WAY_SEGMENTS_MAX {
+        return Err(TwoWays);
+    }
     let mut found = None;
     for reading in path.readings() {
         let segments = path.read(reading);
@@ -157,6 +163,12 @@ impl<'a> Raw<'a> {
         let merges = separators || parameters || any(&<[u8]>::is_empty);
         let steps = any(&|s| within(s, b'.'));
         Self { outer, differ: Reading { separators, merges, steps, parameters } }
+    }
+
+    /// Returns how many segments it has where it has most.
+    fn segments(&self) -> usize {
+        let inside = |s: &Cow<'_, [u8]>| s.iter().filter(|b| matches!(b, b'/' | b'\\')).count();
+        self.outer.iter().map(|segment| 1 + inside(segment)).sum()
     }
 
     /// Returns every reading that may differ from the others.
@@ -290,6 +302,12 @@ mod tests {
     fn a_path_too_long_to_be_read_in_every_way_is_refused() {
         let path = format!("/{}", "%2f".repeat(TWO_WAY_PATH_MAX / 3 + 1));
         assert_eq!(first(&["/*"], &path), Err(TwoWays));
+        for (most, more) in [("a/", "a//"), ("a%2f", "a%2f/"), ("a\\", "a\\/")] {
+            let most = format!("/{}", most.repeat(TWO_WAY_SEGMENTS_MAX - 2)) + ".%2f";
+            assert_eq!(first(&["/*"], &most), Ok(Some(0)));
+            let more = format!("/{}", more.repeat(TWO_WAY_SEGMENTS_MAX / 2)) + ".%2f";
+            assert_eq!(first(&["/*"], &more), Err(TwoWays));
+        }
         let plain = format!("/{}", "a".repeat(TWO_WAY_PATH_MAX * 2));
         assert_eq!(first(&["/*"], &plain), Ok(Some(0)));
     }

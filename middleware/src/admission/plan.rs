@@ -48,6 +48,8 @@ pub(super) struct Plan {
 pub(super) struct SettleFrom {
     pub(super) field: HeaderName,
     pub(super) strip: bool,
+    /// What a request costs at least whose caller hangs up before the field could come.
+    pub(super) unsettled: Option<Tokens>,
 }
 
 impl Plan {
@@ -78,21 +80,29 @@ impl Plan {
         }
         let default_cost =
             route.default_cost.map(Tokens::new).transpose().map_err(BuildError::Cost)?;
+        let unsettled = route.unsettled_cost.map(Tokens::new).transpose();
+        let unsettled = unsettled.map_err(BuildError::Cost)?.or(route.cost.most());
+        let settle_from = route.settle_from.clone().map(|field| SettleFrom {
+            field,
+            strip: route.strip_settle_field,
+            // A service that holds the reservation itself may settle after the caller is gone.
+            unsettled: unsettled.filter(|_| !route.reserve),
+        });
         let mut plan = Self {
             shown: Shown::new(&rules, defaults.concurrency),
             would_deny: rules.iter().map(would_deny).collect(),
             rules: rules.into(),
-            cost: route.cost.clone(),
+            cost: match settle_from {
+                Some(_) => route.cost.clone().until_settled(),
+                None => route.cost.clone(),
+            },
             default_cost,
             constant: None,
             on_outage: route.on_outage.unwrap_or(defaults.on_outage),
             shadow: route.shadow.unwrap_or(defaults.shadow),
             refund_on_5xx: route.refund_on_5xx.unwrap_or(defaults.refund_on_5xx),
             reserve: route.reserve,
-            settle_from: route
-                .settle_from
-                .clone()
-                .map(|field| SettleFrom { field, strip: route.strip_settle_field }),
+            settle_from,
         };
         if let Kind::Constant(tokens) = plan.cost.0 {
             plan.constant = Some(plan.at(super::cost::clamped(tokens)));
@@ -114,6 +124,11 @@ impl Plan {
             Take { bucket: rule.clone(), cost }
         };
         self.rules.iter().map(take).collect()
+    }
+
+    /// Returns the field of a request that says what it costs, if one does.
+    pub(super) fn cost_field(&self) -> Option<&HeaderName> {
+        self.cost.field()
     }
 
     /// Returns true when a take of this bucket is what a reservation settles.

@@ -55,6 +55,8 @@ struct Reserved {
     metered: Arc<[Take]>,
     cost: Tokens,
     open: AtomicBool,
+    /// Whether nothing of what was taken is left taken.
+    given_back: AtomicBool,
 }
 
 impl Reservation {
@@ -81,8 +83,8 @@ impl Reservation {
         };
         let cost = metered.first().map_or(Tokens::ZERO, |take| take.cost);
         debug_assert!(metered.iter().all(|take| take.cost == cost), "a route has one cost");
-        let open = AtomicBool::new(true);
-        Self(Arc::new(Reserved { to, by, agent, taken, metered, cost, open }))
+        let (open, given_back) = (AtomicBool::new(true), AtomicBool::new(false));
+        Self(Arc::new(Reserved { to, by, agent, taken, metered, cost, open, given_back }))
     }
 
     /// Returns the tokens that were reserved in each of the buckets that are settled.
@@ -97,6 +99,10 @@ impl Reservation {
     pub fn settle(&self, actual: u64) -> bool {
         let Some(reserved) = self.close() else { return false };
         let (actual, cost) = (clamped(actual), reserved.cost);
+        let only_metered = reserved.metered.len() == reserved.taken.len();
+        if actual == Tokens::ZERO && only_metered {
+            reserved.given_back.store(true, Ordering::Relaxed);
+        }
         let (difference, direction) = match actual <= cost {
             true => (cost.get() - actual.get(), Direction::GiveBack),
             false => (actual.get() - cost.get(), Direction::TakeMore),
@@ -112,10 +118,24 @@ impl Reservation {
     /// before; then nothing happens.
     pub fn refund(&self) -> bool {
         let Some(reserved) = self.close() else { return false };
+        reserved.given_back.store(true, Ordering::Relaxed);
         if reserved.taken.iter().any(|take| take.cost > Tokens::ZERO) {
             reserved.send(Arc::clone(&reserved.taken), Direction::GiveBack);
         }
         true
+    }
+
+    /// Raises the charge to `least` tokens where it is lower, and settles it with that; when it was
+    /// settled before, nothing happens.
+    pub(super) fn raise(&self, least: Tokens) {
+        if self.0.cost < least {
+            self.settle(least.get());
+        }
+    }
+
+    /// Returns true when nothing of what was taken is left taken.
+    pub(super) fn is_given_back(&self) -> bool {
+        self.0.given_back.load(Ordering::Relaxed)
     }
 
     fn close(&self) -> Option<&Reserved> {

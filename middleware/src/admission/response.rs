@@ -7,9 +7,9 @@ use http::{HeaderMap, Response, StatusCode, header};
 
 use super::{
     concurrency::CONCURRENCY_POLICY,
-    fields::{Choice, Outcome, Shown},
+    fields::{Choice, Outcome, Shown, expose_retry_after},
     grpc,
-    refusal::{Refusal, never_passes},
+    refusal::{Refusal, never_passes, whole_seconds},
 };
 use crate::{
     bucket::BucketName,
@@ -25,7 +25,7 @@ type Hook = Arc<dyn Fn(&Refusal, Response<Bytes>) -> Response<Bytes> + Send + Sy
 pub(super) struct Answers {
     pub(super) realm: String,
     pub(super) choice: Choice,
-    /// The most milliseconds that are added to the wait of a denial.
+    /// The most milliseconds that are added to a wait.
     pub(super) jitter_max_ms: u64,
     pub(super) hook: Option<Hook>,
 }
@@ -34,6 +34,16 @@ impl Answers {
     /// Returns a random number of milliseconds up to the configured most.
     pub(super) fn jitter_ms(&self) -> u64 {
         if self.jitter_max_ms == 0 { 0 } else { fastrand::u64(0..=self.jitter_max_ms) }
+    }
+
+    /// Returns the milliseconds until it is worth trying again, spread over the jitter.
+    fn wait_ms(&self, refusal: &Refusal) -> Option<u64> {
+        let wait_ms = refusal.retry_after_ms()?;
+        match refusal {
+            // Its own numbers hold the jitter already.
+            Refusal::Denied { .. } => Some(wait_ms),
+            _ => Some(wait_ms.saturating_add(self.jitter_ms())),
+        }
     }
 
     /// Returns the answer to a request with the fields `head` that is refused.
@@ -45,12 +55,13 @@ impl Answers {
         verdict: Option<&Verdict>,
     ) -> Response<Bytes> {
         let problem = self.problem(refusal);
+        let wait_ms = self.wait_ms(refusal);
         let mut response = match grpc::speaks(head) {
-            true => grpc::response(refusal, problem.detail()),
+            true => grpc::response(refusal, problem.detail(), wait_ms),
             false => problem.into_response(),
         };
         let headers = response.headers_mut();
-        let retry_after = refusal.retry_after_seconds().and_then(NonZeroU64::new);
+        let retry_after = wait_ms.map(whole_seconds).and_then(NonZeroU64::new);
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.get().into());
         }
@@ -68,8 +79,10 @@ impl Answers {
             }
             _ => None,
         };
-        if let Some(outcome) = outcome {
-            shown.put(headers, self.choice, outcome);
+        match outcome {
+            Some(outcome) => shown.put(headers, self.choice, outcome),
+            None if self.choice.expose && retry_after.is_some() => expose_retry_after(headers),
+            None => {}
         }
         match &self.hook {
             Some(hook) => hook(refusal, response),

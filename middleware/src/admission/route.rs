@@ -49,6 +49,7 @@ pub struct Route {
     pub(super) reserve: bool,
     pub(super) settle_from: Option<HeaderName>,
     pub(super) strip_settle_field: bool,
+    pub(super) unsettled_cost: Option<u64>,
 }
 
 impl Route {
@@ -59,7 +60,10 @@ impl Route {
     /// case; a slash at the end of a path means nothing. A path that different servers would read
     /// differently (`//`, `/../`, `\`, `;`, encoded slashes) must lead to the same route however it
     /// is read, or the request is answered 400: no spelling takes a request from one route to
-    /// another.
+    /// another. Such a path may have 128 segments.
+    ///
+    /// Compared is the path that the layer sees: within `nest("/api", …)` of axum that is the path
+    /// without `/api`, unless the layer is put around the outer router.
     pub fn path(pattern: &str) -> Self {
         Self { path: Some(pattern.to_owned()), ..Self::any() }
     }
@@ -78,6 +82,7 @@ impl Route {
             reserve: false,
             settle_from: None,
             strip_settle_field: false,
+            unsettled_cost: None,
         }
     }
 
@@ -114,7 +119,10 @@ impl Route {
         self
     }
 
-    /// Sets whether everything passes on, whatever was decided; as the layer does unless set.
+    /// Sets whether requests pass on that are denied or of which too many are in flight; as the
+    /// layer does unless set. Callers must identify themselves all the same, and bans and the policy
+    /// for an outage hold: only the shadow of the whole layer
+    /// ([`AdmissionBuilder::shadow`](super::AdmissionBuilder::shadow)) lets those pass as well.
     pub fn shadow(mut self, on: bool) -> Self {
         self.shadow = Some(on);
         self
@@ -137,12 +145,26 @@ impl Route {
     /// Settles what the service behind says the request really cost, in tokens: a decimal in this
     /// field of its answer, or of the trailers at the end of it. Without the field, or with
     /// something else in it, what was charged stands.
+    ///
+    /// A caller that hangs up before the answer has ended keeps the field from coming. It then pays
+    /// [`Route::unsettled_cost`], so reserve what a request costs at most and settle down: with
+    /// [`Cost::from_header`] a request without the field reserves `max`.
     pub fn settle_from(mut self, field: HeaderName) -> Self {
         self.settle_from = Some(field);
         self
     }
 
-    /// Sets whether the field of [`Route::settle_from`] is taken out of the answer.
+    /// Sets what a request costs at least whose caller hangs up before the answer has ended and
+    /// nothing has settled, in tokens. Unless set it is the `max` of [`Cost::from_header`], and with
+    /// other costs what was charged. It does not hold with [`Route::reserve`]: there the service can
+    /// settle whatever the caller does.
+    pub fn unsettled_cost(mut self, tokens: u64) -> Self {
+        self.unsettled_cost = Some(tokens);
+        self
+    }
+
+    /// Sets whether the field of [`Route::settle_from`] is taken out of answers: of all
+    /// of them, those to requests that were charged nothing too.
     pub fn strip_settle_field(mut self, on: bool) -> Self {
         self.strip_settle_field = on;
         self

@@ -27,9 +27,10 @@ use super::{
     route,
 };
 use crate::{
+    bucket::Tokens,
     identity::{Caller, Identify, IdentityError},
     outage::{Answer, Guarded},
-    store::{Charge, Decision, Spend, Take, Verdict},
+    store::{Charge, Decision, Held, Spend, Take, Verdict},
 };
 
 /// A service behind admission. Made by [`AdmissionLayer`](super::AdmissionLayer).
@@ -76,23 +77,21 @@ where
         // The instance that was polled ready must be the one that is called.
         let clone = self.inner.clone();
         let inner = mem::replace(&mut self.inner, clone);
-        let route = match self.own {
-            Some(_) => Ok(None),
-            None => route::find(&self.gate.routes, &request),
-        };
-        let waiting = Some((inner, request));
+        let waiting = Some((Inner { service: inner, ready: true }, request));
         let (_, request) = waiting.as_ref().expect("just put there");
         let decision = Deciding::Identify { pending: self.gate.identity.identify(request) };
         let state = State {
             gate: Arc::clone(&self.gate),
             own: self.own.clone(),
-            route,
+            route: Ok(None),
             began: S::REMOTE.then(Instant::now),
             caller: None,
             permit: None,
             takes: None,
             verdict: None,
+            paid: false,
             reservation: None,
+            settlement: None,
             proof: None,
         };
         AdmissionFuture { step: Step::Decide { decision, waiting }, state }
@@ -119,9 +118,26 @@ pin_project! {
         Decide {
             #[pin]
             decision: Deciding<Identifying, Spending>,
-            waiting: Option<(T, Request)>,
+            waiting: Option<(Inner<T>, Request)>,
         },
+        Wait { waiting: Option<(T, Request)> },
         Pass { #[pin] pending: Passing },
+    }
+}
+
+/// The service behind, while nobody knows whether it will be called.
+struct Inner<T> {
+    service: T,
+    ready: bool,
+}
+
+impl<T: Clone> Inner<T> {
+    /// Lets go of what being ready may hold, a place of a `ConcurrencyLimit` or in a `Buffer`: a
+    /// request whose decision takes time must not keep it from others.
+    fn give_way(&mut self) {
+        if mem::take(&mut self.ready) {
+            self.service = self.service.clone();
+        }
     }
 }
 
@@ -135,7 +151,7 @@ pin_project! {
 
 impl<T, S, I, ReqBody, ResBody> Future for AdmissionFuture<T, S, I, ReqBody>
 where
-    T: Service<Request<ReqBody>, Response = Response<ResBody>>,
+    T: Service<Request<ReqBody>, Response = Response<ResBody>> + Clone,
     S: Spend,
     I: Identify,
     ResBody: Body<Data = Bytes>,
@@ -148,10 +164,13 @@ where
         loop {
             match this.step.as_mut().project() {
                 StepProjection::Decide { mut decision, waiting } => {
+                    let (inner, request) = waiting.as_mut().expect("a request passes once");
                     let decided = match decision.as_mut().project() {
                         DecidingProjection::Identify { pending } => {
-                            let learned = ready!(pending.poll(context));
-                            let (_, request) = waiting.as_ref().expect("a request passes once");
+                            let Poll::Ready(learned) = pending.poll(context) else {
+                                inner.give_way();
+                                return Poll::Pending;
+                            };
                             match state.ask(learned, request) {
                                 Asked::Spend(pending) => {
                                     decision.set(Deciding::Spend { pending });
@@ -162,16 +181,34 @@ where
                             }
                         }
                         DecidingProjection::Spend { pending } => {
-                            let answer = ready!(pending.poll(context, &state.gate.guard));
+                            let Poll::Ready(answer) = pending.poll(context, &state.gate.guard)
+                            else {
+                                inner.give_way();
+                                return Poll::Pending;
+                            };
                             state.weigh(answer)
                         }
                     };
-                    let (mut inner, mut request) = waiting.take().expect("a request passes once");
+                    let (Inner { service: mut inner, ready }, mut request) =
+                        waiting.take().expect("a request passes once");
                     if let Err(refusal) = decided {
                         state.permit = None;
                         let response = state.respond(&refusal, request.headers());
                         return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
                     }
+                    if !ready {
+                        this.step.set(Step::Wait { waiting: Some((inner, request)) });
+                        continue;
+                    }
+                    state.introduce(request.extensions_mut());
+                    this.step.set(Step::Pass { pending: inner.call(request) });
+                }
+                StepProjection::Wait { waiting } => {
+                    let (inner, _) = waiting.as_mut().expect("a request passes once");
+                    if let Err(error) = ready!(inner.poll_ready(context)) {
+                        return Poll::Ready(state.answer(Err(error)));
+                    }
+                    let (mut inner, mut request) = waiting.take().expect("a request passes once");
                     state.introduce(request.extensions_mut());
                     this.step.set(Step::Pass { pending: inner.call(request) });
                 }
@@ -197,7 +234,11 @@ struct State<S, I> {
     takes: Option<Arc<[Take]>>,
     /// What the buckets held, for the answer to tell.
     verdict: Option<Verdict>,
+    /// Whether tokens were really taken for it.
+    paid: bool,
     reservation: Option<Reservation>,
+    /// What the answer is read for, from the moment that the request passes.
+    settlement: Option<Box<Settlement>>,
     /// Who is to get a receipt with the answer.
     proof: Option<Caller>,
 }
@@ -217,12 +258,23 @@ impl<S: Spend, I: Identify> State<S, I> {
         plan(&self.gate, self.own.as_ref(), self.route)
     }
 
+    /// Learns which route `request` takes. Reading a path may cost more than a decision, so it is done
+    /// for callers that are known.
+    fn find_route<B>(&mut self, request: &Request<B>) {
+        if self.own.is_none() {
+            self.route = route::find(&self.gate.routes, request);
+        }
+    }
+
     /// Asks the store for the caller's tokens, unless it is clear without.
     fn ask<B>(
         &mut self,
         learned: Result<Caller, IdentityError>,
         request: &Request<B>,
     ) -> Asked<S::Future> {
+        if learned.is_ok() || self.gate.defaults.shadow {
+            self.find_route(request);
+        }
         let caller = match learned {
             Ok(caller) => self.caller.insert(caller),
             Err(error) => return self.refuse(error.into()).into(),
@@ -244,7 +296,7 @@ impl<S: Spend, I: Identify> State<S, I> {
             }
         }
         let takes = plan.takes(request);
-        if plan.remembers() {
+        if plan.remembers() || gate.receipts.is_some() {
             self.takes = Some(Arc::clone(&takes));
         }
         let charge = Charge { agent: caller.agent.clone(), takes };
@@ -282,18 +334,26 @@ impl<S: Spend, I: Identify> State<S, I> {
                 gate.metrics.utilization(verdict);
                 plan.count_would_deny(verdict);
                 if let (Some(takes), Some(Caller { agent, .. })) = (&self.takes, &self.caller) {
-                    let to = Arc::clone(&self.gate);
-                    let agent = agent.clone();
-                    self.reservation = Some(Reservation::new(to, by, agent, takes, verdict, plan));
+                    let really =
+                        |(take, held): (&Take, &Held)| !held.short && take.cost > Tokens::ZERO;
+                    self.paid = takes.iter().zip(verdict.held()).any(really);
+                    if plan.remembers() {
+                        let to = Arc::clone(&self.gate);
+                        let reservation =
+                            Reservation::new(to, by, agent.clone(), takes, verdict, plan);
+                        self.reservation = Some(reservation);
+                    }
                 }
                 Ok(())
             }
         }
     }
 
-    /// Counts a refusal. In shadow mode the request passes on all the same.
+    /// Counts a refusal. In shadow mode the request passes on all the same; the shadow of one route
+    /// is about its limits, and opens it neither to strangers nor to banned agents.
     fn refuse(&self, refusal: Refusal) -> Result<(), Refusal> {
-        let shadow = self.plan().shadow;
+        let of_limits = matches!(refusal, Refusal::Denied { .. } | Refusal::TooManyInFlight { .. });
+        let shadow = self.plan().shadow && (of_limits || self.gate.defaults.shadow);
         self.gate.metrics.refused(&refusal, shadow);
         if shadow { Ok(()) } else { Err(refusal) }
     }
@@ -301,18 +361,22 @@ impl<S: Spend, I: Identify> State<S, I> {
     /// Tells the service behind who is asking, and hands it the reservation if it wants one.
     fn introduce(&mut self, extensions: &mut Extensions) {
         if let Some(caller) = self.caller.take() {
-            self.proof = self.gate.receipts.as_ref().and_then(|receipts| receipts.due(&caller));
+            if self.paid {
+                self.proof = self.gate.receipts.as_ref().and_then(|receipts| receipts.due(&caller));
+            }
             extensions.insert(caller.agent);
         }
-        if let Some(reservation) = &self.reservation
-            && self.plan().reserve
-        {
+        let plan = plan(&self.gate, self.own.as_ref(), self.route);
+        if let Some(reservation) = self.reservation.as_ref().filter(|_| plan.reserve) {
             extensions.insert(reservation.clone());
+        }
+        if let Some(from) = &plan.settle_from {
+            self.settlement = Settlement::new(from, self.reservation.as_ref());
         }
     }
 
     /// Adds to the service's answer what the caller should know, and settles what it cost.
-    fn answer<B, E>(
+    fn answer<B: Body, E>(
         &mut self,
         answer: Result<Response<B>, E>,
     ) -> Result<Response<AdmissionBody<B>>, E> {
@@ -326,21 +390,32 @@ impl<S: Spend, I: Identify> State<S, I> {
         {
             reservation.refund();
         }
-        let mut response = answer?;
-        let mut settlement = None;
-        if let (Some(from), Some(reservation)) = (&plan.settle_from, self.reservation.take()) {
-            let pending = Settlement::new(from.clone(), reservation);
-            if !pending.read(response.headers_mut()) {
-                settlement = Some(Box::new(pending));
+        let mut settlement = self.settlement.take();
+        let mut response = match answer {
+            Ok(response) => response,
+            Err(error) => {
+                if let Some(settlement) = &mut settlement {
+                    settlement.let_stand();
+                }
+                return Err(error);
+            }
+        };
+        if let Some(settlement) = &mut settlement {
+            settlement.read(response.headers_mut());
+            if response.body().is_end_stream() {
+                settlement.let_stand();
             }
         }
+        let given_back = self.reservation.as_ref().is_some_and(Reservation::is_given_back);
         let verdict = self.verdict.as_ref();
         let places_left = self.permit.as_ref().map(|permit| permit.left);
         if !plan.shadow && (verdict.is_some() || places_left.is_some()) {
             let outcome = Outcome { verdict, retry_after: None, places_left };
             plan.shown.put(response.headers_mut(), self.gate.answers.choice, outcome);
         }
-        if let (Some(receipts), Some(caller)) = (&self.gate.receipts, &self.proof) {
+        if let (Some(receipts), Some(caller), false) =
+            (&self.gate.receipts, &self.proof, given_back)
+        {
             receipts.attach(caller, response.headers_mut());
         }
         let permit = self.permit.take();

@@ -146,3 +146,10 @@ pub fn counted(recorder: &PrometheusRecorder, series: &str) -> u64 {
 pub fn outcome(recorder: &PrometheusRecorder, outcome: &str) -> u64 {
     counted(recorder, &format!("merit_decisions_total{{outcome=\"{outcome}\"}}"))
 }
+
+/// Polls once.
+pub async fn once<F: Future + ?Sized>(
+    pending: &mut std::pin::Pin<Box<F>>,
+) -> std::task::Poll<F::Output> {
+    std::future::poll_fn(|context| std::task::Poll::Ready(pending.as_mut().poll(context))).await
+}

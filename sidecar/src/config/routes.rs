@@ -30,13 +30,17 @@ pub struct RouteConfig {
     pub default_cost: Option<u64>,
     /// What happens to these requests while Redis does not answer; as `[store]` says unless set.
     pub on_outage: Option<Outage>,
-    /// Whether everything passes, whatever was decided; as `[gateway]` says unless set.
+    /// Whether requests pass that are denied or of which too many are in flight; as `[gateway]` says
+    /// unless set. Callers must identify themselves all the same, and bans hold.
     pub shadow: Option<bool>,
     /// Whether a request that the upstream fails (5xx, or no answer) gets its tokens back; as
     /// `[gateway]` says unless set.
     pub refund_on_5xx: Option<bool>,
     /// The field of the upstream's answer, or of its trailers, that says what the request really cost.
     pub settle_header: Option<String>,
+    /// Tokens that a request costs at least whose caller hangs up before that field could come; the
+    /// `max` of `cost_header` unless set.
+    pub unsettled_cost: Option<u64>,
     /// Whether that field is taken out of the answer; no, because the upstream has sent it.
     #[serde(default)]
     pub strip_settle_header: bool,
@@ -48,10 +52,12 @@ pub struct RouteConfig {
 pub struct CostHeader {
     /// The field's name.
     pub name: String,
-    /// What a request costs at least, and without the field; default 1.
+    /// What a request costs at least, and without the field unless there is a `settle_header`;
+    /// default 1.
     #[serde(default = "one")]
     pub min: u64,
-    /// What a request costs at most, and with a field that is no number.
+    /// What a request costs at most, and with a field that is no number; with a `settle_header` also
+    /// without the field.
     pub max: u64,
 }
 
@@ -180,6 +186,9 @@ impl RouteConfig {
         if let Some(tokens) = self.default_cost {
             route = route.default_cost(tokens);
         }
+        if let Some(tokens) = self.unsettled_cost {
+            route = route.unsettled_cost(tokens);
+        }
         if let Some(outage) = self.on_outage {
             route = route.on_outage(outage);
         }
@@ -195,6 +204,9 @@ impl RouteConfig {
                 "settle_header: must be letters, digits and dashes, is {:?}",
                 self.settle_header.as_deref().unwrap_or_default()
             )),
+            None if self.unsettled_cost.is_some() => {
+                fault("unsettled_cost: there is no settle_header that could be missing".to_owned());
+            }
             None if self.strip_settle_header => {
                 fault("strip_settle_header: there is no settle_header to strip".to_owned());
             }

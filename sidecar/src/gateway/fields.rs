@@ -45,6 +45,8 @@ pub(super) struct Origin<'a> {
     pub(super) trust_forwarded: bool,
     /// What `Host` the upstream gets instead of the client's.
     pub(super) replace_host: Option<HeaderValue>,
+    /// Fields by which the request was priced.
+    pub(super) priced_by: &'a [HeaderName],
 }
 
 /// Returns true when `Connection` names `token`.
@@ -59,8 +61,13 @@ fn connection_tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
 
 /// Removes all fields that end at this hop (RFC 9110 section 7.6.1).
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> =
-        connection_tokens(headers).filter_map(|name| name.parse().ok()).collect();
+    remove_hop_by_hop_but(headers, &[]);
+}
+
+/// The same, but leaves the fields `kept` whatever `Connection` says of them.
+fn remove_hop_by_hop_but(headers: &mut HeaderMap, kept: &[HeaderName]) {
+    let names = connection_tokens(headers).filter_map(|name| name.parse().ok());
+    let named: Vec<HeaderName> = names.filter(|name| !kept.contains(name)).collect();
     for name in named.iter().chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
@@ -68,9 +75,12 @@ pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Makes the fields of a client's request those of a request to the upstream.
 pub(super) fn to_upstream(headers: &mut HeaderMap, origin: &Origin<'_>) {
-    remove_hop_by_hop(headers);
-    // Always, whatever the client can take: trailers may settle what its request cost.
+    // Or a client could state a price here that the upstream never reads.
+    remove_hop_by_hop_but(headers, origin.priced_by);
+    // Always, whatever the client can take: trailers may settle what its request cost. `TE` is of
+    // this connection, and says so (RFC 9110 section 10.1.4).
     headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(CONNECTION, HeaderValue::from_static("te"));
     // The body is asked for when the upstream is connected, and the server then says 100 by itself.
     headers.remove(EXPECT);
     join_cookies(headers);
@@ -173,6 +183,7 @@ mod tests {
             agent,
             trust_forwarded: false,
             replace_host: None,
+            priced_by: &[],
         }
     }
 
@@ -194,6 +205,17 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut fields);
         assert_eq!(names(&fields), ["authorization", "trailer"]);
+    }
+
+    #[test]
+    fn a_field_that_a_request_was_priced_by_passes_whatever_connection_says() {
+        let sent =
+            [("connection", "X-Max-Tokens, x-other"), ("x-max-tokens", "9"), ("x-other", "1")];
+        let mut fields = headers(&sent);
+        let priced_by = [HeaderName::from_static("x-max-tokens")];
+        to_upstream(&mut fields, &Origin { priced_by: &priced_by, ..origin(None) });
+        assert_eq!(fields["x-max-tokens"], "9");
+        assert!(!fields.contains_key("x-other"));
     }
 
     #[test]
@@ -276,6 +298,7 @@ mod tests {
         assert_eq!(fields.get_all("te").iter().collect::<Vec<_>>(), ["trailers"]);
         let mut silent = headers(&[]);
         to_upstream(&mut silent, &origin(None));
+        assert_eq!(silent["connection"], "te");
         assert_eq!(silent["te"], "trailers", "a client could dodge what settles at the end");
         assert!(!fields.contains_key("expect"));
         assert_eq!(fields.get_all("cookie").iter().collect::<Vec<_>>(), ["a=1; b=2"]);

@@ -13,7 +13,9 @@
 //!    `trust_forwarded = true` says that a proxy of our own stands in front.
 //! 6. HTTP/1.1 `Upgrade` passes, except to HTTP/2: an `h2c` connection would carry requests that
 //!    admission never sees.
-//! 7. The upstream is away: 502. It is silent: 504. It breaks off in the middle of a body: so do we.
+//! 7. `upstream` may have a path, and nothing leaves it: a target in which any server could read a
+//!    `..` is answered 400 then.
+//! 8. The upstream is away: 502. It is silent: 504. It breaks off in the middle of a body: so do we.
 
 mod config;
 
@@ -49,7 +51,7 @@ pub fn router<S: Spend, I: Identify>(
     if config.tee_ratings.is_some() != tee.is_some() {
         return Err(GatewayError::Tee);
     }
-    let proxy = proxy::Proxy::new(config, tee)?;
+    let proxy = proxy::Proxy::new(config, tee, admission.cost_fields())?;
     let pass = async |State(proxy): State<proxy::Proxy>, request| proxy.pass(request).await;
     Ok(Router::new().fallback(pass).with_state(proxy).layer(admission))
 }

@@ -19,7 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{
-    HeaderValue, Method, Request, StatusCode, Uri, Version, header,
+    HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header,
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
@@ -29,6 +29,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use metrics::counter;
+use percent_encoding::{percent_decode, percent_decode_str};
 use tokio::time::Instant;
 use tower_merit::{AgentId, Problem};
 use tracing::debug;
@@ -57,10 +58,15 @@ struct Shared {
     response_timeout: Duration,
     tunnels: Places,
     tee: Option<(String, Tee, Duration)>,
+    priced_by: Vec<HeaderName>,
 }
 
 impl Proxy {
-    pub(super) fn new(config: &Config, tee: Option<Tee>) -> Result<Self, GatewayError> {
+    pub(super) fn new(
+        config: &Config,
+        tee: Option<Tee>,
+        priced_by: Vec<HeaderName>,
+    ) -> Result<Self, GatewayError> {
         let upstream = config.upstream()?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(config.connect_timeout));
@@ -81,6 +87,7 @@ impl Proxy {
             response_timeout: config.response_timeout,
             tunnels: Places::new(config.max_tunnels, config.max_tunnels_per_agent),
             tee: path.zip(tee).map(|(path, tee)| (path, tee, config.tee_timeout)),
+            priced_by,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -160,6 +167,9 @@ impl Proxy {
 
 impl Shared {
     fn target(&self, asked: &Uri) -> Result<Uri, Failure> {
+        if !self.upstream.prefix.is_empty() && steps_up(asked.path()) {
+            return Err(Failure::StepsUp);
+        }
         let path = asked.path_and_query().map_or("/", PathAndQuery::as_str);
         let path = match (path, self.upstream.prefix.as_str()) {
             (path, "") => path.to_owned(),
@@ -184,12 +194,24 @@ impl Shared {
             agent: head.extensions.get::<AgentId>(),
             trust_forwarded: self.trust_forwarded,
             replace_host: self.replace_host.clone(),
+            priced_by: &self.priced_by,
         };
         let mut headers = head.headers;
         fields::to_upstream(&mut headers, &origin);
         *outgoing.method_mut() = head.method;
         *outgoing.headers_mut() = headers;
     }
+}
+
+/// Returns true when some server could read a step up in `path`: `..` between slashes or
+/// backslashes, with or without parameters, encoded up to twice.
+fn steps_up(path: &str) -> bool {
+    let once: Vec<u8> = percent_decode_str(path).collect();
+    let twice: Vec<u8> = percent_decode(&once).collect();
+    [path.as_bytes(), &once, &twice].into_iter().any(|path| {
+        let mut segments = path.split(|byte| matches!(byte, b'/' | b'\\'));
+        segments.any(|segment| segment.split(|byte| *byte == b';').next() == Some(b".."))
+    })
 }
 
 /// Why there is no answer of the upstream.
@@ -209,6 +231,8 @@ enum Failure {
     Tunnels(Full),
     /// The target does not fit behind the upstream's address.
     Target,
+    /// The target could leave the path of the upstream's address.
+    StepsUp,
     /// The gateway is no forward proxy.
     Connect,
 }
@@ -244,7 +268,7 @@ impl Failure {
             Self::Unasked => "unasked_upgrade",
             Self::Tunnels(Full::All) => "tunnels",
             Self::Tunnels(Full::Agent) => "agent_tunnels",
-            Self::Target | Self::Connect => "target",
+            Self::Target | Self::StepsUp | Self::Connect => "target",
         }
     }
 
@@ -272,6 +296,7 @@ impl Failure {
                 "this agent has too many upgraded connections open; close one first",
             ),
             Self::Target => (StatusCode::BAD_REQUEST, "the target is too long or malformed"),
+            Self::StepsUp => (StatusCode::BAD_REQUEST, "the path may not hold `..`"),
             Self::Connect => (StatusCode::NOT_IMPLEMENTED, "CONNECT is for forward proxies"),
         };
         let mut response = Problem::new(status, detail).into_response().map(Body::from);

@@ -584,3 +584,16 @@ async fn an_upstream_that_is_away_costs_nothing_where_that_is_wanted() {
         assert_eq!(send(gateway, get("/")).await.status(), StatusCode::BAD_GATEWAY);
     }
 }
+
+#[tokio::test]
+async fn nothing_leaves_the_path_of_the_upstream() {
+    let upstream = format!("http://{}/api", mirroring().await);
+    let gateway = gateway(Config { upstream, ..Config::default() }, 100, None).await;
+    for path in ["/../admin", "/a/%2e%2E/b", "/a%2f..%5cb", "/..;x=1/a", "/%252e%252e/a", "/a/.."] {
+        assert_eq!(send(gateway, get(path)).await.status(), 400, "{path}");
+    }
+    for path in ["/a..b", "/...", "/.well-known/x", "/a?b=/../c"] {
+        let answer = json_of(send(gateway, get(path)).await).await;
+        assert_eq!(answer["uri"], format!("/api{path}"));
+    }
+}

@@ -47,16 +47,17 @@ pub(super) fn wish<B>(request: &mut Request<B>) -> Option<Wish> {
     request.extensions_mut().remove::<OnUpgrade>().map(|client| Wish { protocol, client })
 }
 
-/// Puts the fields back that ask for `protocol` on the next hop.
-fn ask(headers: &mut HeaderMap, protocol: HeaderValue) {
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+/// Puts the fields back that ask for `protocol` on the next hop; `connection` names them.
+fn ask(headers: &mut HeaderMap, protocol: HeaderValue, connection: &'static str) {
+    headers.insert(CONNECTION, HeaderValue::from_static(connection));
     headers.insert(UPGRADE, protocol);
 }
 
 impl Wish {
     /// Puts the wish into the fields of the upstream's request.
     pub(super) fn forward(&self, headers: &mut HeaderMap) {
-        ask(headers, self.protocol.clone());
+        // Beside `TE`, which is of this connection too.
+        ask(headers, self.protocol.clone(), "upgrade, te");
     }
 
     /// Joins both connections once this 101 was sent; `response` is what the upstream answered.
@@ -66,7 +67,7 @@ impl Wish {
         protocol: Option<HeaderValue>,
         place: Place,
     ) {
-        ask(response.headers_mut(), protocol.unwrap_or(self.protocol));
+        ask(response.headers_mut(), protocol.unwrap_or(self.protocol), "upgrade");
         let upstream = hyper::upgrade::on(response);
         let client = self.client;
         tokio::spawn(async move {
