@@ -101,7 +101,8 @@ async fn two_nodes_that_contend_for_an_agent_never_admit_more_than_its_bucket() 
     let total = || admitted.iter().map(|count| count.load(Relaxed)).sum::<u64>();
     // Read before the clock is, and Redis counts whole milliseconds: no bound is too narrow for it.
     let most = || {
-        u64::from(CAPACITY) + (began.elapsed().as_secs_f64() * f64::from(RATE)).ceil() as u64 + 1
+        let milliseconds = u64::try_from(began.elapsed().as_millis()).expect("a short test");
+        u64::from(CAPACITY) + (milliseconds * u64::from(RATE)).div_ceil(1000) + 1
     };
     let mut looks = tokio::time::interval(Duration::from_millis(50));
     while began.elapsed() < Duration::from_secs(seconds) {

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId, RedisStore,
     bucket::{Limits, Tokens},
-    store::{Spend, Tune, contract, redis::RedisStoreBuilder},
+    store::{Charge, Decision, Spend, Take, Tune, contract, redis::RedisStoreBuilder},
 };
 
 fn builder(redis: &Redis) -> RedisStoreBuilder {

@@ -55,7 +55,6 @@ impl Serialize for Address {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::config::{Config, Sentinel};
 
     #[test]
