@@ -26,12 +26,18 @@ async fn store(sentinel: &RedisSentinel) -> RedisStore {
     store.connect().await.unwrap()
 }
 
-/// Returns what a server says of itself; `None` while sentinels cut its connections to tell it anew.
+/// Returns what a server answers; `None` while sentinels cut its connections to tell it anew.
+async fn answer<T: redis::FromRedisValue>(redis: &Redis, command: &[&str]) -> Option<T> {
+    let client = redis::Client::open(redis.url()).unwrap();
+    let mut link = client.get_multiplexed_async_connection().await.ok()?;
+    let mut asked = redis::cmd(command[0]);
+    asked.arg(&command[1..]).query_async(&mut link).await.ok()
+}
+
+/// Returns what a server says of itself.
 async fn role(redis: &Redis) -> Option<String> {
-    let mut link = redis.connect().await;
-    let answer: redis::RedisResult<Vec<redis::Value>> =
-        redis::cmd("ROLE").query_async(&mut link).await;
-    redis::from_redis_value(answer.ok()?.into_iter().next()?).ok()
+    let answer: Vec<redis::Value> = answer(redis, &["ROLE"]).await?;
+    redis::from_redis_value(answer.into_iter().next()?).ok()
 }
 
 async fn is_master(redis: &Redis) -> bool {
@@ -52,7 +58,7 @@ async fn served(quick: &RedisStore, master: &Redis) -> Duration {
         async move {
             quick.spend(contract::one_token(&agent)).await.is_ok()
                 && is_master(master).await
-                && master.ask::<u64>(&["EXISTS", &format!("tb:{agent}")]).await == 1
+                && answer::<u64>(master, &["EXISTS", &format!("tb:{agent}")]).await == Some(1)
         }
     })
     .await;
