@@ -8,6 +8,8 @@
 //!    them; bans hold. It is the in-process store: the same arithmetic, the same answers. What an
 //!    agent had already spent in Redis is not known here, so an outage gives it at most one more
 //!    bucket, shared by all nodes: `capacity` (each node's share rounded up) and its refill.
+//!    There is one breaker: of a cluster, a shard that is away opens it now and then for the agents of
+//!    the others too.
 //! 4. A fault of one agent's data is that agent's: its requests follow the policy, and the breaker
 //!    stays closed for everybody else.
 

@@ -4,9 +4,10 @@
 //! 2. It fetches at once, then every refresh interval; after a failure sooner, in doubling steps.
 //! 3. A token with an unknown key id makes it fetch too, once per cool-down. Neither the start, with
 //!    or without success, nor a refresh begins a cool-down: a rotation right after is found at once.
-//! 4. "Unknown" is said only on the word of a fetch that began after the token came. While that
+//! 4. "Unknown" is first said on the word of a fetch that began after the token came. While that
 //!    cannot be had (the source is away, the cool-down runs) the answer is
-//!    [`IdentityError::Unavailable`]: a good token is never called bad.
+//!    [`IdentityError::Unavailable`]. It is then said again, without a fetch, for one cool-down: a
+//!    token that was sent before its key was published is refused for that long.
 //! 5. A fetch that fails, or brings a set that is refused whole, leaves the keys as they are, until
 //!    the last good fetch is [`STALE_DEFAULT`] old; then none is left.
 //! 6. A key that a new set no longer has goes out of force at once, and with it every token that

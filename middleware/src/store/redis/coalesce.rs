@@ -5,15 +5,17 @@
 //!    next travels in the next call, which takes up to [`GROUPS_MAX`] groups off the front of the queue.
 //!    A second call ([`IN_FLIGHT_MAX`]) is in flight beside the first while a full one waits.
 //! 2. Equal charges of one agent are one group, decided as if they had come one after the other.
-//! 3. Fair: groups leave in the order in which their first request came, and each agent's requests and
-//!    settlements in the order in which they came (two calls that set out at the same instant may pass
-//!    each other). A busy agent fills its own group, not the queue of others.
+//! 3. First come, first served: groups leave in the order in which their first request came, and each
+//!    agent's requests and settlements in the order in which they came (two calls that set out at the
+//!    same instant may pass each other). A busy agent fills its own group, not the queue of others, as
+//!    long as its requests are charged alike; one that alternates takes a group for each change.
 //! 4. A request keeps its own deadline, from its arrival. One whose caller is gone before its call is
 //!    sent is not charged; afterwards it is.
 //! 5. A seat is held for one deadline at most: a future that was started and is no longer polled
 //!    stalls nobody for longer.
 //! 6. In a cluster a call stays within one slot; each range of slots is a lane of its own, so that a
-//!    node that does not answer holds up its own agents only. Anywhere else there is one lane.
+//!    node that does not answer holds up its own agents only. A lane has one such call in flight, so
+//!    that it decides about one group a round trip. Anywhere else there is one lane.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map},
