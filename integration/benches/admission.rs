@@ -29,7 +29,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderValue, Request, Response, header};
 use merit_integration::{Persistence, Redis};
 use redis::{Script, aio::ConnectionManager};
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, time::Instant};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
 use tower_governor::{
     GovernorError, GovernorLayer, governor::GovernorConfigBuilder, key_extractor::KeyExtractor,
@@ -115,6 +115,10 @@ impl Identify for Known {
     fn identify<B>(&self, _: &Request<B>) -> Self::Future {
         ready(Ok(self.0.clone().into()))
     }
+
+    fn identify_now<B>(&self, _: &Request<B>, _: Instant) -> Option<Result<Caller, IdentityError>> {
+        Some(Ok(self.0.clone().into()))
+    }
 }
 
 /// A store that has decided.
@@ -128,6 +132,11 @@ impl Spend for Decided {
     fn spend(&self, charge: Charge) -> Self::Future {
         black_box(charge);
         ready(Ok(self.0.clone()))
+    }
+
+    fn spend_now(&self, _: &AgentId, takes: &Arc<[Take]>, _: Instant) -> Option<Verdict> {
+        black_box(takes);
+        Some(self.0.clone())
     }
 
     fn settle(&self, _: Settlement) {}

@@ -79,7 +79,7 @@ async fn contend(
             continue;
         }
         let charge = Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
-        if leased.spend(charge).await.unwrap().decision == Decision::Admitted {
+        if contract::as_the_layer(&leased, charge).await.unwrap().decision == Decision::Admitted {
             admitted.fetch_add(1, Relaxed);
         }
     }
@@ -136,7 +136,7 @@ async fn limits_written_elsewhere_and_a_ban_hold_within_a_second() {
     let (agent, takes) = (AgentId::new("a1").unwrap(), takes());
     let ask = async || {
         let charge = Charge { agent: agent.clone(), takes: Arc::clone(&takes) };
-        leased.spend(charge).await.unwrap()
+        contract::as_the_layer(&leased, charge).await.unwrap()
     };
     let mut pace = tokio::time::interval(Duration::from_millis(2));
     for _ in 0..200 {

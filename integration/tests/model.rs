@@ -19,7 +19,7 @@ use tower_merit::{
     bucket::{BucketName, Limits, NanoTokens, Tokens},
     store::{
         BucketRule, Charge, Decision, Direction, Lend, Loan, Settlement, StoreError, Take,
-        redis::DENIAL_MAX,
+        contract::as_the_layer, redis::DENIAL_MAX,
     },
 };
 
@@ -88,7 +88,7 @@ async fn run<S: Lend>(store: &S, operation: &Operation) -> Option<Result<Loan, S
     match operation.clone() {
         Operation::Spend(charge) => {
             // A loan of nothing is what a spend is, so that both compare as one type.
-            let verdict = store.spend(charge.clone()).await;
+            let verdict = as_the_layer(store, charge.clone()).await;
             let nothing = MemoryStore::new().lend(charge, 0).await.unwrap();
             Some(verdict.map(|verdict| {
                 let mut loan = nothing;

@@ -29,8 +29,9 @@ use metrics::Counter;
 use pin_project_lite::pin_project;
 use tracing::{debug, info, warn};
 
-use crate::store::{
-    Charge, Decision, Held, MemoryStore, Settlement, Spend, StoreError, Take, Verdict,
+use crate::{
+    AgentId,
+    store::{Charge, Decision, Held, MemoryStore, Settlement, Spend, StoreError, Take, Verdict},
 };
 
 /// Failures in a row after which the store is left alone.
@@ -100,6 +101,16 @@ impl<S: Spend> Guard<S> {
         }
     }
 
+    /// Returns the store's verdict, where it has one without asking anybody.
+    pub(crate) fn spend_now(
+        &self,
+        agent: &AgentId,
+        takes: &Arc<[Take]>,
+        now: tokio::time::Instant,
+    ) -> Option<Verdict> {
+        self.store.spend_now(agent, takes, now)
+    }
+
     /// Asks for `charge`; `policy` holds when the store does not answer.
     pub(crate) fn spend(&self, charge: Charge, policy: Outage) -> Guarded<S::Future> {
         if !S::REMOTE {
@@ -137,8 +148,7 @@ impl<S: Spend> Guard<S> {
     fn decide(&self, charge: Option<Charge>, policy: Outage) -> Answer {
         match (policy, charge) {
             (Outage::Local, Some(Charge { agent, takes })) => {
-                let charge = Charge { agent, takes: self.shares(&takes) };
-                Answer::Decided(self.local.decide(charge), By::Node)
+                Answer::Decided(self.local.decide(&agent, &self.shares(&takes)), By::Node)
             }
             (Outage::Open, _) => Answer::Open,
             (Outage::Closed | Outage::Local, _) => Answer::Closed,

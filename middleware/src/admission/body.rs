@@ -20,7 +20,7 @@ pin_project! {
     pub struct AdmissionBody<B> {
         #[pin]
         source: Source<B>,
-        permit: Option<Permit>,
+        permit: Option<Box<Permit>>,
         settlement: Option<Box<Settlement>>,
     }
 }
@@ -88,7 +88,7 @@ fn last_of<'a>(fields: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderVal
 impl<B> AdmissionBody<B> {
     pub(super) fn passed(
         body: B,
-        permit: Option<Permit>,
+        permit: Option<Box<Permit>>,
         settlement: Option<Box<Settlement>>,
     ) -> Self {
         Self { source: Source::Passed { body }, permit, settlement }

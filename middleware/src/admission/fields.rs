@@ -381,7 +381,6 @@ mod tests {
                 let full = sample.in_force.capacity().nano().0;
                 let debt = CAPACITY_MAX as i64 * 1_000_000_000;
                 Held {
-                    bucket: BucketName::new(&sample.name).unwrap(),
                     limits: sample.in_force,
                     tokens: NanoTokens((full / 1_000 * sample.level).max(-debt)),
                     short: sample.short && denied.is_some(),

@@ -1,9 +1,9 @@
 //! What is counted of decisions. Labels are outcomes and configured names, never agents or paths.
 
-use metrics::{Counter, Histogram, counter, histogram};
+use metrics::{Counter, Histogram, IntoF64, counter, histogram};
 
 use super::refusal::{REASONS, Refusal};
-use crate::store::Verdict;
+use crate::store::{Held, Verdict};
 
 /// Handles taken once: a lookup by name would cost more than a decision.
 pub(super) struct Metrics {
@@ -13,8 +13,8 @@ pub(super) struct Metrics {
     refused: [Counter; REASONS.len()],
     shadowed: [Counter; REASONS.len()],
     utilization: Histogram,
-    /// From the request to the decision; of stores that live in this process it is not taken, there
-    /// it would cost as much as what it measures.
+    /// From the request to the decision, where somebody had to be asked: of what is decided at once it
+    /// would cost as much as what it measures.
     pub(super) seconds: Histogram,
 }
 
@@ -40,7 +40,16 @@ impl Metrics {
 
     pub(super) fn utilization(&self, verdict: &Verdict) {
         for held in verdict.held() {
-            self.utilization.record(held.utilization());
+            self.utilization.record(Utilization(held));
         }
+    }
+}
+
+/// Worked out when somebody records it.
+struct Utilization<'a>(&'a Held);
+
+impl IntoF64 for Utilization<'_> {
+    fn into_f64(self) -> f64 {
+        self.0.utilization()
     }
 }

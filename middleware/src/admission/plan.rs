@@ -1,6 +1,6 @@
 //! What the requests of one route are charged and how they are answered, computed once.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use http::{HeaderName, Request};
 use metrics::{Counter, counter};
@@ -11,7 +11,7 @@ use super::{
     fields::Shown,
 };
 use crate::{
-    bucket::Tokens,
+    bucket::{BucketName, Tokens},
     outage::Outage,
     store::{BucketRule, Held, TAKES_MAX, Take, Verdict},
 };
@@ -111,10 +111,10 @@ impl Plan {
     }
 
     /// Returns what `request` takes.
-    pub(super) fn takes<B>(&self, request: &Request<B>) -> Arc<[Take]> {
+    pub(super) fn takes<B>(&self, request: &Request<B>) -> Cow<'_, Arc<[Take]>> {
         match &self.constant {
-            Some(takes) => Arc::clone(takes),
-            None => self.at(self.cost.of(request)),
+            Some(takes) => Cow::Borrowed(takes),
+            None => Cow::Owned(self.at(self.cost.of(request))),
         }
     }
 
@@ -137,9 +137,10 @@ impl Plan {
     }
 
     /// Returns the buckets that held too little and are not only watched.
-    pub(super) fn short<'a>(&self, verdict: &'a Verdict) -> Vec<&'a Held> {
+    pub(super) fn short<'a>(&'a self, verdict: &'a Verdict) -> Vec<(&'a BucketName, &'a Held)> {
         let held = self.rules.iter().zip(verdict.held());
-        held.filter(|(rule, held)| held.short && !rule.shadow).map(|(_, held)| held).collect()
+        let short = held.filter(|(rule, held)| held.short && !rule.shadow);
+        short.map(|(rule, held)| (&rule.name, held)).collect()
     }
 
     /// Counts the buckets that held too little for a request that passes all the same: those that

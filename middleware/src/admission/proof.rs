@@ -24,9 +24,9 @@ impl Receipts {
 
     /// Returns the caller when its answer is to carry a receipt: when it acts for somebody else. In
     /// the hands of an agent that acts for itself a receipt would prove nothing.
-    pub(super) fn due(&self, caller: &Caller) -> Option<Caller> {
+    pub(super) fn due(&self, caller: &Caller) -> Option<Box<Caller>> {
         let other = caller.rater.as_deref().is_some_and(|rater| rater != caller.agent.as_str());
-        other.then(|| caller.clone())
+        other.then(|| Box::new(caller.clone()))
     }
 
     /// Puts the receipt for `caller` on the answer to a request that passed; one that the service

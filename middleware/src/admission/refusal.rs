@@ -109,15 +109,19 @@ impl Refusal {
 
     /// Returns the refusal of a request for which these buckets held too little, `jitter_ms` later
     /// than need be. A store that denies and names none is not believed to have answered.
-    pub(super) fn denied(short: &[&Held], wait_ms: Option<u64>, jitter_ms: u64) -> Self {
-        let never = short.iter().find(|held| never_passes(&held.limits));
-        let Some(named) = never.or(short.first()) else { return Self::StoreDown };
+    pub(super) fn denied(
+        short: &[(&BucketName, &Held)],
+        wait_ms: Option<u64>,
+        jitter_ms: u64,
+    ) -> Self {
+        let never = short.iter().find(|(_, held)| never_passes(&held.limits));
+        let Some((_, named)) = never.or(short.first()) else { return Self::StoreDown };
         let retry_after_ms =
             wait_ms.map_or(NEVER_RETRY_SECONDS * 1000, |wait_ms| wait_ms.saturating_add(jitter_ms));
         Self::Denied {
             retry_after: whole_seconds(retry_after_ms),
             retry_after_ms,
-            violated: short.iter().map(|held| held.bucket.clone()).collect(),
+            violated: short.iter().map(|(name, _)| (*name).clone()).collect(),
             limits: named.limits,
         }
     }

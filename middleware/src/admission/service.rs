@@ -6,13 +6,13 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_service::Service;
 
 use super::{
@@ -29,8 +29,8 @@ use super::{
 use crate::{
     bucket::Tokens,
     identity::{Caller, Identify, IdentityError},
-    outage::{Answer, Guarded},
-    store::{Charge, Decision, Held, Spend, Take, Verdict},
+    outage::{Answer, By, Guarded},
+    store::{Charge, Decision, Held, Spend, StoreError, Take, Verdict},
 };
 
 /// A service behind admission. Made by [`AdmissionLayer`](super::AdmissionLayer).
@@ -73,28 +73,30 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let mut state = State::new(Arc::clone(&self.gate), self.own.clone());
+        let now = Instant::now();
+        let doing = match state.gate.identity.identify_now(&request, now) {
+            None => Doing::Identify { pending: state.gate.identity.identify(&request) },
+            Some(learned) => match state.ask(learned, &request, now) {
+                Asked::Clear => {
+                    state.introduce(request.extensions_mut());
+                    let pending = self.inner.call(request);
+                    return AdmissionFuture { step: Step::Pass { pending }, state };
+                }
+                Asked::Refused(refusal) => {
+                    let response = Some(state.respond(&refusal, request.headers()));
+                    return AdmissionFuture { step: Step::Refused { response }, state };
+                }
+                Asked::Spend(pending) => Doing::Spend { pending },
+            },
+        };
         // The instance that was polled ready must be the one that is called.
         let clone = self.inner.clone();
-        let inner = mem::replace(&mut self.inner, clone);
-        let waiting = Some((Inner { service: inner, ready: true }, request));
-        let (_, request) = waiting.as_ref().expect("just put there");
-        let decision = Deciding::Identify { pending: self.gate.identity.identify(request) };
-        let state = State {
-            gate: Arc::clone(&self.gate),
-            own: self.own.clone(),
-            route: Ok(None),
-            began: S::REMOTE.then(Instant::now),
-            caller: None,
-            permit: None,
-            takes: None,
-            verdict: None,
-            paid: false,
-            reservation: None,
-            settlement: None,
-            proof: None,
-        };
-        AdmissionFuture { step: Step::Decide { decision, waiting }, state }
+        let inner = Inner { service: mem::replace(&mut self.inner, clone), ready: true };
+        let pending = Box::pin(Pending { doing, waiting: Some((inner, request)) });
+        state.began = S::REMOTE.then_some(now);
+        AdmissionFuture { step: Step::Decide { pending }, state }
     }
 }
 
@@ -115,13 +117,29 @@ pin_project! {
 pin_project! {
     #[project = StepProjection]
     enum Step<T, Request, Identifying, Spending, Passing> {
-        Decide {
-            #[pin]
-            decision: Deciding<Identifying, Spending>,
-            waiting: Option<(Inner<T>, Request)>,
-        },
-        Wait { waiting: Option<(T, Request)> },
+        // In a box: whoever is decided at once does not carry the room for it.
+        Decide { pending: Pin<Box<Pending<T, Request, Identifying, Spending>>> },
+        Refused { response: Option<Box<Response<Bytes>>> },
         Pass { #[pin] pending: Passing },
+    }
+}
+
+pin_project! {
+    /// A request that nobody could decide at once.
+    struct Pending<T, Request, Identifying, Spending> {
+        #[pin]
+        doing: Doing<Identifying, Spending>,
+        waiting: Option<(Inner<T>, Request)>,
+    }
+}
+
+pin_project! {
+    #[project = DoingProjection]
+    enum Doing<Identifying, Spending> {
+        Identify { #[pin] pending: Identifying },
+        Spend { #[pin] pending: Guarded<Spending> },
+        // It may pass, as soon as the service behind is ready again.
+        Wait,
     }
 }
 
@@ -141,11 +159,73 @@ impl<T: Clone> Inner<T> {
     }
 }
 
-pin_project! {
-    #[project = DecidingProjection]
-    enum Deciding<Identifying, Spending> {
-        Identify { #[pin] pending: Identifying },
-        Spend { #[pin] pending: Guarded<Spending> },
+/// What a pending request came to.
+enum Decided<T: Service<Request>, Request> {
+    /// The service behind was asked.
+    Passed(T::Future),
+    /// It was not.
+    Refused(Box<Response<Bytes>>),
+    /// It failed before it could be.
+    Failed(T::Error),
+}
+
+impl<T, ReqBody, Identifying, Spending> Pending<T, Request<ReqBody>, Identifying, Spending>
+where
+    T: Service<Request<ReqBody>> + Clone,
+    Identifying: Future<Output = Result<Caller, IdentityError>>,
+    Spending: Future<Output = Result<Verdict, StoreError>>,
+{
+    fn poll<S, I>(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        state: &mut State<S, I>,
+    ) -> Poll<Decided<T, Request<ReqBody>>>
+    where
+        S: Spend<Future = Spending>,
+        I: Identify,
+    {
+        let mut this = self.project();
+        let (inner, request) = this.waiting.as_mut().expect("a request passes once");
+        loop {
+            let decided = match this.doing.as_mut().project() {
+                DoingProjection::Identify { pending } => {
+                    let Poll::Ready(learned) = pending.poll(context) else {
+                        inner.give_way();
+                        return Poll::Pending;
+                    };
+                    match state.ask(learned, request, Instant::now()) {
+                        Asked::Spend(pending) => {
+                            this.doing.set(Doing::Spend { pending });
+                            continue;
+                        }
+                        Asked::Clear => Ok(()),
+                        Asked::Refused(refusal) => Err(refusal),
+                    }
+                }
+                DoingProjection::Spend { pending } => {
+                    let Poll::Ready(answer) = pending.poll(context, &state.gate.guard) else {
+                        inner.give_way();
+                        return Poll::Pending;
+                    };
+                    state.weigh(answer)
+                }
+                DoingProjection::Wait => Ok(()),
+            };
+            if let Err(refusal) = decided {
+                let response = state.respond(&refusal, request.headers());
+                return Poll::Ready(Decided::Refused(response));
+            }
+            if !inner.ready {
+                this.doing.set(Doing::Wait);
+                if let Err(error) = ready!(inner.service.poll_ready(context)) {
+                    return Poll::Ready(Decided::Failed(error));
+                }
+            }
+            break;
+        }
+        let (mut inner, mut request) = this.waiting.take().expect("a request passes once");
+        state.introduce(request.extensions_mut());
+        Poll::Ready(Decided::Passed(inner.service.call(request)))
     }
 }
 
@@ -162,61 +242,40 @@ where
         let mut this = self.project();
         let state = this.state;
         loop {
-            match this.step.as_mut().project() {
-                StepProjection::Decide { mut decision, waiting } => {
-                    let (inner, request) = waiting.as_mut().expect("a request passes once");
-                    let decided = match decision.as_mut().project() {
-                        DecidingProjection::Identify { pending } => {
-                            let Poll::Ready(learned) = pending.poll(context) else {
-                                inner.give_way();
-                                return Poll::Pending;
-                            };
-                            match state.ask(learned, request) {
-                                Asked::Spend(pending) => {
-                                    decision.set(Deciding::Spend { pending });
-                                    continue;
-                                }
-                                Asked::Clear => Ok(()),
-                                Asked::Refused(refusal) => Err(refusal),
-                            }
+            let response = match this.step.as_mut().project() {
+                StepProjection::Decide { pending } => {
+                    match ready!(pending.as_mut().poll(context, state)) {
+                        Decided::Passed(pending) => {
+                            this.step.set(Step::Pass { pending });
+                            continue;
                         }
-                        DecidingProjection::Spend { pending } => {
-                            let Poll::Ready(answer) = pending.poll(context, &state.gate.guard)
-                            else {
-                                inner.give_way();
-                                return Poll::Pending;
-                            };
-                            state.weigh(answer)
+                        Decided::Refused(response) => response,
+                        Decided::Failed(error) => {
+                            state.failed();
+                            return Poll::Ready(Err(error));
                         }
-                    };
-                    let (Inner { service: mut inner, ready }, mut request) =
-                        waiting.take().expect("a request passes once");
-                    if let Err(refusal) = decided {
-                        state.permit = None;
-                        let response = state.respond(&refusal, request.headers());
-                        return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
                     }
-                    if !ready {
-                        this.step.set(Step::Wait { waiting: Some((inner, request)) });
-                        continue;
-                    }
-                    state.introduce(request.extensions_mut());
-                    this.step.set(Step::Pass { pending: inner.call(request) });
                 }
-                StepProjection::Wait { waiting } => {
-                    let (inner, _) = waiting.as_mut().expect("a request passes once");
-                    if let Err(error) = ready!(inner.poll_ready(context)) {
-                        return Poll::Ready(state.answer(Err(error)));
-                    }
-                    let (mut inner, mut request) = waiting.take().expect("a request passes once");
-                    state.introduce(request.extensions_mut());
-                    this.step.set(Step::Pass { pending: inner.call(request) });
+                StepProjection::Refused { response } => {
+                    response.take().expect("polled after it was ready")
                 }
                 StepProjection::Pass { pending } => {
-                    let answer = ready!(pending.poll(context));
-                    return Poll::Ready(state.answer(answer));
+                    return Poll::Ready(match ready!(pending.poll(context)) {
+                        Ok(mut response) => {
+                            state.complete(&mut response);
+                            let (permit, settlement) = (&mut state.permit, &mut state.settlement);
+                            Ok(response.map(|body| {
+                                AdmissionBody::passed(body, permit.take(), settlement.take())
+                            }))
+                        }
+                        Err(error) => {
+                            state.failed();
+                            Err(error)
+                        }
+                    });
                 }
-            }
+            };
+            return Poll::Ready(Ok(response.map(AdmissionBody::refused)));
         }
     }
 }
@@ -226,10 +285,10 @@ struct State<S, I> {
     gate: Arc<Gate<S, I>>,
     own: Option<Arc<Plan>>,
     route: Result<Option<usize>, TwoWays>,
-    /// When it came; nothing when its decision is not timed.
+    /// When somebody was asked to decide it; nothing when it was decided at once.
     began: Option<Instant>,
     caller: Option<Caller>,
-    permit: Option<Permit>,
+    permit: Option<Box<Permit>>,
     /// What it takes, where that must be remembered until the answer.
     takes: Option<Arc<[Take]>>,
     /// What the buckets held, for the answer to tell.
@@ -240,7 +299,7 @@ struct State<S, I> {
     /// What the answer is read for, from the moment that the request passes.
     settlement: Option<Box<Settlement>>,
     /// Who is to get a receipt with the answer.
-    proof: Option<Caller>,
+    proof: Option<Box<Caller>>,
 }
 
 /// What comes after the caller is known, or not.
@@ -254,6 +313,23 @@ enum Asked<F> {
 }
 
 impl<S: Spend, I: Identify> State<S, I> {
+    fn new(gate: Arc<Gate<S, I>>, own: Option<Arc<Plan>>) -> Self {
+        Self {
+            gate,
+            own,
+            route: Ok(None),
+            began: None,
+            caller: None,
+            permit: None,
+            takes: None,
+            verdict: None,
+            paid: false,
+            reservation: None,
+            settlement: None,
+            proof: None,
+        }
+    }
+
     fn plan(&self) -> &Plan {
         plan(&self.gate, self.own.as_ref(), self.route)
     }
@@ -271,6 +347,7 @@ impl<S: Spend, I: Identify> State<S, I> {
         &mut self,
         learned: Result<Caller, IdentityError>,
         request: &Request<B>,
+        now: Instant,
     ) -> Asked<S::Future> {
         if learned.is_ok() || self.gate.defaults.shadow {
             self.find_route(request);
@@ -289,7 +366,7 @@ impl<S: Spend, I: Identify> State<S, I> {
             return self.refuse(Refusal::AmbiguousPath).into();
         }
         if let Some(places) = &gate.in_flight {
-            self.permit = places.enter(&caller.agent);
+            self.permit = places.enter(&caller.agent).map(Box::new);
             if self.permit.is_none() {
                 let limit = places.limit();
                 return self.refuse(Refusal::TooManyInFlight { limit }).into();
@@ -299,24 +376,30 @@ impl<S: Spend, I: Identify> State<S, I> {
         if plan.remembers() || gate.receipts.is_some() {
             self.takes = Some(Arc::clone(&takes));
         }
-        let charge = Charge { agent: caller.agent.clone(), takes };
+        if let Some(verdict) = gate.guard.spend_now(&caller.agent, &takes, now) {
+            return self.judge(verdict, By::Store).into();
+        }
+        let charge = Charge { agent: caller.agent.clone(), takes: takes.into_owned() };
         Asked::Spend(gate.guard.spend(charge, plan.on_outage))
     }
 
     /// Weighs what the store has answered, and counts it.
     fn weigh(&mut self, answer: Answer) -> Result<(), Refusal> {
-        let gate = &*self.gate;
         if let Some(began) = self.began {
-            gate.metrics.seconds.record(began.elapsed());
+            self.gate.metrics.seconds.record(began.elapsed());
         }
-        let (verdict, by) = match answer {
-            Answer::Decided(verdict, by) => (self.verdict.insert(verdict), by),
+        match answer {
+            Answer::Decided(verdict, by) => self.judge(verdict, by),
             Answer::Open => {
-                gate.metrics.outage_open.increment(1);
-                return Ok(());
+                self.gate.metrics.outage_open.increment(1);
+                Ok(())
             }
-            Answer::Closed => return self.refuse(Refusal::StoreDown),
-        };
+            Answer::Closed => self.refuse(Refusal::StoreDown),
+        }
+    }
+
+    fn judge(&mut self, verdict: Verdict, by: By) -> Result<(), Refusal> {
+        let (gate, verdict) = (&*self.gate, &*self.verdict.insert(verdict));
         let plan = plan(gate, self.own.as_ref(), self.route);
         match verdict.decision {
             Decision::Banned { for_ms } => self.refuse(Refusal::Banned { for_ms }),
@@ -375,37 +458,35 @@ impl<S: Spend, I: Identify> State<S, I> {
         }
     }
 
-    /// Adds to the service's answer what the caller should know, and settles what it cost.
-    fn answer<B: Body, E>(
-        &mut self,
-        answer: Result<Response<B>, E>,
-    ) -> Result<Response<AdmissionBody<B>>, E> {
-        let plan = plan(&self.gate, self.own.as_ref(), self.route);
-        let failed = match &answer {
-            Ok(response) => response.status().is_server_error(),
-            Err(_) => true,
-        };
-        if let Some(reservation) = self.reservation.as_ref().filter(|_| failed)
-            && plan.refund_on_5xx
+    /// Gives up on a service that failed.
+    fn failed(&mut self) {
+        self.refund();
+        if let Some(settlement) = &mut self.settlement {
+            settlement.let_stand();
+        }
+    }
+
+    fn refund(&self) {
+        if self.plan().refund_on_5xx
+            && let Some(reservation) = &self.reservation
         {
             reservation.refund();
         }
-        let mut settlement = self.settlement.take();
-        let mut response = match answer {
-            Ok(response) => response,
-            Err(error) => {
-                if let Some(settlement) = &mut settlement {
-                    settlement.let_stand();
-                }
-                return Err(error);
-            }
-        };
-        if let Some(settlement) = &mut settlement {
+    }
+
+    /// Adds to the service's answer what the caller should know, and settles what it cost. What is
+    /// left is the body's.
+    fn complete<B: Body>(&mut self, response: &mut Response<B>) {
+        if response.status().is_server_error() {
+            self.refund();
+        }
+        if let Some(settlement) = &mut self.settlement {
             settlement.read(response.headers_mut());
             if response.body().is_end_stream() {
                 settlement.let_stand();
             }
         }
+        let plan = plan(&self.gate, self.own.as_ref(), self.route);
         let given_back = self.reservation.as_ref().is_some_and(Reservation::is_given_back);
         let verdict = self.verdict.as_ref();
         let places_left = self.permit.as_ref().map(|permit| permit.left);
@@ -418,12 +499,12 @@ impl<S: Spend, I: Identify> State<S, I> {
         {
             receipts.attach(caller, response.headers_mut());
         }
-        let permit = self.permit.take();
-        Ok(response.map(|body| AdmissionBody::passed(body, permit, settlement)))
     }
 
-    fn respond(&self, refusal: &Refusal, head: &HeaderMap) -> Response<Bytes> {
-        self.gate.answers.respond(refusal, head, &self.plan().shown, self.verdict.as_ref())
+    fn respond(&mut self, refusal: &Refusal, head: &HeaderMap) -> Box<Response<Bytes>> {
+        self.permit = None;
+        let (answers, shown) = (&self.gate.answers, &self.plan().shown);
+        Box::new(answers.respond(refusal, head, shown, self.verdict.as_ref()))
     }
 }
 

@@ -42,15 +42,13 @@ pub fn refill(level: NanoTokens, limits: &Limits, elapsed_ms: u64) -> NanoTokens
 /// Returns the milliseconds until `level` reaches `target`, rounded up; `None` when it never will.
 #[must_use]
 pub fn wait_ms(level: NanoTokens, target: NanoTokens, refill: MicroTokensPerSecond) -> Option<u64> {
-    let missing = i128::from(target.0) - i128::from(level.0);
-    if missing <= 0 {
-        return Some(0);
+    // Two magnitudes below 2^53 apart.
+    let missing = u64::try_from(target.0.saturating_sub(level.0)).unwrap_or(0);
+    match refill.micro() {
+        _ if missing == 0 => Some(0),
+        0 => None,
+        micro => Some(missing.div_ceil(micro)),
     }
-    if refill.micro() == 0 {
-        return None;
-    }
-    let missing = u64::try_from(missing).expect("two magnitudes below 2^53 apart");
-    Some(missing.div_ceil(refill.micro()))
 }
 
 /// Returns the milliseconds until the bucket is full, rounded up; `None` when it never will be.

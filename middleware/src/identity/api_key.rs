@@ -13,6 +13,7 @@ use std::{
 };
 
 use http::{HeaderName, Request, header};
+use tokio::time::Instant;
 
 use super::{Caller, Identify, IdentityError, backend, bearer};
 use crate::{AgentId, AgentIdError};
@@ -250,6 +251,14 @@ impl Identify for ApiKeyIdentity {
 
     fn identify<B>(&self, request: &Request<B>) -> Self::Future {
         ready(self.agent(request).map(Caller::from))
+    }
+
+    fn identify_now<B>(
+        &self,
+        request: &Request<B>,
+        _: Instant,
+    ) -> Option<Result<Caller, IdentityError>> {
+        Some(self.identify(request).into_inner())
     }
 }
 

@@ -47,6 +47,7 @@ pub use selector::Selector;
 use std::{future::Future, sync::Arc};
 
 use http::{Request, header};
+use tokio::time::Instant;
 
 use crate::AgentId;
 
@@ -82,6 +83,18 @@ pub trait Identify: Send + Sync + 'static {
 
     /// Returns who sent `request`.
     fn identify<B>(&self, request: &Request<B>) -> Self::Future;
+
+    /// Returns what [`Identify::identify`] would, if that takes no waiting; `None` when it might. An
+    /// identity that is often known at once saves each such request some hundred nanoseconds.
+    /// `now` is the present: a clock is read once for all who want to know.
+    fn identify_now<B>(
+        &self,
+        request: &Request<B>,
+        now: Instant,
+    ) -> Option<Result<Caller, IdentityError>> {
+        let _ = (request, now);
+        None
+    }
 }
 
 /// What [`crate::AdmissionLayer`] takes as an identity: something that identifies, or the
@@ -125,7 +138,8 @@ fn bearer_bytes<B>(request: &Request<B>) -> Result<&[u8], IdentityError> {
     let Some(field) = fields.next() else {
         return Err(refused("no bearer token: send `Authorization: Bearer <token>`", false));
     };
-    if fields.next().is_some() {
+    // Known without a look at the other fields when there is one of this name.
+    if fields.size_hint().1 != Some(0) && fields.next().is_some() {
         return Err(refused("more than one `Authorization` field", true));
     }
     let field = field.as_bytes();

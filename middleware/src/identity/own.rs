@@ -3,6 +3,7 @@
 use std::future::{Future, Ready, ready};
 
 use http::{Extensions, HeaderMap, Method, Request, Uri};
+use tokio::time::Instant;
 
 use super::{Caller, Identify, IdentityError};
 use crate::AgentId;
@@ -23,6 +24,14 @@ impl Identify for ExtensionIdentity {
             .or_else(|| left.get::<AgentId>().cloned().map(Caller::from));
         let reason = "no earlier layer identified the agent";
         ready(caller.ok_or(IdentityError::Unauthenticated { reason, presented: false }))
+    }
+
+    fn identify_now<B>(
+        &self,
+        request: &Request<B>,
+        _: Instant,
+    ) -> Option<Result<Caller, IdentityError>> {
+        Some(self.identify(request).into_inner())
     }
 }
 

@@ -17,6 +17,7 @@ use std::{
 
 use http::{Extensions, HeaderMap, Request};
 use ipnet::IpNet;
+use tokio::time::Instant;
 
 use super::{Caller, Identify, IdentityError, forwarded};
 use crate::AgentId;
@@ -213,6 +214,14 @@ impl Identify for PeerIdentity {
         let connection = (self.address)(request.extensions()).ok_or(unknown);
         let peer = connection.map(|address| self.peer(address, request.headers()));
         ready(peer.map(|peer| Caller::from(self.agent(peer))))
+    }
+
+    fn identify_now<B>(
+        &self,
+        request: &Request<B>,
+        _: Instant,
+    ) -> Option<Result<Caller, IdentityError>> {
+        Some(self.identify(request).into_inner())
     }
 }
 

@@ -4,9 +4,10 @@
 //! forgotten, and starts anew with a full bucket when it comes back. Nothing survives the process.
 
 use std::{
+    borrow::Borrow,
     collections::BTreeMap,
     future::{Ready, ready},
-    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState},
+    hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{SystemTime, UNIX_EPOCH},
@@ -37,10 +38,67 @@ pub struct MemoryStore {
 type Shard = LruCache<Hashed, Entry, BuildHasherDefault<Known>>;
 
 /// An agent with the hash of its name, which is computed once: it picks the shard and the place there.
-#[derive(PartialEq, Eq)]
 struct Hashed {
     hash: u64,
     agent: AgentId,
+}
+
+/// The same of an agent that is looked for: nothing is counted up for a look.
+struct Sought<'a> {
+    hash: u64,
+    agent: &'a AgentId,
+}
+
+impl Sought<'_> {
+    fn owned(&self) -> Hashed {
+        Hashed { hash: self.hash, agent: self.agent.clone() }
+    }
+}
+
+/// What the two have in common, for the map to find one by the other.
+trait Name {
+    fn hash(&self) -> u64;
+    fn agent(&self) -> &AgentId;
+}
+
+impl Name for Hashed {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn agent(&self) -> &AgentId {
+        &self.agent
+    }
+}
+
+impl Name for Sought<'_> {
+    fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    fn agent(&self) -> &AgentId {
+        self.agent
+    }
+}
+
+impl Hash for dyn Name + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(Name::hash(self));
+    }
+}
+
+impl PartialEq for dyn Name + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        Name::hash(self) == Name::hash(other) && self.agent() == other.agent()
+    }
+}
+
+impl Eq for dyn Name + '_ {}
+
+impl<'a> Borrow<dyn Name + 'a> for Hashed {
+    fn borrow(&self) -> &(dyn Name + 'a) {
+        self
+    }
 }
 
 impl Hash for Hashed {
@@ -48,6 +106,14 @@ impl Hash for Hashed {
         state.write_u64(self.hash);
     }
 }
+
+impl PartialEq for Hashed {
+    fn eq(&self, other: &Self) -> bool {
+        (self as &dyn Name) == (other as &dyn Name)
+    }
+}
+
+impl Eq for Hashed {}
 
 /// Passes on a hash that is known already.
 #[derive(Default)]
@@ -69,7 +135,7 @@ impl Hasher for Known {
 
 struct Inner {
     shards: Box<[Mutex<Shard>]>,
-    hasher: RandomState,
+    hasher: foldhash::quality::RandomState,
     started: Instant,
     started_unix_ms: u64,
     epoch: Mutex<Option<String>>,
@@ -166,7 +232,7 @@ impl MemoryStore {
         Self {
             inner: Arc::new(Inner {
                 shards: (0..SHARDS).map(shard).collect(),
-                hasher: RandomState::new(),
+                hasher: foldhash::quality::RandomState::default(),
                 started: Instant::now(),
                 started_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
                 epoch: Mutex::new(None),
@@ -177,12 +243,12 @@ impl MemoryStore {
 
     /// Sets the limits of an agent's default bucket, as an operator would with `HSET`.
     pub fn set_by_operator(&self, agent: &AgentId, limits: Limits) {
-        self.with(agent.clone(), |entry| entry.default.limits = Some(limits));
+        self.with(agent, |entry| entry.default.limits = Some(limits));
     }
 
     /// Bans an agent until `until_unix_ms`, in Unix milliseconds; 0 lifts the ban.
     pub fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
-        self.with(agent.clone(), |entry| entry.banned_until_ms = until_unix_ms);
+        self.with(agent, |entry| entry.banned_until_ms = until_unix_ms);
     }
 
     /// Returns the number of agents kept.
@@ -198,38 +264,42 @@ impl MemoryStore {
     }
 
     fn now_ms(&self) -> u64 {
-        let elapsed = self.inner.started.elapsed().as_millis();
+        self.unix_ms(Instant::now())
+    }
+
+    fn unix_ms(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.inner.started).as_millis();
         self.inner.started_unix_ms + u64::try_from(elapsed).unwrap_or(u64::MAX)
     }
 
-    fn with<T>(&self, agent: AgentId, change: impl FnOnce(&mut Entry) -> T) -> T {
-        let agent = self.hashed(agent);
-        let mut shard = self.shard(&agent);
-        if let Some(entry) = shard.get_mut(&agent) {
+    fn with<T>(&self, agent: &AgentId, change: impl FnOnce(&mut Entry) -> T) -> T {
+        let sought = self.sought(agent);
+        let mut shard = self.shard(sought.hash);
+        if let Some(entry) = shard.get_mut::<dyn Name>(&sought) {
             return change(entry);
         }
         let mut entry = Entry::default();
         let answer = change(&mut entry);
-        shard.put(agent, entry);
+        shard.put(sought.owned(), entry);
         answer
     }
 
-    fn hashed(&self, agent: AgentId) -> Hashed {
-        Hashed { hash: self.inner.hasher.hash_one(&agent), agent }
+    fn sought<'a>(&self, agent: &'a AgentId) -> Sought<'a> {
+        Sought { hash: self.inner.hasher.hash_one(agent), agent }
     }
 
-    fn shard(&self, agent: &Hashed) -> MutexGuard<'_, Shard> {
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
         // Bits that the shard's own table does not look at: it uses the lowest and the highest.
         #[allow(clippy::cast_possible_truncation, reason = "only the low bits pick a shard")]
-        let index = (agent.hash >> 32) as usize & (SHARDS - 1);
+        let index = (hash >> 32) as usize & (SHARDS - 1);
         lock(&self.inner.shards[index])
     }
 
     /// Sets (or with `None` lifts) the limits an agent has of its own in one bucket, and lifts a ban.
     pub(crate) fn learn(&self, agent: &AgentId, bucket: &BucketRule, limits: Option<Limits>) {
-        let agent = self.hashed(agent.clone());
-        let mut shard = self.shard(&agent);
-        match shard.get_mut(&agent) {
+        let sought = self.sought(agent);
+        let mut shard = self.shard(sought.hash);
+        match shard.get_mut::<dyn Name>(&sought) {
             Some(entry) => {
                 entry.slot(bucket).limits = limits;
                 entry.banned_until_ms = 0;
@@ -237,7 +307,7 @@ impl MemoryStore {
             None if limits.is_some() => {
                 let mut entry = Entry::default();
                 entry.slot(bucket).limits = limits;
-                shard.put(agent, entry);
+                shard.put(sought.owned(), entry);
             }
             None => {}
         }
@@ -248,23 +318,21 @@ impl MemoryStore {
         self.ban(agent, self.now_ms().saturating_add(for_ms));
     }
 
-    /// Returns the verdict on `charge`, at once.
-    pub(crate) fn decide(&self, charge: Charge) -> Verdict {
-        self.take(charge, 0).verdict
+    /// Returns the verdict on a charge, at once.
+    pub(crate) fn decide(&self, agent: &AgentId, takes: &[Take]) -> Verdict {
+        self.take(agent, takes, 0, self.now_ms()).verdict
     }
 
-    /// Decides `charge`, and takes up to `most` multiples of it ahead.
-    fn take(&self, charge: Charge, most: u32) -> Loan {
-        let now_ms = self.now_ms();
-        let Charge { agent, takes } = charge;
+    /// Decides a charge, and takes up to `most` multiples of it ahead.
+    fn take(&self, agent: &AgentId, takes: &[Take], most: u32, now_ms: u64) -> Loan {
         self.with(agent, |entry| {
             if entry.banned_until_ms > now_ms {
-                let verdict = banned(&takes, entry.banned_until_ms - now_ms);
+                let verdict = banned(takes, entry.banned_until_ms - now_ms);
                 return Loan { verdict, ahead: 0 };
             }
             let mut short = false;
             let mut wait_ms = Some(0);
-            for Take { bucket, cost } in &*takes {
+            for Take { bucket, cost } in takes {
                 let level = entry.settled(bucket, now_ms);
                 if !bucket.shadow && !level.affords(*cost) {
                     short = true;
@@ -280,16 +348,18 @@ impl MemoryStore {
                     (true, false) => {}
                 }
                 let (limits, tokens) = (level.limits, level.tokens);
-                Held { bucket: bucket.name.clone(), limits, tokens, short: lacking }
+                Held { limits, tokens, short: lacking }
             };
             let (first, rest) = takes.split_first().expect("a charge touches at least one bucket");
-            let (first, rest) = (pay(first), rest.iter().map(pay).collect());
+            let first = pay(first);
+            // One bucket is what nearly every request touches.
+            let rest = if rest.is_empty() { Vec::new() } else { rest.iter().map(pay).collect() };
             let decision = if short { Decision::Denied { wait_ms } } else { Decision::Admitted };
             let mut verdict = Verdict { decision, first, rest };
-            let ahead = if short || most == 0 { 0 } else { entry.take_ahead(&takes, most) };
+            let ahead = if short || most == 0 { 0 } else { entry.take_ahead(takes, most) };
             if ahead > 0 {
                 let held = std::iter::once(&mut verdict.first).chain(&mut verdict.rest);
-                for (held, take) in held.zip(&*takes) {
+                for (held, take) in held.zip(takes) {
                     held.tokens = entry.level(&take.bucket).tokens;
                 }
             }
@@ -301,7 +371,6 @@ impl MemoryStore {
 /// Returns the verdict on a banned agent: its buckets as configured, untouched.
 pub(super) fn banned(takes: &[Take], for_ms: u64) -> Verdict {
     let mut held = takes.iter().map(|Take { bucket, .. }| Held {
-        bucket: bucket.name.clone(),
         limits: bucket.limits,
         tokens: Tokens::ZERO.nano(),
         short: false,
@@ -333,13 +402,17 @@ impl Spend for MemoryStore {
     type Future = Ready<Result<Verdict, StoreError>>;
 
     fn spend(&self, charge: Charge) -> Self::Future {
-        ready(Ok(self.decide(charge)))
+        ready(Ok(self.decide(&charge.agent, &charge.takes)))
+    }
+
+    fn spend_now(&self, agent: &AgentId, takes: &Arc<[Take]>, now: Instant) -> Option<Verdict> {
+        Some(self.take(agent, takes, 0, self.unix_ms(now)).verdict)
     }
 
     fn settle(&self, settlement: Settlement) {
         let now_ms = self.now_ms();
         let Settlement { agent, takes, direction } = settlement;
-        self.with(agent, |entry| {
+        self.with(&agent, |entry| {
             for Take { bucket, cost } in &*takes {
                 let level = entry.settled(bucket, now_ms);
                 match direction {
@@ -356,7 +429,7 @@ impl Lend for MemoryStore {
     type Loan = Ready<Result<Loan, StoreError>>;
 
     fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
-        ready(Ok(self.take(charge, most)))
+        ready(Ok(self.take(&charge.agent, &charge.takes, most, self.now_ms())))
     }
 }
 
@@ -366,7 +439,7 @@ impl Tune for MemoryStore {
         agents: &[AgentId],
     ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
         let load = |agent: &AgentId| {
-            self.with(agent.clone(), |entry| {
+            self.with(agent, |entry| {
                 let demand = demand(&entry.default);
                 let limits = entry.default.limits;
                 let Some(kept) = &entry.record else {
@@ -392,7 +465,7 @@ impl Tune for MemoryStore {
         changes: &[Change],
     ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
         let write = |change: &Change| {
-            self.with(change.agent.clone(), |entry| {
+            self.with(&change.agent, |entry| {
                 let demand = demand(&entry.default);
                 let kept = entry.record.get_or_insert_default();
                 if kept.rev != change.rev {

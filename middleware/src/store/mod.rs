@@ -23,6 +23,8 @@ pub use leased::{Leased, LeasedBuilder, LeasedError, LeasedFuture};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use crate::{
     AgentId,
     bucket::{BucketName, Limits, MicroTokensPerSecond, NanoTokens, Tokens, full_in_ms},
@@ -123,11 +125,9 @@ pub enum Decision {
     },
 }
 
-/// What an agent holds in one bucket right after a decision.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What an agent holds in one bucket of a charge right after a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// The bucket.
-    pub bucket: BucketName,
     /// The limits in force.
     pub limits: Limits,
     /// Tokens held.
@@ -176,6 +176,14 @@ pub trait Spend: Send + Sync + 'static {
     /// Takes `charge` from all of its buckets, or from none of them.
     fn spend(&self, charge: Charge) -> Self::Future;
 
+    /// Decides as [`Spend::spend`] would, if that takes no waiting and cannot fail; `None` when it
+    /// might, and then nothing has happened. What is decided here never sees the outage policy.
+    /// `now` is the present: a clock is read once for all who want to know.
+    fn spend_now(&self, agent: &AgentId, takes: &Arc<[Take]>, now: Instant) -> Option<Verdict> {
+        let _ = (agent, takes, now);
+        None
+    }
+
     /// Corrects an earlier charge, without waiting for the outcome.
     ///
     /// Done at most once: what a store that does not answer was to give back stays taken, and what
@@ -190,6 +198,10 @@ impl<S: Spend> Spend for Arc<S> {
 
     fn spend(&self, charge: Charge) -> Self::Future {
         S::spend(self, charge)
+    }
+
+    fn spend_now(&self, agent: &AgentId, takes: &Arc<[Take]>, now: Instant) -> Option<Verdict> {
+        S::spend_now(self, agent, takes, now)
     }
 
     fn settle(&self, settlement: Settlement) {

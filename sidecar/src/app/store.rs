@@ -3,14 +3,16 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use pin_project_lite::pin_project;
+use tokio::time::Instant;
 use tower_merit::{
     AgentId, MemoryStore, RedisStore, Spend, Tune,
     store::{
-        Change, Charge, Leased, LeasedFuture, Life, Record, Settlement, StoreError, Verdict,
+        Change, Charge, Leased, LeasedFuture, Life, Record, Settlement, StoreError, Take, Verdict,
         Written,
     },
 };
@@ -75,6 +77,14 @@ impl Spend for Store {
             Self::Memory(store) => Spending::Memory { pending: store.spend(charge) },
             Self::Redis(store) => Spending::Redis { pending: store.spend(charge) },
             Self::Leased(store) => Spending::Leased { pending: store.spend(charge) },
+        }
+    }
+
+    fn spend_now(&self, agent: &AgentId, takes: &Arc<[Take]>, now: Instant) -> Option<Verdict> {
+        match self {
+            Self::Memory(store) => store.spend_now(agent, takes, now),
+            Self::Redis(store) => store.spend_now(agent, takes, now),
+            Self::Leased(store) => store.spend_now(agent, takes, now),
         }
     }
 

@@ -16,6 +16,7 @@ use std::{
 
 use http::Request;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tower_merit::{
     ApiKeyIdentity, Caller, Identify, JwtIdentity, JwtVerifier, PeerIdentity,
     identity::{
@@ -525,6 +526,18 @@ impl Identify for Agents {
             Self::Token(verifier) => Learning::Token(verifier.identify(request)),
             Self::ApiKey(keys) => Learning::Known(keys.identify(request)),
             Self::Peer(peers) => Learning::Known(peers.identify(request)),
+        }
+    }
+
+    fn identify_now<B>(
+        &self,
+        request: &Request<B>,
+        now: Instant,
+    ) -> Option<Result<Caller, IdentityError>> {
+        match self {
+            Self::Token(verifier) => verifier.identify_now(request, now),
+            Self::ApiKey(keys) => keys.identify_now(request, now),
+            Self::Peer(peers) => peers.identify_now(request, now),
         }
     }
 }

@@ -3,12 +3,16 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll},
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use http::Request;
+use tokio::time::Instant;
 
 use super::{
     super::{Caller, Identify, IdentityError, bearer_bytes},
@@ -35,11 +39,19 @@ struct Inner {
     keys: Keys,
     rules: Rules,
     cache: Cache,
+    clock: Clock,
 }
 
 impl JwtVerifier {
     pub(super) fn new(keys: Keys, rules: Rules, remembered: Bounds) -> Self {
-        Self { inner: Arc::new(Inner { keys, rules, cache: Cache::new(remembered) }) }
+        Self {
+            inner: Arc::new(Inner {
+                keys,
+                rules,
+                cache: Cache::new(remembered),
+                clock: Clock::new(),
+            }),
+        }
     }
 
     /// Returns what `token` says, once it has proved true. The answer is there at once, unless the
@@ -72,12 +84,10 @@ impl JwtVerifier {
         token: &[u8],
         read: impl Fn(&Arc<Token>) -> Result<T, IdentityError> + Copy + Send + 'static,
     ) -> Verifying<T> {
-        let inner = &*self.inner;
         let now = unix_seconds();
-        match inner.cache.get(token, inner.rules.earliest(now), read) {
-            Remembered::Valid(answer) => Verifying::ready(answer),
-            Remembered::Expired => Verifying::ready(Err(invalid("the token has expired"))),
-            Remembered::Unknown => self.first_sight(token, now, read),
+        match self.inner.remembered(token, now, read) {
+            Some(answer) => Verifying::ready(answer),
+            None => self.first_sight(token, now, read),
         }
     }
 
@@ -115,6 +125,20 @@ impl JwtVerifier {
 }
 
 impl Inner {
+    /// Returns what `read` makes of a token that was verified before; `None` when it was not.
+    fn remembered<T>(
+        &self,
+        token: &[u8],
+        now: u64,
+        read: impl FnOnce(&Arc<Token>) -> Result<T, IdentityError>,
+    ) -> Option<Result<T, IdentityError>> {
+        match self.cache.get(token, self.rules.earliest(now), read) {
+            Remembered::Valid(answer) => Some(answer),
+            Remembered::Expired => Some(Err(invalid("the token has expired"))),
+            Remembered::Unknown => None,
+        }
+    }
+
     fn prove(
         &self,
         text: &str,
@@ -156,11 +180,51 @@ impl Identify for JwtVerifier {
             Err(error) => Verifying::ready(Err(error)),
         }
     }
+
+    fn identify_now<B>(
+        &self,
+        request: &Request<B>,
+        now: Instant,
+    ) -> Option<Result<Caller, IdentityError>> {
+        match bearer_bytes(request) {
+            Ok(token) => self.inner.remembered(token, self.inner.clock.unix_seconds(now), caller),
+            Err(error) => Some(Err(error)),
+        }
+    }
 }
 
 fn caller(token: &Arc<Token>) -> Result<Caller, IdentityError> {
     let agent = token.agent.clone().map_err(IdentityError::NoAgent)?;
     Ok(Caller { agent, rater: token.rater.clone() })
+}
+
+/// The time of day, read once in a second: nobody need read it again who has the present `Instant`.
+struct Clock {
+    started: Instant,
+    /// Whole seconds since `started`, and the Unix time that was read in that second.
+    read: AtomicU64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        Self { started: Instant::now(), read: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Returns the Unix time, at most a second old.
+    fn unix_seconds(&self, now: Instant) -> u64 {
+        const LOW: u64 = u32::MAX as u64;
+        let second = now.saturating_duration_since(self.started).as_secs() & LOW;
+        let read = self.read.load(Ordering::Relaxed);
+        if read & LOW == second {
+            return read >> 32;
+        }
+        let unix = unix_seconds();
+        // From 2106 on it is read every time.
+        if unix <= LOW {
+            self.read.store(unix << 32 | second, Ordering::Relaxed);
+        }
+        unix
+    }
 }
 
 fn unix_seconds() -> u64 {
@@ -206,5 +270,25 @@ impl<T> std::fmt::Debug for Verifying<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ready = matches!(self.state, State::Ready(_));
         f.debug_struct("Verifying").field("ready", &ready).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_time_of_day_is_read_anew_in_another_second_and_not_before() {
+        let clock = Clock::new();
+        let read = |after_ms| clock.unix_seconds(clock.started + Duration::from_millis(after_ms));
+        let present = read(0);
+        assert!(present.abs_diff(unix_seconds()) <= 1);
+        // As if it had been read long ago: what is remembered shows which of the two is told.
+        clock.read.store(7 << 32, Ordering::Relaxed);
+        assert_eq!((read(0), read(999)), (7, 7));
+        assert!(read(1000) >= present, "another second, and the clock was not read");
+        assert!(read(0) >= present, "the second before, and the clock was not read");
     }
 }

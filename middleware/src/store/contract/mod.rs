@@ -11,6 +11,8 @@ pub use scripts::{age, level_of, lua_agrees_with_rust, redis_follows_the_model};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use tokio::time::Instant;
+
 use super::{
     BucketRule, Change, Charge, Decision, Direction, Lend, Loan, MemoryStore, Record, Settlement,
     Spend, Take, Tune, Verdict, Written,
@@ -96,7 +98,22 @@ fn takes(takes: &[(&BucketRule, u64)]) -> Arc<[Take]> {
 }
 
 async fn ask<S: Spend>(store: &S, agent: &AgentId, of: &[(&BucketRule, u64)]) -> Verdict {
-    store.spend(Charge { agent: agent.clone(), takes: takes(of) }).await.unwrap()
+    as_the_layer(store, Charge { agent: agent.clone(), takes: takes(of) }).await.unwrap()
+}
+
+/// Asks for `charge` as the layer does: at once where the store can.
+///
+/// # Errors
+///
+/// As [`Spend::spend`].
+pub async fn as_the_layer<S: Spend>(
+    store: &S,
+    charge: Charge,
+) -> Result<Verdict, super::StoreError> {
+    match store.spend_now(&charge.agent, &charge.takes, Instant::now()) {
+        Some(verdict) => Ok(verdict),
+        None => store.spend(charge).await,
+    }
 }
 
 async fn lend<S: Lend>(store: &S, agent: &AgentId, of: &[(&BucketRule, u64)], most: u32) -> Loan {
@@ -454,11 +471,11 @@ pub fn next_change(agent: &AgentId, rev: u64) -> Change {
 
 /// Takes one token of `agent`, trying again while the store reconnects.
 pub async fn spend_one<S: Spend>(store: &S, agent: &AgentId) {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match store.spend(one_token(agent)).await {
             Ok(verdict) => return assert_eq!(verdict.decision, Decision::Admitted),
-            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -2,8 +2,9 @@
 //!
 //! A lease with a loan on its way is never dropped: whoever started it finds it again.
 
-use std::{hash::RandomState, sync::Arc};
+use std::sync::Arc;
 
+use foldhash::quality::RandomState;
 use lru::LruCache;
 use tokio::sync::oneshot;
 
@@ -141,6 +142,19 @@ impl Agents {
     /// Returns the lease that a charge belongs to.
     pub(super) fn lease(&mut self, charge: &Charge) -> Option<&mut Lease> {
         self.agents.peek_mut(&charge.agent)?.find(&charge.takes)
+    }
+
+    /// Decides a request that its lease has tokens for, and that changes nothing else.
+    pub(super) fn ask_now(
+        &mut self,
+        id: &AgentId,
+        takes: &Arc<[Take]>,
+        now_ms: u64,
+        bounds: &Bounds,
+    ) -> Option<Verdict> {
+        let agent = self.agents.get_mut(id)?;
+        agent.seen_ms = now_ms;
+        agent.find(takes)?.take_now(now_ms, bounds)
     }
 
     /// Decides a request here, or says how it is to be decided.

@@ -1,11 +1,11 @@
 //! How leases are configured, and what is refused.
 
 use std::{
-    hash::RandomState,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 
+use foldhash::quality::RandomState;
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
@@ -86,7 +86,7 @@ impl<S: Lend> LeasedBuilder<S> {
         if ahead_max == 0 || agents_max == 0 {
             return Err(LeasedError::Nothing { ahead_max, agents_max });
         }
-        let hasher = RandomState::new();
+        let hasher = RandomState::default();
         let shard = |_| Mutex::new(Agents::new(agents_max.div_ceil(SHARDS), hasher.clone()));
         let term_ms = u64::try_from(term.as_millis()).expect("at most a second");
         let inner = Arc::new(Inner {

@@ -51,6 +51,8 @@ pub(super) struct Lease {
     /// What the store said last, and when it was heard.
     known: Option<Verdict>,
     told_ms: u64,
+    /// Nobody was told yet that the limits are others than before.
+    news: bool,
     /// A refusal in `known` holds until here.
     refused_until_ms: u64,
     /// Refusals told from memory that the bucket has not counted yet.
@@ -73,6 +75,7 @@ impl Lease {
             until_ms: 0,
             known: None,
             told_ms: 0,
+            news: false,
             refused_until_ms: 0,
             uncounted: 0,
             renew_from_ms: 0,
@@ -98,12 +101,19 @@ impl Lease {
             return None;
         }
         self.left -= 1;
+        self.news = false;
         self.count(now_ms);
         let mut verdict = self.known.as_ref().map(|known| self.shown(known))?;
         // A multiple was paid for in every bucket, whatever the last charge found there.
         verdict.first.short = false;
         verdict.rest.iter_mut().for_each(|held| held.short = false);
         Some(verdict)
+    }
+
+    /// Spends one multiple for a request that only asks this lease: `None` leaves everything as it was,
+    /// and so it does when whoever stands in for the store has not heard of new limits.
+    pub(super) fn take_now(&mut self, now_ms: u64, bounds: &Bounds) -> Option<Verdict> {
+        if self.news || self.runs_dry(now_ms, bounds) { None } else { self.take(now_ms) }
     }
 
     /// Puts one multiple back that was taken here and not used; false when the lease has ended.
@@ -173,6 +183,7 @@ impl Lease {
         let Loan { verdict, ahead } = loan;
         let mut back = 0;
         let changed = self.known.as_ref().is_some_and(|known| limits_differ(known, &verdict));
+        self.news |= changed;
         if changed || now_ms >= self.until_ms {
             back = mem::take(&mut self.left);
         }
@@ -268,7 +279,7 @@ impl Lease {
             let left = i64::from(self.left).saturating_mul(cost.nano().0);
             let tokens = held.tokens.0.saturating_add(left).min(held.limits.capacity().nano().0);
             let short = held.short && bucket.shadow;
-            Held { bucket: held.bucket.clone(), tokens: NanoTokens(tokens), short, ..*held }
+            Held { tokens: NanoTokens(tokens), short, ..*held }
         };
         let first = held(&known.first);
         Verdict { decision: Decision::Admitted, first, rest: known.rest.iter().map(held).collect() }

@@ -65,7 +65,7 @@ pub use builder::{LeasedBuilder, LeasedError};
 pub use future::LeasedFuture;
 
 use std::{
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -73,6 +73,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::quality::RandomState;
 use metrics::{Counter, counter};
 use tokio::{
     runtime::Handle,
@@ -87,7 +88,7 @@ use self::{
 };
 use super::{
     Change, Charge, Direction, Lend, Life, Record, Settlement, Spend, StoreError, Take, Tune,
-    Written,
+    Verdict, Written,
 };
 use crate::{AgentId, bucket::Tokens};
 
@@ -173,7 +174,12 @@ impl Meters {
 
 impl<S: Lend> Inner<S> {
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        self.ms(Instant::now())
+    }
+
+    fn ms(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.started).as_millis();
+        u64::try_from(elapsed).unwrap_or(u64::MAX)
     }
 
     /// Locks the shard of `agent`.
@@ -419,6 +425,21 @@ impl<S: Lend> Spend for Leased<S> {
             Asked::Wait(receiver) => LeasedFuture::waiting(inner, charge, receiver),
             Asked::Bypass => LeasedFuture::asking(inner.store.spend(charge)),
         }
+    }
+
+    fn spend_now(&self, agent: &AgentId, takes: &Arc<[Take]>, now: Instant) -> Option<Verdict> {
+        let inner = &self.inner;
+        if takes.iter().all(|take| take.cost == Tokens::ZERO) {
+            return None;
+        }
+        let now_ms = inner.ms(now);
+        let mut agents = inner.agents(agent);
+        if inner.is_closed() {
+            return None;
+        }
+        let verdict = agents.ask_now(agent, takes, now_ms, &inner.bounds)?;
+        inner.meters.here.increment(1);
+        Some(verdict)
     }
 
     /// What is given back of a plan goes into its lease while that is alive.

@@ -270,7 +270,7 @@ impl Spent {
                 } else {
                     short = true;
                 }
-                Held { bucket: bucket.name.clone(), limits: *limits, tokens, short }
+                Held { limits: *limits, tokens, short }
             },
         );
         let first = held.next().expect("a charge touches at least one bucket");

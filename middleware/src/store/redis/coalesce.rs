@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     AgentId,
-    store::{Charge, Direction, Loan, Settlement, StoreError},
+    store::{Charge, Direction, Loan, Settlement, StoreError, Take, Verdict},
 };
 
 /// The most calls of a lane that are in flight at once: one that the server works on, and one on its
@@ -233,9 +233,13 @@ impl Coalescer {
     }
 
     /// Returns the refusal of a charge that was just refused.
-    pub(super) fn refuse(&self, charge: &Charge) -> Option<Loan> {
-        let verdict = self.denials.refuse(&charge.agent, &charge.takes)?;
-        Some(Loan { verdict, ahead: 0 })
+    pub(super) fn refuse(
+        &self,
+        agent: &AgentId,
+        takes: &Arc<[Take]>,
+        now: Instant,
+    ) -> Option<Verdict> {
+        self.denials.refuse(agent, takes, now)
     }
 
     /// Decides a charge of [`Kind::Take`] or [`Kind::Lend`] that arrived at `arrived`.

@@ -96,11 +96,15 @@ impl Denials {
     }
 
     /// Returns the verdict on a request that would be refused if Redis were asked.
-    pub(super) fn refuse(&self, agent: &AgentId, takes: &Arc<[Take]>) -> Option<Verdict> {
+    pub(super) fn refuse(
+        &self,
+        agent: &AgentId,
+        takes: &Arc<[Take]>,
+        now: Instant,
+    ) -> Option<Verdict> {
         if self.is_empty() {
             return None;
         }
-        let now = Instant::now();
         let mut shard = self.shard(agent);
         let denial = shard.get_mut(agent)?.iter_mut().find(|denial| denial.is_for(takes))?;
         if now >= denial.until {
@@ -217,8 +221,7 @@ mod tests {
 
     fn learn(denials: &Denials, agent: &AgentId, takes: &Arc<[Take]>, wait_ms: u64) -> bool {
         let Take { bucket, .. } = &takes[0];
-        let (name, limits, tokens) = (bucket.name.clone(), bucket.limits, Tokens::ZERO.nano());
-        let first = Held { bucket: name, limits, tokens, short: true };
+        let first = Held { limits: bucket.limits, tokens: Tokens::ZERO.nano(), short: true };
         let decision = Decision::Denied { wait_ms: Some(wait_ms) };
         let (agent, takes) = (agent.clone(), Arc::clone(takes));
         let group = Group { agent, takes, kind: Kind::Take, count: 1 };
@@ -236,11 +239,11 @@ mod tests {
             let takes = takes(wait_ms % 97);
             let _ = learn(&denials, &agent, &takes, wait_ms);
             tokio::time::advance(Duration::from_millis(ends_ms - 1)).await;
-            let verdict = denials.refuse(&agent, &takes).expect("not ended");
+            let verdict = denials.refuse(&agent, &takes, Instant::now()).expect("not ended");
             let left = wait_ms - (ends_ms - 1);
             assert_eq!(verdict.decision, Decision::Denied { wait_ms: Some(left) });
             tokio::time::advance(Duration::from_millis(1)).await;
-            assert_eq!(denials.refuse(&agent, &takes), None);
+            assert_eq!(denials.refuse(&agent, &takes, Instant::now()), None);
         }
     }
 
@@ -267,7 +270,7 @@ mod tests {
         assert_eq!(swept, 1, "one sweeps for all");
         for index in 0..25 {
             for _ in 0..=index {
-                assert!(denials.refuse(&agent(index), &takes(1)).is_some());
+                assert!(denials.refuse(&agent(index), &takes(1), Instant::now()).is_some());
             }
         }
         tokio::time::advance(DENIAL_MAX).await;

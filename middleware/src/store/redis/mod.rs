@@ -55,7 +55,8 @@ pub use self::{
     coalesce::{GROUPS_MAX, IN_FLIGHT_MAX, WAITING_MAX},
     denials::{DENIAL_MAX, DENIALS_MAX},
 };
-use super::{Charge, Lend, Loan, Settlement, Spend, StoreError, Verdict};
+use super::{Charge, Lend, Loan, Settlement, Spend, StoreError, Take, Verdict};
+use crate::AgentId;
 
 /// The longest a decision waits for Redis, unless configured: 20 ms.
 pub const TIMEOUT_DEFAULT: Duration = Duration::from_millis(20);
@@ -137,11 +138,11 @@ enum Asked {
 
 impl Asked {
     fn new(store: &RedisStore, charge: Charge, kind: Kind) -> Self {
-        let coalescer = &store.inner.coalescer;
-        match coalescer.refuse(&charge) {
-            Some(refused) => Self::Refused(Some(refused)),
+        let (coalescer, now) = (&store.inner.coalescer, Instant::now());
+        match coalescer.refuse(&charge.agent, &charge.takes, now) {
+            Some(verdict) => Self::Refused(Some(Loan { verdict, ahead: 0 })),
             None => {
-                let asked = Arc::clone(coalescer).ask(charge, kind, Instant::now());
+                let asked = Arc::clone(coalescer).ask(charge, kind, now);
                 Self::Waiting(Box::pin(asked))
             }
         }
@@ -182,6 +183,11 @@ impl Spend for RedisStore {
 
     fn spend(&self, charge: Charge) -> Spending {
         Spending(Asked::new(self, charge, Kind::Take))
+    }
+
+    /// Repeats a refusal that still holds; anything else is the server's to decide.
+    fn spend_now(&self, agent: &AgentId, takes: &Arc<[Take]>, now: Instant) -> Option<Verdict> {
+        self.inner.coalescer.refuse(agent, takes, now)
     }
 
     fn settle(&self, settlement: Settlement) {

@@ -212,6 +212,29 @@ async fn a_lease_from_before_new_limits_goes_back_when_they_are_seen() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_stands_in_for_the_store_hears_of_new_limits_although_leases_answer() {
+    let (store, takes) = (MemoryStore::new(), takes(1000.0, 1000, 1));
+    let leased = Leased::new(Far::new(&store, 0));
+    let at_once = || leased.spend_now(&agent("a"), &takes, Instant::now());
+    steady(&leased, "a", &takes, 300, MS).await;
+    assert!(at_once().is_some(), "the lease is not used");
+    let lower = Limits::per_second(1000.0, 900).unwrap();
+    store.set_by_operator(&agent("a"), lower);
+    // A renewal in the background finds them; the next request tells whoever listens to `spend`.
+    let told = loop {
+        sleep(MS).await;
+        if at_once().is_none() {
+            let verdict = leased.spend(charge("a", &takes)).await.unwrap();
+            if verdict.first.limits == lower {
+                break verdict;
+            }
+        }
+    };
+    assert_eq!(told.decision, Decision::Admitted);
+    assert!(at_once().is_some(), "told again and again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refusal_is_believed_until_it_would_pass_and_at_most_100_ms() {
     let (store, takes) = (MemoryStore::new(), takes(4.0, 1, 1));
     let far = Far::new(&store, 0);
@@ -313,7 +336,7 @@ fn watched(capacity: u64) -> Arc<[Take]> {
 async fn left(store: &MemoryStore, takes: &Arc<[Take]>) -> u64 {
     let look = takes.iter().map(|take| Take { cost: Tokens::ZERO, bucket: take.bucket.clone() });
     let charge = Charge { agent: agent("a"), takes: look.collect() };
-    store.decide(charge).rest[0].tokens.whole()
+    store.decide(&charge.agent, &charge.takes).rest[0].tokens.whole()
 }
 
 #[tokio::test(start_paused = true)]

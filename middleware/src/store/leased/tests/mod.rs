@@ -28,7 +28,7 @@ use crate::{
     bucket::{BucketName, Limits, Tokens},
     store::{
         BucketRule, Decision, Loan, MemoryStore, Take, Verdict,
-        contract::{self, Harness},
+        contract::{self, Harness, as_the_layer},
     },
 };
 
@@ -110,7 +110,9 @@ impl Spend for Far {
 
     fn spend(&self, charge: Charge) -> Self::Future {
         let store = self.clone();
-        Box::pin(async move { store.asked(|store| store.decide(charge)).await })
+        Box::pin(
+            async move { store.asked(|store| store.decide(&charge.agent, &charge.takes)).await },
+        )
     }
 
     fn settle(&self, settlement: Settlement) {
@@ -164,7 +166,7 @@ async fn denied(store: &MemoryStore, name: &str) -> u64 {
 }
 
 async fn admits<S: Lend>(leased: &Leased<S>, name: &str, takes: &Arc<[Take]>) -> bool {
-    leased.spend(charge(name, takes)).await.unwrap().decision == Decision::Admitted
+    as_the_layer(leased, charge(name, takes)).await.unwrap().decision == Decision::Admitted
 }
 
 /// Asks `count` times, `every` apart; returns how many were admitted.

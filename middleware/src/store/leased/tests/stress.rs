@@ -53,7 +53,7 @@ impl Spend for Shaky {
         let store = self.clone();
         Box::pin(async move {
             store.turns().await;
-            Ok(store.store.decide(charge))
+            Ok(store.store.decide(&charge.agent, &charge.takes))
         })
     }
 
@@ -153,7 +153,8 @@ impl Caller {
             let (node, plan, id) = (self.pick(2), self.pick(2), self.pick(rank));
             let charge = charge(&format!("a{id}"), &self.plans[plan]);
             let cost = charge.takes[0].cost.get();
-            let decision = self.nodes[node].spend(charge.clone());
+            let (asked, asked_for) = (self.nodes[node].clone(), charge.clone());
+            let decision = async move { as_the_layer(&asked, asked_for).await };
             let (admitted, outcomes) = (Arc::clone(&self.admitted), Arc::clone(&self.outcomes));
             let mut asked = Box::pin(async move {
                 let outcome = match decision.await {
