@@ -12,8 +12,11 @@ use crate::{
     store::{Decision, Held, Loan, StoreError, Take, Verdict},
 };
 
-/// The time over which use is measured, and for which tokens are taken ahead: 100 ms.
+/// The time over which use is measured: 100 ms.
 pub(super) const WINDOW_MS: u64 = 100;
+
+/// For how many such windows tokens are taken ahead.
+const WINDOWS_AHEAD: u32 = 2;
 
 /// How long a refusal is believed at most: 100 ms.
 pub(super) const DENIAL_MS: u64 = 100;
@@ -24,7 +27,7 @@ const FAILED_MS: u64 = 20;
 /// A pace is kept in eighths of a request, so that it fades instead of stopping at 1.
 const PACE_SCALE: u32 = 8;
 
-/// A lease is renewed when a quarter of what the agent uses in a window is left.
+/// A lease is renewed when a quarter of what was wanted ahead is left.
 const RENEW_AT: u32 = 4;
 
 /// What a request that waits for the store will be told.
@@ -166,7 +169,9 @@ impl Lease {
     }
 
     fn target(&self, bounds: &Bounds) -> u32 {
-        (self.pace / PACE_SCALE).max(self.used).min(bounds.ahead_max)
+        let steady = self.pace.saturating_mul(WINDOWS_AHEAD).div_ceil(PACE_SCALE);
+        // Of the window that goes on nobody knows how much of it is over.
+        steady.max(self.used).min(bounds.ahead_max)
     }
 
     /// Returns true when use is steady and what is left will not last.

@@ -5,7 +5,7 @@
 //!    way, or starts it; requests that wait are answered in their order. When the bucket had less
 //!    than they need, the rest of them ask it themselves, together: nobody waits for more than two
 //!    loans and an answer of its own.
-//! 2. A lease is as large as what the agent used here in the last 100 ms. An agent that was not seen
+//! 2. A lease is as large as what the agent uses here in 200 ms, by what it used lately. An agent that was not seen
 //!    for a term gets nothing ahead, so an idle long tail costs nothing. Where use is steady the
 //!    lease is renewed in the background before it runs dry.
 //! 3. What is left goes back through [`Spend::settle`] when the term ends and nobody asks (within a
@@ -30,7 +30,7 @@
 //!
 //! A window that begins later, at `s`, may see what was taken before it: the level at `s` is at most
 //! `C`, so `A(t) − A(s) ≤ C + r·(t − s) + O(s)`. The leases in `O(s)` are at most
-//! [`LeasedBuilder::ahead_max`] + 1 multiples per node and plan, and where use is steady a tenth of
+//! [`LeasedBuilder::ahead_max`] + 1 multiples per node and plan, and where use is steady a fifth of
 //! a second of it. Returns clamp at the capacity, so a bucket never holds more than `C`.
 //!
 //! A node that dies loses its agents what it held: at most its leases. The same holds for a loan or a

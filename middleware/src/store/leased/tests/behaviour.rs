@@ -72,7 +72,7 @@ async fn who_asks_steadily_is_answered_here_and_never_waits() {
     let asked = far.lends().len() - asked;
     assert!((10..=60).contains(&asked), "{asked} loans for 2000 requests");
     let largest = far.lends().into_iter().max().unwrap();
-    assert!(largest <= 101, "{largest} ahead for 100 requests in 100 ms");
+    assert!(largest <= 201, "{largest} ahead for 100 requests in 100 ms");
 }
 
 #[tokio::test(start_paused = true)]
