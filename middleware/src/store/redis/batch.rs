@@ -349,4 +349,53 @@ mod tests {
             assert!(outcome.refusal(&group).is_none());
         }
     }
+
+    #[test]
+    fn a_level_is_no_mark_and_a_mark_no_level() {
+        let spent = |numbers: &[i64]| match read(&group(false), numbers) {
+            Outcome::Spent(spent) => (spent.passed, spent.first.tokens.0, spent.first.limits),
+            other => panic!("{other:?}"),
+        };
+        let configured = group(false).takes[0].bucket.limits;
+        for level in [-MAGNITUDE_MAX, -2, -1, 0, 1, MAGNITUDE_MAX] {
+            assert_eq!(spent(&[level]), (2, level, configured));
+        }
+        assert_eq!(spent(&[PASSED, 0]), (0, 0, configured));
+        let own = Limits::per_second(3.0, 50).unwrap();
+        assert_eq!(spent(&[PASSED + 5, 7, 50, 3_000_000]), (2, 7, own));
+        assert_eq!(read(&group(false), &[BANNED, 9]), Outcome::Banned { for_ms: 9 });
+        assert_eq!(read(&group(false), &[NO_HASH]), Outcome::NoHash);
+    }
+
+    #[test]
+    fn what_the_script_cannot_have_said_is_no_answer() {
+        let lends = Group { kind: Kind::Lend { most: 3 }, count: 1, ..group(false) };
+        let counts = Group { kind: Kind::GiveBack, ..group(false) };
+        for (group, numbers) in [
+            (group(false), &[][..]),
+            (group(false), &[i64::MIN]),
+            (group(false), &[i64::MAX, 0]),
+            // Three of two passed; one level too many; a level that is none.
+            (group(false), &[PASSED + 6, 0]),
+            (group(false), &[0, 0]),
+            (group(false), &[PASSED + 2, MAGNITUDE_MAX + 1]),
+            (lends.clone(), &[0]),
+            (lends, &[PASSED + 2, 4, 0]),
+            (counts.clone(), &[1]),
+            (counts, &[PASSED]),
+        ] {
+            let answer = Value::Array(numbers.iter().copied().map(Value::Int).collect());
+            assert_eq!(outcomes([&group].into_iter(), &answer), None, "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn groups_that_ask_alike_are_one_run() {
+        let other = Group { kind: Kind::GiveBack, ..group(false) };
+        let all = [vec![group(false); 300], vec![other, group(false)]].concat();
+        let packed = call(redis::cmd("EVALSHA"), all.iter()).get_packed_command();
+        let run = |kind: u8, groups: u8| [kind, 1, 2, 0, 0, 0, 0, 0, 0, 0, groups];
+        let runs = [run(1, 255), run(1, 45), run(3, 1), run(1, 1)].concat();
+        assert!(packed.windows(runs.len()).any(|bytes| bytes == runs));
+    }
 }

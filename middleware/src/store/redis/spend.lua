@@ -15,10 +15,11 @@
 --       3, 4, 5  0     of every kind, when a key of the agent is no hash: -MAGNITUDE - 2
 -- Field <prefix>held, packed <dddddd: level (nano-tokens), at (Unix ms), admitted, denied, and the
 --       limits it was computed with: capacity, rate
--- A redis.call costs as much as all the Lua of a plain group: there are two, and the loop below keeps
--- to locals. Whatever is not plain goes through `decide`.
+-- Of a plain group (kind 1, one bucket that was spent from before, no ban) the two redis.calls cost more
+-- than all else: `quick` keeps the rest to locals. Functions are few, because making one costs a call of
+-- one group as much as a table does, and more for each local that it shares.
 local call, pcall, unpack, pack, read = redis.call, redis.pcall, unpack, struct.pack, struct.unpack
-local TAKE, LEND, GIVE_BACK, TAKE_MORE, REFUSE = 1, 2, 3, 4, 5
+local TAKE, LEND, GIVE_BACK, TAKE_MORE = 1, 2, 3, 4
 local PASSED, BANNED, NO_HASH, HELD_BYTES = MAGNITUDE + 1, -MAGNITUDE - 1, -MAGNITUDE - 2, 48
 local DAY_MS, TTL_MAX_MS, MINUTE_MS = 86400000, 7776000000, 60000
 local RENEW_MS = DAY_MS - MINUTE_MS
@@ -157,7 +158,7 @@ repeat
       if l and l <= old_full and t >= 0 then
         if t < oldest then oldest = t end
         if t < now then
-          -- The first case of `refill`, without a call.
+          -- The common case of `refill`, without a call.
           local gain = old_q * (now - t)
           if gain <= MAGNITUDE then
             l = l + gain
