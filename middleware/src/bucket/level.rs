@@ -13,7 +13,7 @@ use super::{CAPACITY_MAX, Limits, MicroTokensPerSecond, Tokens};
 pub struct NanoTokens(pub i64);
 
 /// The largest magnitude a level can have, in nano-tokens: below 2^53.
-const MAGNITUDE_MAX: i64 = CAPACITY_MAX as i64 * 1_000_000_000;
+pub(crate) const MAGNITUDE_MAX: i64 = CAPACITY_MAX as i64 * 1_000_000_000;
 
 /// Counters start over beyond this value, which a double still holds exactly.
 const COUNT_MAX: u64 = 9_000_000_000_000_000;

@@ -12,6 +12,7 @@ pub use limits::{
     CAPACITY_MAX, Limits, LimitsError, MicroTokensPerSecond, REFILL_RATE_MAX, Tokens,
 };
 
+pub(crate) use level::MAGNITUDE_MAX;
 pub use level::{Level, NanoTokens, full_in_ms, refill, wait_ms};
 
 use std::{fmt, sync::Arc};

@@ -82,12 +82,14 @@ pub async fn lua_agrees_with_rust(url: &str, cases: usize) {
 }
 
 /// Drives `spend.lua` through `steps` random spends, waits and changes of limits of one agent, and
-/// holds every field it stores to the pure model.
+/// holds every field it stores to the pure model. Half of the spends touch a second bucket too, of which
+/// they take nothing: the script has a way of its own for a single one.
 pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, steps: usize) {
     let client = ::redis::Client::open(url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     let (agent, configured) = (agent("model"), limits(1000.0, 50));
-    let (bucket, key) = (bucket("default", configured), format!("tb:{agent}"));
+    let (other, key) = (bucket("other", configured), format!("tb:{agent}"));
+    let bucket = bucket("default", configured);
     let mut draw = Draw(7);
     let mut model: Option<Level> = None;
     let (mut in_force, mut rev) = (configured, 0);
@@ -113,7 +115,9 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
             _ => {
                 let cost =
                     Tokens::new(draw.up_to(if step % 5 == 0 { CAPACITY_MAX } else { 60 })).unwrap();
-                let verdict = ask(store, &agent, &[(&bucket, cost.get())]).await;
+                let both = [(&bucket, cost.get()), (&other, 0)];
+                let touched = if draw.next().is_multiple_of(2) { &both[..1] } else { &both };
+                let verdict = ask(store, &agent, touched).await;
                 if cost == Tokens::ZERO {
                     continue;
                 }

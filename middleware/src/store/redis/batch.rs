@@ -11,7 +11,7 @@ use redis::{Cmd, Value};
 use super::wire::{bucket_key, integer, items, of_another_type, record_key, unsigned};
 use crate::{
     AgentId,
-    bucket::{Level, Limits, MicroTokensPerSecond, NanoTokens, Tokens},
+    bucket::{Level, Limits, MAGNITUDE_MAX, MicroTokensPerSecond, NanoTokens, Tokens},
     store::{Decision, Held, Loan, StoreError, TAKES_MAX, Take, Verdict, memory::banned},
 };
 
@@ -111,7 +111,7 @@ struct After {
 pub(super) fn call<'a>(mut command: Cmd, groups: impl ExactSizeIterator<Item = &'a Group>) -> Cmd {
     command.arg(groups.len() * 2);
     let mut plans: Vec<&Arc<[Take]>> = Vec::new();
-    let mut asked = Vec::new();
+    let mut runs: Vec<(Header, u8)> = Vec::new();
     for group in groups {
         command.arg(bucket_key(&group.agent)).arg(record_key(&group.agent));
         let same = |plan: &&Arc<[Take]>| Arc::ptr_eq(plan, &group.takes) || ***plan == *group.takes;
@@ -119,17 +119,34 @@ pub(super) fn call<'a>(mut command: Cmd, groups: impl ExactSizeIterator<Item = &
             plans.push(&group.takes);
             plans.len() - 1
         });
-        let (kind, more) = group.kind.packed();
-        asked.push(kind);
-        asked.push(u8::try_from(plan + 1).expect("no more plans than groups in a call"));
-        asked.extend_from_slice(&group.count.to_le_bytes());
-        asked.extend_from_slice(&more.to_le_bytes());
+        let header = Header { kind: group.kind, plan, count: group.count };
+        match runs.last_mut() {
+            Some((last, groups)) if *last == header && *groups < u8::MAX => *groups += 1,
+            _ => runs.push((header, 1)),
+        }
     }
-    command.arg(asked);
+    command.arg(runs.iter().flat_map(Header::packed).collect::<Vec<u8>>());
     for takes in plans {
         command.arg(packed(takes));
     }
     command
+}
+
+/// What is the same of all groups of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Header {
+    kind: Kind,
+    plan: usize,
+    count: u32,
+}
+
+impl Header {
+    fn packed((header, groups): &(Self, u8)) -> [u8; 11] {
+        let (kind, more) = header.kind.packed();
+        let plan = u8::try_from(header.plan + 1).expect("no more plans than groups in a call");
+        let ([a, b, c, d], [e, f, g, h]) = (header.count.to_le_bytes(), more.to_le_bytes());
+        [kind, plan, a, b, c, d, e, f, g, h, *groups]
+    }
 }
 
 #[allow(clippy::cast_precision_loss, reason = "all three are below 2^53")]
@@ -163,32 +180,44 @@ pub(super) fn outcomes<'a>(
     numbers.next().is_none().then_some(all)
 }
 
-/// What the script says of a banned agent, and of one whose keys are of another type.
-const BANNED: i64 = -1;
-const NO_HASH: i64 = -2;
+/// Numbers where no level is are marks: of a banned agent, and of one whose keys are of another type.
+const BANNED: i64 = -MAGNITUDE_MAX - 1;
+const NO_HASH: i64 = -MAGNITUDE_MAX - 2;
+
+/// Mark of a decision: plus twice how many passed, plus one for limits of its own.
+const PASSED: i64 = MAGNITUDE_MAX + 1;
 
 fn outcome(group: &Group, numbers: &mut std::slice::Iter<'_, Value>) -> Option<Outcome> {
-    let first = integer(numbers.next()?)?;
+    let first = integer(numbers.as_slice().first()?)?;
+    let marked = !(-MAGNITUDE_MAX..=MAGNITUDE_MAX).contains(&first);
+    if marked || !group.kind.is_asked() {
+        numbers.next();
+    }
     if first == NO_HASH {
         return Some(Outcome::NoHash);
     }
-    let most = match group.kind {
-        Kind::Take => 0,
-        Kind::Lend { most } => most,
-        _ => return (first == 0).then_some(Outcome::Done),
-    };
+    if !group.kind.is_asked() {
+        return (first == 0).then_some(Outcome::Done);
+    }
     if first == BANNED {
         return Some(Outcome::Banned { for_ms: unsigned(numbers.next()?)? });
     }
     let up_to = |most: u32, number: u64| u32::try_from(number).ok().filter(|n| *n <= most);
-    let first = u64::try_from(first).ok()?;
-    let (passed, own) = (up_to(group.count, first / 2)?, first % 2 == 1);
+    let (passed, own) = if marked {
+        let decided = u64::try_from(first.checked_sub(PASSED)?).ok()?;
+        (up_to(group.count, decided / 2)?, decided % 2 == 1)
+    } else {
+        (group.count, false)
+    };
     let ahead = match group.kind {
-        Kind::Lend { .. } => up_to(most, unsigned(numbers.next()?)?)?,
+        Kind::Lend { .. } if !marked => return None,
+        Kind::Lend { most } => up_to(most, unsigned(numbers.next()?)?)?,
         _ => 0,
     };
     let mut after = group.takes.iter().map(|Take { bucket, .. }| {
-        let tokens = NanoTokens(integer(numbers.next()?)?);
+        let tokens = integer(numbers.next()?)?;
+        let tokens =
+            (-MAGNITUDE_MAX..=MAGNITUDE_MAX).contains(&tokens).then_some(NanoTokens(tokens))?;
         let limits = if own {
             let capacity = Tokens::new(unsigned(numbers.next()?)?).ok()?;
             Limits::new(capacity, MicroTokensPerSecond::new(unsigned(numbers.next()?)?).ok()?)
@@ -303,14 +332,14 @@ mod tests {
     fn a_refusal_that_no_bucket_explains_is_an_error_and_no_verdict() {
         let nano = 1_000_000_000;
         // One passed, and 5 tokens are left; or, so it says, 10, which the other would have got.
-        let honest = read(&group(false), &[2, 5 * nano]);
+        let honest = read(&group(false), &[PASSED + 2, 5 * nano]);
         let loan = honest.loan(&group(false), 1).unwrap();
         assert!(matches!(loan.verdict.decision, Decision::Denied { wait_ms: Some(5_000) }));
         assert!(loan.verdict.held().any(|held| held.short));
         for (group, numbers) in [
-            (group(false), &[2, 10 * nano][..]),
+            (group(false), &[PASSED + 2, 10 * nano][..]),
             // A bucket that is only watched denies nobody.
-            (group(true), &[2, 5 * nano, 1]),
+            (group(true), &[PASSED + 2, 5 * nano, 1]),
         ] {
             let outcome = read(&group, numbers);
             for index in 0..group.count {
@@ -319,5 +348,54 @@ mod tests {
             }
             assert!(outcome.refusal(&group).is_none());
         }
+    }
+
+    #[test]
+    fn a_level_is_no_mark_and_a_mark_no_level() {
+        let spent = |numbers: &[i64]| match read(&group(false), numbers) {
+            Outcome::Spent(spent) => (spent.passed, spent.first.tokens.0, spent.first.limits),
+            other => panic!("{other:?}"),
+        };
+        let configured = group(false).takes[0].bucket.limits;
+        for level in [-MAGNITUDE_MAX, -2, -1, 0, 1, MAGNITUDE_MAX] {
+            assert_eq!(spent(&[level]), (2, level, configured));
+        }
+        assert_eq!(spent(&[PASSED, 0]), (0, 0, configured));
+        let own = Limits::per_second(3.0, 50).unwrap();
+        assert_eq!(spent(&[PASSED + 5, 7, 50, 3_000_000]), (2, 7, own));
+        assert_eq!(read(&group(false), &[BANNED, 9]), Outcome::Banned { for_ms: 9 });
+        assert_eq!(read(&group(false), &[NO_HASH]), Outcome::NoHash);
+    }
+
+    #[test]
+    fn what_the_script_cannot_have_said_is_no_answer() {
+        let lends = Group { kind: Kind::Lend { most: 3 }, count: 1, ..group(false) };
+        let counts = Group { kind: Kind::GiveBack, ..group(false) };
+        for (group, numbers) in [
+            (group(false), &[][..]),
+            (group(false), &[i64::MIN]),
+            (group(false), &[i64::MAX, 0]),
+            // Three of two passed; one level too many; a level that is none.
+            (group(false), &[PASSED + 6, 0]),
+            (group(false), &[0, 0]),
+            (group(false), &[PASSED + 2, MAGNITUDE_MAX + 1]),
+            (lends.clone(), &[0]),
+            (lends, &[PASSED + 2, 4, 0]),
+            (counts.clone(), &[1]),
+            (counts, &[PASSED]),
+        ] {
+            let answer = Value::Array(numbers.iter().copied().map(Value::Int).collect());
+            assert_eq!(outcomes([&group].into_iter(), &answer), None, "{numbers:?}");
+        }
+    }
+
+    #[test]
+    fn groups_that_ask_alike_are_one_run() {
+        let other = Group { kind: Kind::GiveBack, ..group(false) };
+        let all = [vec![group(false); 300], vec![other, group(false)]].concat();
+        let packed = call(redis::cmd("EVALSHA"), all.iter()).get_packed_command();
+        let run = |kind: u8, groups: u8| [kind, 1, 2, 0, 0, 0, 0, 0, 0, 0, groups];
+        let runs = [run(1, 255), run(1, 45), run(3, 1), run(1, 1)].concat();
+        assert!(packed.windows(runs.len()).any(|bytes| bytes == runs));
     }
 }

@@ -44,11 +44,15 @@ local function wait_ms(level, target, rate)
 end
 
 -- Limits as an operator or the sidecar wrote them: whole tokens, and tokens per second as a decimal.
--- What is not a number in range counts as absent.
+-- What is not a number in range counts as absent. `x - x % 1` is the floor of what is not negative,
+-- without a call.
 local function read_limits(capacity, rate, c, r)
   capacity, rate = capacity and tonumber(capacity), rate and tonumber(rate)
-  if capacity and capacity >= 0 and capacity <= CAPACITY_MAX then c = floor(capacity) end
-  if rate and rate >= 0 and rate <= RATE_MAX then r = floor(rate * 1e6 + 0.5) end
+  if capacity and capacity >= 0 and capacity <= CAPACITY_MAX then c = capacity - capacity % 1 end
+  if rate and rate >= 0 and rate <= RATE_MAX then
+    r = rate * 1e6 + 0.5
+    r = r - r % 1
+  end
   return c, r
 end
 
