@@ -43,3 +43,7 @@ pub const AUDIENCE: &str = "merit-test";
 pub const SECRET: &str = "an integration test secret of more than thirty-two bytes";
 /// The environment variable that carries [`SECRET`] to the binary.
 pub const SECRET_ENV: &str = "MERIT_JWT_SECRET";
+/// The yardstick of measurements: the token bucket everybody writes (floats, HMGET, HSET, PEXPIRE).
+/// `KEYS[1]` is the bucket, `ARGV` its capacity and its tokens per second; answers 1 or 0, and what
+/// is left.
+pub const PLAIN_LUA: &str = include_str!("plain.lua");

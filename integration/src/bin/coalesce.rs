@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use merit_integration::{Persistence, Redis};
+use merit_integration::{PLAIN_LUA, Persistence, Redis};
 use redis::{Script, aio::ConnectionManager};
 use tokio::task::JoinSet;
 use tower_merit::{
@@ -31,22 +31,6 @@ use tower_merit::{
 };
 
 const AGENTS: usize = 10_000;
-
-/// The token bucket everybody writes: floats, HMGET, HSET, PEXPIRE.
-const PLAIN_LUA: &str = r"
-local b = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local t = redis.call('TIME')
-local now = t[1] + t[2] / 1e6
-local capacity, rate = tonumber(ARGV[1]), tonumber(ARGV[2])
-local tokens = tonumber(b[1] or capacity)
-local at = tonumber(b[2] or now)
-tokens = math.min(capacity, tokens + (now - at) * rate)
-local ok = tokens >= 1
-if ok then tokens = tokens - 1 end
-redis.call('HSET', KEYS[1], 'tokens', tokens, 'at', now)
-redis.call('PEXPIRE', KEYS[1], 86400000)
-return {ok and 1 or 0, math.floor(tokens)}
-";
 
 #[derive(Clone)]
 enum Side {
