@@ -21,13 +21,15 @@ use std::{
     future::{Ready, ready},
     hint::black_box,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use axum::body::Body;
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderValue, Request, Response, header};
-use merit_integration::{PLAIN_LUA, Persistence, Redis};
+use merit_integration::{
+    PLAIN_LUA, Persistence, Redis, SECRET,
+    requests::{AGENT_HEADER, requests},
+};
 use redis::{Script, aio::ConnectionManager};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
@@ -42,26 +44,8 @@ use tower_merit::{
     store::{BucketRule, Charge, Settlement, StoreError, Take, Verdict},
 };
 
-const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
-
 /// Agents that the requests are spread over.
 const AGENTS: usize = 64;
-
-fn requests() -> Vec<Request<()>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
-    let request = |index| {
-        let claims =
-            serde_json::json!({ "agent_id": format!("agent-{index}"), "exp": now + 36_000 });
-        let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
-        Request::builder()
-            .header(header::AUTHORIZATION, format!("Bearer {token}"))
-            .header("x-agent", format!("agent-{index}"))
-            .body(())
-            .unwrap()
-    };
-    (0..AGENTS).map(request).collect()
-}
 
 async fn no_op(_: Request<Body>) -> Result<Response<Body>, Infallible> {
     Ok(Response::new(Body::empty()))
@@ -101,7 +85,7 @@ impl KeyExtractor for HeaderKey {
     type Key = String;
 
     fn extract<T>(&self, request: &Request<T>) -> Result<String, GovernorError> {
-        let value = request.headers().get("x-agent").ok_or(GovernorError::UnableToExtractKey)?;
+        let value = request.headers().get(AGENT_HEADER).ok_or(GovernorError::UnableToExtractKey)?;
         value.to_str().map(str::to_owned).map_err(|_| GovernorError::UnableToExtractKey)
     }
 }
@@ -151,8 +135,8 @@ fn alone<T>(inner: T) -> AdmissionService<T, Decided, Known> {
 }
 
 fn in_process(criterion: &mut Criterion) {
-    compare(criterion, "in process", service_fn(no_op), &requests());
-    let mut requests = requests();
+    let mut requests = requests(AGENTS);
+    compare(criterion, "in process", service_fn(no_op), &requests);
     for request in &mut requests {
         request.extensions_mut().insert(Connection);
     }
@@ -185,7 +169,7 @@ where
     });
 
     let merit = AdmissionLayer::builder(MemoryStore::new())
-        .identity(JwtIdentity::hs256(SECRET))
+        .identity(JwtIdentity::hs256(SECRET.as_bytes()))
         .bucket(bucket())
         .build()
         .unwrap()
@@ -209,7 +193,7 @@ fn by_hand(connection: &ConnectionManager) -> Plain {
     BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
         let (script, mut connection) = (Arc::clone(&script), connection.clone());
         async move {
-            let agent = request.headers()["x-agent"].to_str().unwrap();
+            let agent = request.headers()[AGENT_HEADER].to_str().unwrap();
             let key = format!("plain:{agent}");
             let answer: (i64, i64) = script
                 .key(key)
@@ -227,7 +211,7 @@ fn by_hand(connection: &ConnectionManager) -> Plain {
 fn over_redis(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(Redis::start(Persistence::SnapshotOnDemand));
-    let requests = requests();
+    let requests = requests(AGENTS);
     let mut group = criterion.benchmark_group("over redis");
     let mut next = requests.iter().cycle();
 
@@ -242,7 +226,7 @@ fn over_redis(criterion: &mut Criterion) {
 
     let store = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
     let merit = AdmissionLayer::builder(store)
-        .identity(JwtIdentity::hs256(SECRET))
+        .identity(JwtIdentity::hs256(SECRET.as_bytes()))
         .bucket(bucket())
         .build()
         .unwrap();

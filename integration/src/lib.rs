@@ -23,6 +23,7 @@ pub mod fold;
 pub mod keys;
 pub mod over_redis;
 pub mod ratings;
+pub mod requests;
 
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};
