@@ -19,13 +19,13 @@ use serde::{Deserialize, Serialize};
 use tower_merit::{
     ApiKeyIdentity, Caller, Identify, JwtIdentity, JwtVerifier, PeerIdentity,
     identity::{
-        ApiKeys, ClaimPath, IdentityError, Selector,
+        ApiKeys, ClaimPath, IdentityConfigError, IdentityError, Selector,
         jwt::{Algorithm, JwksUrl, Verifying},
         peer::{ForwardedField, Network},
     },
 };
 
-use super::{Address, Config, cause, read};
+use super::{Address, Config, cause, read, with_cause};
 use crate::bus::duration;
 
 /// `[identity]`: one for ingest and gateway.
@@ -230,7 +230,7 @@ impl Config {
         if let (Some(tokens), true) = (&tokens, faults.len() == before)
             && let Err(error) = tokens.clone().build()
         {
-            faults.push(format!("identity: {}", with_cause(&error)));
+            faults.push(table.misfit(&error));
         }
         // A malformed selector was named above.
         let Ok(selector) = self.selector() else { return };
@@ -277,16 +277,33 @@ fn note<T>(found: Result<T, String>, faults: &mut Vec<String>) -> Option<T> {
     found.map_err(|fault| faults.push(fault)).ok()
 }
 
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) if !error.to_string().contains(&source.to_string()) => {
-            format!("{error}: {}", with_cause(source))
-        }
-        _ => error.to_string(),
-    }
-}
-
 impl Identity {
+    /// Returns what a verifier refuses, as a fault of the key that says it.
+    fn misfit(&self, error: &IdentityConfigError) -> String {
+        use IdentityConfigError as Misfit;
+        let keys = self.key_sources().into_iter().find_map(|(name, set)| set.then_some(name));
+        let keys = keys.unwrap_or_default();
+        match error {
+            Misfit::ShortSecret { length, needed } => {
+                format!("identity.{keys}: must be at least {needed} bytes long, has {length}")
+            }
+            Misfit::Key { .. } | Misfit::UnusableKey { .. } | Misfit::KeySet { .. } => {
+                format!("identity.{keys}: {}", with_cause(error))
+            }
+            Misfit::Algorithms { algorithms } => format!(
+                "identity.algorithms: must fit the key, one family for one key and never HS* beside \
+                 others, are {algorithms:?}"
+            ),
+            Misfit::Time { name, found, least, most } => format!(
+                "identity.jwks_{name}: must be {} to {}, and not below jwks_refresh, is {}",
+                duration::format(*least),
+                duration::format(*most),
+                duration::format(*found)
+            ),
+            _ => format!("identity: {}", with_cause(error)),
+        }
+    }
+
     /// The keys of the table that say where the keys of tokens are.
     fn key_sources(&self) -> [(&'static str, bool); 5] {
         [

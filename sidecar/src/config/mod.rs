@@ -240,6 +240,15 @@ fn cause(error: &ConfigError) -> String {
     std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
 }
 
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) if !error.to_string().contains(&source.to_string()) => {
+            format!("{error}: {}", with_cause(source))
+        }
+        _ => error.to_string(),
+    }
+}
+
 /// Reads one table. Each key that cannot be read becomes a fault and is left out, so that the next
 /// faulty one is found as well; what cannot be read at all is replaced by the default.
 fn table<T: DeserializeOwned + Default>(

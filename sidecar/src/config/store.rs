@@ -2,7 +2,10 @@
 
 use std::{error::Error, path::Path};
 
-use tower_merit::{RedisStore, store::RedisStoreBuilder};
+use tower_merit::{
+    RedisStore,
+    store::{RedisStoreBuilder, StoreError},
+};
 
 use super::{Config, Store, cause, read};
 
@@ -156,7 +159,15 @@ fn text(key: &str, path: &Path, faults: &mut Vec<String>) -> Option<String> {
     found.ok()
 }
 
-/// Returns the cause of an error that only says that an address is not usable.
-fn why(error: &tower_merit::store::StoreError) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+/// Returns why an address is not usable. Redis' client adds the kind of its error, which says nothing
+/// to an operator, and sometimes what it read, which may be a secret: both are left out.
+fn why(error: &StoreError) -> String {
+    let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    match cause.split(" - InvalidClientConfig").next().unwrap_or_default() {
+        "Redis URL did not parse" => {
+            "must be redis://[user:password@]host[:port][/database], or rediss:// for TLS"
+                .to_owned()
+        }
+        why => why.to_owned(),
+    }
 }
