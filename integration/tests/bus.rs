@@ -9,6 +9,7 @@ use merit_sidecar::{
         kafka::config::{Config, Security},
     },
     rating::{Poster, Rating, RatingRequest, partition_for},
+    secret::File,
 };
 use rdkafka::{
     ClientConfig, Message, Offset, TopicPartitionList,
@@ -660,7 +661,7 @@ async fn tls_and_sasl_let_in_who_knows_the_password_and_nobody_else() {
         security: Security::SaslSsl,
         ca_file: Some(kafka.folder.join("tls/ca.pem")),
         username: "test".to_owned(),
-        password_file: Some(password.clone()),
+        password_file: Some(File::from(&password)),
         ..kafka.config()
     };
     let mut faults = Vec::new();

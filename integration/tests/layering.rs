@@ -25,14 +25,15 @@ const MIDDLEWARE: &[(&str, &[&str])] = &[
 ];
 
 const SIDECAR: &[(&str, &[&str])] = &[
+    ("secret", &[]),
     ("rating", &[]),
-    ("bus", &["rating"]),
-    ("ingest", &["rating", "bus"]),
+    ("bus", &["rating", "secret"]),
+    ("ingest", &["rating", "bus", "secret"]),
     ("policy", &["rating"]),
     ("tuner", &["bus", "policy", "rating"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
-    ("admin", &["tuner", "rating"]),
+    ("admin", &["tuner", "rating", "secret"]),
     ("simulate", &["policy", "rating"]),
     ("telemetry", &[]),
     (
@@ -46,6 +47,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
             "gateway",
             "personalize",
             "admin",
+            "secret",
             "telemetry",
         ],
     ),

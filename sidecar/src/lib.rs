@@ -16,6 +16,7 @@ pub mod gateway;
 pub mod admin;
 
 pub mod config;
+pub mod secret;
 pub mod telemetry;
 
 pub mod app;

@@ -317,7 +317,7 @@ fn every_fault_of_the_store_is_told_at_once() {
     for (lines, fault) in [
         ("", "store: say where Redis is"),
         ("sentinel = { master = \"m\", urls = [] }", "store.sentinel: the master's name and"),
-        ("sentinel = { master = \"m\" }", "store.sentinel: missing field `urls`"),
+        ("sentinel = { master = \"m\" }", "store.sentinel: `urls` is missing"),
         ("url = \"redis://a\"\npassword_env = \"NO_SUCH\"", "store.password_env: environment"),
         ("url = \"redis://u:hunter2@a:port\"", "store.url: must be redis://[user:password@]host"),
         ("url = \"redis://a?protocol=hunter2\"", "store.url: Invalid protocol version"),

@@ -26,7 +26,10 @@ use tower_merit::{
 };
 
 use super::{Address, Config, cause, read, with_cause};
-use crate::bus::duration;
+use crate::{
+    bus::duration,
+    secret::{File, Variable},
+};
 
 /// `[identity]`: one for ingest and gateway.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -55,9 +58,9 @@ pub struct Identity {
     /// PEM file of the public key.
     pub public_key_file: Option<PathBuf>,
     /// Environment variable with the secret, at least as long as the hash, for HS*.
-    pub secret_env: Option<String>,
+    pub secret_env: Option<Variable>,
     /// File with the secret; a line break at its end is no part of it.
-    pub secret_file: Option<PathBuf>,
+    pub secret_file: Option<File>,
     /// What `iss` must be.
     pub issuer: Option<String>,
     /// What `aud` must be or contain.
@@ -69,7 +72,7 @@ pub struct Identity {
     /// unless set.
     pub rater_claim: Option<String>,
     /// File of API keys for `header.<name>`, a line `name:sha256` each; `merit api-key` makes them.
-    pub api_keys_file: Option<PathBuf>,
+    pub api_keys_file: Option<File>,
     /// Networks of the proxies in front, for `peer.ip`: only they are believed about the peer.
     pub trusted_proxies: Vec<String>,
     /// The field that they write: `x-forwarded-for` (default) or `forwarded`.
@@ -435,13 +438,14 @@ impl Identity {
     /// When it is not where the configuration says.
     pub fn secret(&self) -> Result<Vec<u8>, String> {
         match (&self.secret_env, &self.secret_file) {
-            (Some(name), None) => std::env::var(name).map(String::into_bytes).map_err(|_| {
-                format!("identity.secret_env: environment variable {name} is not set")
-            }),
-            (None, Some(path)) => {
-                let text = file("secret_file", path)?;
-                Ok(text.trim_end_matches(['\r', '\n']).as_bytes().to_vec())
-            }
+            (Some(variable), None) => match variable.read() {
+                Ok(secret) => Ok(secret.expose().as_bytes().to_vec()),
+                Err(error) => Err(format!("identity.secret_env: {error}")),
+            },
+            (None, Some(file)) => match file.read_one() {
+                Ok(secret) => Ok(secret.expose().as_bytes().to_vec()),
+                Err(error) => Err(format!("identity.secret_file: {error}")),
+            },
             _ => Err("identity.secret_env: set it or secret_file, one of them".to_owned()),
         }
     }
@@ -465,12 +469,12 @@ impl Identity {
     }
 
     fn api_keys(&self, faults: &mut Vec<String>) -> Option<ApiKeys> {
-        let Some(path) = &self.api_keys_file else {
+        let Some(file) = &self.api_keys_file else {
             faults.push("identity.api_keys_file: must be set for `header.<name>`".to_owned());
             return None;
         };
-        let text = note(file("api_keys_file", path), faults)?;
-        let keys = ApiKeys::parse(&text)
+        let text = file.read().map_err(|error| format!("identity.api_keys_file: {error}"));
+        let keys = ApiKeys::parse(note(text, faults)?.expose())
             .map_err(|error| format!("identity.api_keys_file: {}", with_cause(&error)));
         let keys = note(keys, faults)?;
         if keys.is_empty() {

@@ -15,7 +15,10 @@ use serde_json::{Value, json};
 use tower_merit::AgentId;
 
 use super::{DemoError, Options};
-use crate::config::{BucketConfig, Config};
+use crate::{
+    config::{BucketConfig, Config},
+    secret::File,
+};
 
 /// How many of the served requests are rated.
 pub(super) const RATED_SHARE: f64 = 0.4;
@@ -160,7 +163,7 @@ impl World {
         let loopback = || Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         let mut config = Config::default();
         config.identity.algorithms = vec!["HS256".to_owned()];
-        config.identity.secret_file = Some(self.secret.0.clone());
+        config.identity.secret_file = Some(File::from(&self.secret.0));
         config.identity.issuer = Some(ISSUER.to_owned());
         config.identity.audience = Some(AUDIENCE.to_owned());
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 30")]
