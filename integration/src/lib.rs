@@ -34,7 +34,7 @@ pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::RedisSentinel;
 pub use redis_server::{Persistence, Redis};
 pub use upstream::Upstream;
-pub use wait::{eventually, until};
+pub use wait::{eventually, unix_time, until};
 
 /// Issuer that every test token names and every test configuration asks for.
 pub const ISSUER: &str = "https://id.test.example/";

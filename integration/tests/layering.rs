@@ -25,12 +25,13 @@ const MIDDLEWARE: &[(&str, &[&str])] = &[
 ];
 
 const SIDECAR: &[(&str, &[&str])] = &[
+    ("clock", &[]),
     ("secret", &[]),
     ("rating", &[]),
-    ("bus", &["rating", "secret"]),
-    ("ingest", &["rating", "bus", "secret"]),
+    ("bus", &["rating", "secret", "clock"]),
+    ("ingest", &["rating", "bus", "secret", "clock"]),
     ("policy", &["rating"]),
-    ("tuner", &["bus", "policy", "rating"]),
+    ("tuner", &["bus", "policy", "rating", "clock"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
     ("admin", &["tuner", "rating", "secret"]),

@@ -1,6 +1,8 @@
 //! Merit's control plane: takes ratings in, learns each agent's limits, writes them where
 //! `tower-merit` spends them.
 
+pub mod clock;
+
 pub mod rating;
 
 pub mod ingest;

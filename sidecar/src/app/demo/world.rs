@@ -6,7 +6,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use axum::{Json, Router, extract::Path, routing::get};
@@ -16,6 +16,7 @@ use tower_merit::AgentId;
 
 use super::{DemoError, Options};
 use crate::{
+    clock::unix_time,
     config::{BucketConfig, Config},
     secret::File,
 };
@@ -113,8 +114,7 @@ impl World {
         let mut rng = StdRng::seed_from_u64(options.seed);
         let secret: [u8; 32] = rand::random();
         let key = jsonwebtoken::EncodingKey::from_secret(hex(&secret).as_bytes());
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let exp = (since + options.duration + Duration::from_secs(3600)).as_secs();
+        let exp = (unix_time() + options.duration + Duration::from_secs(3600)).as_secs();
         let sign = |mut claims: Value| {
             claims["iss"] = ISSUER.into();
             claims["aud"] = AUDIENCE.into();
