@@ -21,13 +21,15 @@ use std::{
     future::{Ready, ready},
     hint::black_box,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use axum::body::Body;
 use criterion::{Criterion, criterion_group, criterion_main};
 use http::{HeaderValue, Request, Response, header};
-use merit_integration::{Persistence, Redis};
+use merit_integration::{
+    PLAIN_LUA, Persistence, Redis, SECRET,
+    requests::{AGENT_HEADER, requests},
+};
 use redis::{Script, aio::ConnectionManager};
 use tokio::{runtime::Runtime, time::Instant};
 use tower::{Layer, Service, ServiceExt, service_fn, util::BoxCloneSyncService};
@@ -42,26 +44,8 @@ use tower_merit::{
     store::{BucketRule, Charge, Settlement, StoreError, Take, Verdict},
 };
 
-const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
-
 /// Agents that the requests are spread over.
 const AGENTS: usize = 64;
-
-fn requests() -> Vec<Request<()>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
-    let request = |index| {
-        let claims =
-            serde_json::json!({ "agent_id": format!("agent-{index}"), "exp": now + 36_000 });
-        let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
-        Request::builder()
-            .header(header::AUTHORIZATION, format!("Bearer {token}"))
-            .header("x-agent", format!("agent-{index}"))
-            .body(())
-            .unwrap()
-    };
-    (0..AGENTS).map(request).collect()
-}
 
 async fn no_op(_: Request<Body>) -> Result<Response<Body>, Infallible> {
     Ok(Response::new(Body::empty()))
@@ -101,7 +85,7 @@ impl KeyExtractor for HeaderKey {
     type Key = String;
 
     fn extract<T>(&self, request: &Request<T>) -> Result<String, GovernorError> {
-        let value = request.headers().get("x-agent").ok_or(GovernorError::UnableToExtractKey)?;
+        let value = request.headers().get(AGENT_HEADER).ok_or(GovernorError::UnableToExtractKey)?;
         value.to_str().map(str::to_owned).map_err(|_| GovernorError::UnableToExtractKey)
     }
 }
@@ -160,8 +144,8 @@ fn alone<T>(inner: T) -> AdmissionService<T, Decided, Known> {
 }
 
 fn in_process(criterion: &mut Criterion) {
-    compare(criterion, "in process", service_fn(no_op), &requests());
-    let mut requests = requests();
+    let mut requests = requests(AGENTS);
+    compare(criterion, "in process", service_fn(no_op), &requests);
     for request in &mut requests {
         request.extensions_mut().insert(Connection);
     }
@@ -194,7 +178,7 @@ where
     });
 
     let merit = AdmissionLayer::builder(MemoryStore::new())
-        .identity(JwtIdentity::hs256(SECRET))
+        .identity(JwtIdentity::hs256(SECRET.as_bytes()))
         .bucket(bucket())
         .build()
         .unwrap()
@@ -210,22 +194,6 @@ where
     group.finish();
 }
 
-/// The token bucket everybody writes: floats, HMGET, HSET, PEXPIRE.
-const PLAIN_LUA: &str = r"
-local b = redis.call('HMGET', KEYS[1], 'tokens', 'at')
-local t = redis.call('TIME')
-local now = t[1] + t[2] / 1e6
-local capacity, rate = tonumber(ARGV[1]), tonumber(ARGV[2])
-local tokens = tonumber(b[1] or capacity)
-local at = tonumber(b[2] or now)
-tokens = math.min(capacity, tokens + (now - at) * rate)
-local ok = tokens >= 1
-if ok then tokens = tokens - 1 end
-redis.call('HSET', KEYS[1], 'tokens', tokens, 'at', now)
-redis.call('PEXPIRE', KEYS[1], 86400000)
-return {ok and 1 or 0, math.floor(tokens)}
-";
-
 type Plain = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 /// One EVALSHA per request, no identity but a header, no deadline, no fallback.
@@ -234,7 +202,7 @@ fn by_hand(connection: &ConnectionManager) -> Plain {
     BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
         let (script, mut connection) = (Arc::clone(&script), connection.clone());
         async move {
-            let agent = request.headers()["x-agent"].to_str().unwrap();
+            let agent = request.headers()[AGENT_HEADER].to_str().unwrap();
             let key = format!("plain:{agent}");
             let answer: (i64, i64) = script
                 .key(key)
@@ -252,7 +220,7 @@ fn by_hand(connection: &ConnectionManager) -> Plain {
 fn over_redis(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
     let server = runtime.block_on(Redis::start(Persistence::SnapshotOnDemand));
-    let requests = requests();
+    let requests = requests(AGENTS);
     let mut group = criterion.benchmark_group("over redis");
     let mut next = requests.iter().cycle();
 
@@ -267,7 +235,7 @@ fn over_redis(criterion: &mut Criterion) {
 
     let store = runtime.block_on(RedisStore::connect(&server.url())).unwrap();
     let merit = AdmissionLayer::builder(store)
-        .identity(JwtIdentity::hs256(SECRET))
+        .identity(JwtIdentity::hs256(SECRET.as_bytes()))
         .bucket(bucket())
         .build()
         .unwrap();

@@ -13,19 +13,14 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use std::{
-    convert::Infallible,
-    hint::black_box,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{convert::Infallible, hint::black_box, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use criterion::{
     BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime,
 };
-use http::{Request, Response, header};
-use merit_integration::{Persistence, Redis};
+use http::{Request, Response};
+use merit_integration::{Persistence, Redis, SECRET, requests::requests};
 use tokio::runtime::Runtime;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_merit::{
@@ -33,8 +28,6 @@ use tower_merit::{
     bucket::{BucketName, Limits, Tokens},
     store::{BucketRule, Charge, Decision, Leased, Take},
 };
-
-const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
 
 /// Agents that the requests are spread over.
 const AGENTS: usize = 64;
@@ -53,19 +46,6 @@ fn charges() -> Vec<Charge> {
     let takes: Arc<[Take]> = [Take { bucket, cost: Tokens::ONE }].into();
     let agent = |index| AgentId::new(&format!("agent-{index}")).unwrap();
     (0..AGENTS).map(|index| Charge { agent: agent(index), takes: Arc::clone(&takes) }).collect()
-}
-
-fn requests() -> Vec<Request<()>> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let key = jsonwebtoken::EncodingKey::from_secret(SECRET);
-    let request = |index| {
-        let claims =
-            serde_json::json!({ "agent_id": format!("agent-{index}"), "exp": now + 36_000 });
-        let token = jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap();
-        let bearer = format!("Bearer {token}");
-        Request::builder().header(header::AUTHORIZATION, bearer).body(()).unwrap()
-    };
-    (0..AGENTS).map(request).collect()
 }
 
 fn decide<S: Spend>(
@@ -94,7 +74,7 @@ where
     S: Service<Request<Body>, Response = Response<B>> + Clone,
     S::Error: std::fmt::Debug,
 {
-    let requests = requests();
+    let requests = requests(AGENTS);
     let mut next = requests.iter().cycle();
     group.bench_function(name, |bencher| {
         bencher.to_async(runtime).iter(|| {
@@ -116,7 +96,7 @@ fn behind<S: Spend>(
     store: S,
 ) {
     let admission = AdmissionLayer::builder(store)
-        .identity(JwtIdentity::hs256(SECRET))
+        .identity(JwtIdentity::hs256(SECRET.as_bytes()))
         .bucket(Bucket::per_second(CAPACITY as f64).capacity(CAPACITY))
         .build()
         .unwrap();

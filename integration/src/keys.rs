@@ -1,15 +1,11 @@
 //! Keys and tokens: the honest ones, and what an attacker would send.
 
-use std::{
-    path::PathBuf,
-    process::Command,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{path::PathBuf, process::Command};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
 use serde_json::{Value, json};
 
-use crate::{AUDIENCE, Folder, ISSUER, SECRET};
+use crate::{AUDIENCE, Folder, ISSUER, SECRET, unix_time};
 
 /// `{"alg":"none","typ":"JWT"}` in base64url.
 const UNSIGNED_HEADER: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
@@ -17,7 +13,7 @@ const UNSIGNED_HEADER: &str = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
 /// Returns Unix seconds.
 #[must_use]
 pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_time().as_secs()
 }
 
 /// Returns claims that every test configuration accepts, valid for an hour, with `extra` on top.

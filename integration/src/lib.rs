@@ -23,6 +23,7 @@ pub mod fold;
 pub mod keys;
 pub mod over_redis;
 pub mod ratings;
+pub mod requests;
 
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};
@@ -33,7 +34,7 @@ pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::RedisSentinel;
 pub use redis_server::{Persistence, Redis};
 pub use upstream::Upstream;
-pub use wait::{eventually, until};
+pub use wait::{eventually, unix_time, until};
 
 /// Issuer that every test token names and every test configuration asks for.
 pub const ISSUER: &str = "https://id.test.example/";
@@ -43,3 +44,7 @@ pub const AUDIENCE: &str = "merit-test";
 pub const SECRET: &str = "an integration test secret of more than thirty-two bytes";
 /// The environment variable that carries [`SECRET`] to the binary.
 pub const SECRET_ENV: &str = "MERIT_JWT_SECRET";
+/// The yardstick of measurements: the token bucket everybody writes (floats, HMGET, HSET, PEXPIRE).
+/// `KEYS[1]` is the bucket, `ARGV` its capacity and its tokens per second; answers 1 or 0, and what
+/// is left.
+pub const PLAIN_LUA: &str = include_str!("plain.lua");

@@ -1,12 +1,18 @@
-//! Waiting for what another process does, where it offers no event to await.
+//! The time, and waiting for what another process does, where it offers no event to await.
 
 use std::{
     future::Future,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 /// How often a condition is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Returns the time since 1970.
+#[must_use]
+pub fn unix_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
 
 /// Waits until `look` returns `Some` and returns what it held.
 ///

@@ -17,7 +17,8 @@ use tower_merit::{
     AgentId, RedisStore, Spend, Tune,
     bucket::{BucketName, Limits, Tokens},
     store::{
-        BucketRule, Charge, Decision, Direction, Settlement, StoreError, Take, Verdict, contract,
+        BucketRule, Charge, Decision, Direction, Settlement, StoreError, Take, Verdict,
+        contract::{self, Draw},
         redis::{DENIAL_MAX, GROUPS_MAX, RedisStoreBuilder},
     },
 };
@@ -239,19 +240,6 @@ async fn without_coalescing_every_request_is_a_call() {
     assert_eq!(calls(&redis).await - before, 40);
 }
 
-/// Draws numbers, the same ones in every run (SplitMix64).
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
-
 #[derive(Default)]
 struct Tally {
     admitted: u64,
@@ -262,7 +250,7 @@ struct Tally {
 
 /// Asks `times` times for tokens of a few agents, and leaves every fourth request after a few polls.
 async fn hammer(store: RedisStore, takes: Arc<[Take]>, seed: u64, times: u64) -> Tally {
-    let (mut draw, mut tally) = (Draw(seed), Tally::default());
+    let (mut draw, mut tally) = (Draw::new(seed), Tally::default());
     for _ in 0..times {
         let agent = agent(&format!("a{}", draw.below(AGENTS)));
         let mut spend = pin!(store.spend(charge(&agent, &takes)));

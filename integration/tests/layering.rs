@@ -25,14 +25,16 @@ const MIDDLEWARE: &[(&str, &[&str])] = &[
 ];
 
 const SIDECAR: &[(&str, &[&str])] = &[
+    ("clock", &[]),
+    ("secret", &[]),
     ("rating", &[]),
-    ("bus", &["rating"]),
-    ("ingest", &["rating", "bus"]),
+    ("bus", &["rating", "secret", "clock"]),
+    ("ingest", &["rating", "bus", "secret", "clock"]),
     ("policy", &["rating"]),
-    ("tuner", &["bus", "policy", "rating"]),
+    ("tuner", &["bus", "policy", "rating", "clock"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
-    ("admin", &["tuner", "rating"]),
+    ("admin", &["tuner", "rating", "secret"]),
     ("simulate", &["policy", "rating"]),
     ("telemetry", &[]),
     (
@@ -46,6 +48,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
             "gateway",
             "personalize",
             "admin",
+            "secret",
             "telemetry",
         ],
     ),

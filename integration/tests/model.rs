@@ -19,25 +19,13 @@ use tower_merit::{
     bucket::{BucketName, Limits, NanoTokens, Tokens},
     store::{
         BucketRule, Charge, Decision, Direction, Lend, Loan, Settlement, StoreError, Take,
-        contract::as_the_layer, redis::DENIAL_MAX,
+        contract::{Draw, as_the_layer},
+        redis::DENIAL_MAX,
     },
 };
 
 const AGENTS: u64 = 5;
 const ROUNDS: u64 = 400;
-
-/// Draws numbers, the same ones in every run (SplitMix64).
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 #[derive(Clone, Debug)]
 enum Operation {
@@ -144,7 +132,7 @@ async fn follow(seed: u64, cache_denials: bool) {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
     let builder = RedisStore::builder(&redis.url()).timeout(Duration::from_secs(10));
     let store = builder.cache_denials(cache_denials).connect().await.unwrap();
-    let (model, mut draw, mut log) = (MemoryStore::new(), Draw(seed), String::new());
+    let (model, mut draw, mut log) = (MemoryStore::new(), Draw::new(seed), String::new());
     let agents: Vec<AgentId> = (0..AGENTS).map(agent).collect();
     for round in 0..ROUNDS {
         if let Some(done) = operate(&mut draw, &redis, &model).await {

@@ -1,6 +1,8 @@
 //! Merit's control plane: takes ratings in, learns each agent's limits, writes them where
 //! `tower-merit` spends them.
 
+pub mod clock;
+
 pub mod rating;
 
 pub mod ingest;
@@ -16,6 +18,7 @@ pub mod gateway;
 pub mod admin;
 
 pub mod config;
+pub mod secret;
 pub mod telemetry;
 
 pub mod app;

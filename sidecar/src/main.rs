@@ -3,7 +3,6 @@
 use std::{
     io::{self, Write},
     process::ExitCode,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, anyhow};
@@ -11,6 +10,7 @@ use clap::Parser;
 use merit_sidecar::{
     app,
     cli::{ApiKey, CheckConfig, Cli, Command, Demo, Run, Token},
+    clock::unix_time,
     config::{Config, ConfigError},
     telemetry,
 };
@@ -151,8 +151,7 @@ fn token(options: &Token) -> Result<(), Failure> {
     if let Some(agent) = &options.agent {
         AgentId::claimed(agent).map_err(|error| mistake(format!("--agent: {error}")))?;
     }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let claims = claims_of(&config, options, &claim, (now + options.ttl).as_secs());
+    let claims = claims_of(&config, options, &claim, (unix_time() + options.ttl).as_secs());
     let key = jsonwebtoken::EncodingKey::from_secret(&secret);
     let header = jsonwebtoken::Header::new(algorithm);
     let token = jsonwebtoken::encode(&header, &claims, &key).context("token not signed")?;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::guard::{AdminError, AdminToken};
+use crate::secret::Variable;
 
 /// The admin listener.
 #[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
@@ -11,7 +12,7 @@ pub struct Config {
     /// Where to listen; off unless named.
     pub listen: Option<SocketAddr>,
     /// Environment variable with the bearer token that callers show; required off loopback.
-    pub token_env: Option<String>,
+    pub token_env: Option<Variable>,
     /// Names besides loopback and the listener's own address that `Host` may have, without port;
     /// none unless named.
     pub hosts: Vec<String>,
@@ -37,7 +38,7 @@ impl Config {
                  is not loopback"
             ));
         }
-        if self.token_env.as_deref() == Some("") {
+        if self.token_env.as_ref().is_some_and(Variable::is_empty) {
             faults.push(format!("{path}.token_env: must name an environment variable, is empty"));
         }
         for (index, host) in self.hosts.iter().enumerate() {
@@ -63,8 +64,7 @@ impl Config {
     /// When the variable is missing or too short.
     pub fn token(&self) -> Result<Option<AdminToken>, AdminError> {
         let Some(variable) = &self.token_env else { return Ok(None) };
-        let unset = |_| AdminError::Unset { variable: variable.clone() };
-        AdminToken::new(&std::env::var(variable).map_err(unset)?).map(Some)
+        AdminToken::new(variable.read()?.expose()).map(Some)
     }
 }
 
@@ -109,10 +109,8 @@ mod tests {
 
     #[test]
     fn a_token_variable_that_is_not_set_is_named() {
-        let config = Config {
-            token_env: Some("MERIT_TEST_NO_SUCH_VARIABLE".to_owned()),
-            ..Config::default()
-        };
+        let config =
+            Config { token_env: Some("MERIT_TEST_NO_SUCH_VARIABLE".into()), ..Config::default() };
         let error = config.token().unwrap_err().to_string();
         assert!(error.contains("MERIT_TEST_NO_SUCH_VARIABLE"), "{error}");
     }

@@ -20,6 +20,7 @@ use http::{HeaderValue, StatusCode, header, uri::Authority};
 use tower_merit::{Problem, identity::bearer};
 
 use super::Config;
+use crate::secret::Unset;
 
 /// The shortest admin token, in bytes: a random one of this length cannot be guessed.
 pub const ADMIN_TOKEN_MIN: usize = 16;
@@ -31,14 +32,11 @@ const REALM: &str = "merit-admin";
 #[non_exhaustive]
 pub enum AdminError {
     /// The variable is not there, or is no text.
-    #[error("admin.token_env: environment variable {variable} is not set to a text")]
-    Unset {
-        /// Its name.
-        variable: String,
-    },
+    #[error("admin.token_env: {0}")]
+    Unset(#[from] Unset),
     /// The token could be guessed, or no header could carry it.
     #[error(
-        "admin token must be at least {ADMIN_TOKEN_MIN} visible ASCII characters, has {length}"
+        "admin.token_env: token must be at least {ADMIN_TOKEN_MIN} visible ASCII characters, has {length}"
     )]
     Token {
         /// Its length in bytes.

@@ -20,14 +20,17 @@ use tokio::time::Instant;
 use tower_merit::{
     ApiKeyIdentity, Caller, Identify, JwtIdentity, JwtVerifier, PeerIdentity,
     identity::{
-        ApiKeys, ClaimPath, IdentityError, Selector,
+        ApiKeys, ClaimPath, IdentityConfigError, IdentityError, Selector,
         jwt::{Algorithm, JwksUrl, Verifying},
         peer::{ForwardedField, Network},
     },
 };
 
-use super::{Address, Config, cause, read};
-use crate::bus::duration;
+use super::{Address, Config, cause, read, with_cause};
+use crate::{
+    bus::duration,
+    secret::{File, Variable},
+};
 
 /// `[identity]`: one for ingest and gateway.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -56,9 +59,9 @@ pub struct Identity {
     /// PEM file of the public key.
     pub public_key_file: Option<PathBuf>,
     /// Environment variable with the secret, at least as long as the hash, for HS*.
-    pub secret_env: Option<String>,
+    pub secret_env: Option<Variable>,
     /// File with the secret; a line break at its end is no part of it.
-    pub secret_file: Option<PathBuf>,
+    pub secret_file: Option<File>,
     /// What `iss` must be.
     pub issuer: Option<String>,
     /// What `aud` must be or contain.
@@ -70,7 +73,7 @@ pub struct Identity {
     /// unless set.
     pub rater_claim: Option<String>,
     /// File of API keys for `header.<name>`, a line `name:sha256` each; `merit api-key` makes them.
-    pub api_keys_file: Option<PathBuf>,
+    pub api_keys_file: Option<File>,
     /// Networks of the proxies in front, for `peer.ip`: only they are believed about the peer.
     pub trusted_proxies: Vec<String>,
     /// The field that they write: `x-forwarded-for` (default) or `forwarded`.
@@ -231,7 +234,7 @@ impl Config {
         if let (Some(tokens), true) = (&tokens, faults.len() == before)
             && let Err(error) = tokens.clone().build()
         {
-            faults.push(format!("identity: {}", with_cause(&error)));
+            faults.push(table.misfit(&error));
         }
         // A malformed selector was named above.
         let Ok(selector) = self.selector() else { return };
@@ -278,16 +281,33 @@ fn note<T>(found: Result<T, String>, faults: &mut Vec<String>) -> Option<T> {
     found.map_err(|fault| faults.push(fault)).ok()
 }
 
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) if !error.to_string().contains(&source.to_string()) => {
-            format!("{error}: {}", with_cause(source))
-        }
-        _ => error.to_string(),
-    }
-}
-
 impl Identity {
+    /// Returns what a verifier refuses, as a fault of the key that says it.
+    fn misfit(&self, error: &IdentityConfigError) -> String {
+        use IdentityConfigError as Misfit;
+        let keys = self.key_sources().into_iter().find_map(|(name, set)| set.then_some(name));
+        let keys = keys.unwrap_or_default();
+        match error {
+            Misfit::ShortSecret { length, needed } => {
+                format!("identity.{keys}: must be at least {needed} bytes long, has {length}")
+            }
+            Misfit::Key { .. } | Misfit::UnusableKey { .. } | Misfit::KeySet { .. } => {
+                format!("identity.{keys}: {}", with_cause(error))
+            }
+            Misfit::Algorithms { algorithms } => format!(
+                "identity.algorithms: must fit the key, one family for one key and never HS* beside \
+                 others, are {algorithms:?}"
+            ),
+            Misfit::Time { name, found, least, most } => format!(
+                "identity.jwks_{name}: must be {} to {}, and not below jwks_refresh, is {}",
+                duration::format(*least),
+                duration::format(*most),
+                duration::format(*found)
+            ),
+            _ => format!("identity: {}", with_cause(error)),
+        }
+    }
+
     /// The keys of the table that say where the keys of tokens are.
     fn key_sources(&self) -> [(&'static str, bool); 5] {
         [
@@ -419,13 +439,14 @@ impl Identity {
     /// When it is not where the configuration says.
     pub fn secret(&self) -> Result<Vec<u8>, String> {
         match (&self.secret_env, &self.secret_file) {
-            (Some(name), None) => std::env::var(name).map(String::into_bytes).map_err(|_| {
-                format!("identity.secret_env: environment variable {name} is not set")
-            }),
-            (None, Some(path)) => {
-                let text = file("secret_file", path)?;
-                Ok(text.trim_end_matches(['\r', '\n']).as_bytes().to_vec())
-            }
+            (Some(variable), None) => match variable.read() {
+                Ok(secret) => Ok(secret.expose().as_bytes().to_vec()),
+                Err(error) => Err(format!("identity.secret_env: {error}")),
+            },
+            (None, Some(file)) => match file.read_one() {
+                Ok(secret) => Ok(secret.expose().as_bytes().to_vec()),
+                Err(error) => Err(format!("identity.secret_file: {error}")),
+            },
             _ => Err("identity.secret_env: set it or secret_file, one of them".to_owned()),
         }
     }
@@ -449,12 +470,12 @@ impl Identity {
     }
 
     fn api_keys(&self, faults: &mut Vec<String>) -> Option<ApiKeys> {
-        let Some(path) = &self.api_keys_file else {
+        let Some(file) = &self.api_keys_file else {
             faults.push("identity.api_keys_file: must be set for `header.<name>`".to_owned());
             return None;
         };
-        let text = note(file("api_keys_file", path), faults)?;
-        let keys = ApiKeys::parse(&text)
+        let text = file.read().map_err(|error| format!("identity.api_keys_file: {error}"));
+        let keys = ApiKeys::parse(note(text, faults)?.expose())
             .map_err(|error| format!("identity.api_keys_file: {}", with_cause(&error)));
         let keys = note(keys, faults)?;
         if keys.is_empty() {

@@ -14,14 +14,14 @@ use std::{
 use figment::{
     Figment, Provider,
     providers::{Env, Format, Serialized, Toml},
-    value::Value,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use tower_merit::{ReceiptKeys, bucket::Limits};
 
 use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
 mod address;
+mod fault;
 mod identity;
 mod routes;
 mod store;
@@ -122,7 +122,7 @@ impl Config {
         let mut faults = Vec::new();
         let base = if path.extension().is_some_and(|extension| extension == "json") {
             // A bucket file is valid configuration as it stands.
-            match serde_json::from_str::<BucketConfig>(&text) {
+            match fault::json::<BucketConfig>(&text) {
                 Ok(bucket) => Figment::from(Serialized::default("bucket", vec![bucket])),
                 Err(error) => {
                     return Err(ConfigError::Faults(vec![format!(
@@ -135,31 +135,28 @@ impl Config {
             Figment::from(Toml::string(&text))
         };
         let figment = base.merge(Env::prefixed(ENV_PREFIX).split("__"));
+        if let Err(error) = figment.data() {
+            let faults = error.into_iter().map(|error| fault::of_file(&error.kind));
+            return Err(ConfigError::Faults(faults.collect()));
+        }
         let config = Self::read(&figment, folder, &mut faults);
         config.validate(role, &mut faults);
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
     }
 
     fn read(figment: &Figment, folder: &Path, faults: &mut Vec<String>) -> Self {
-        match figment.data() {
-            Err(error) => {
-                faults.extend(error.into_iter().map(|error| format!("file: {}", error.kind)));
-            }
-            Ok(data) => {
-                let named: BTreeSet<&String> =
-                    data.values().flat_map(|table| table.keys()).collect();
-                for name in named {
-                    if LATER.contains(&name.as_str()) {
-                        faults.push(format!("{name}: not in this version yet: remove it"));
-                    } else if !TABLES.contains(&name.as_str()) {
-                        let known = TABLES.join(", ");
-                        faults.push(format!("{name}: unknown table; there are {known}"));
-                    }
-                }
+        let data = figment.data().unwrap_or_default();
+        let named: BTreeSet<&String> = data.values().flat_map(|table| table.keys()).collect();
+        for name in named {
+            if LATER.contains(&name.as_str()) {
+                faults.push(format!("{name}: not in this version yet: remove it"));
+            } else if !TABLES.contains(&name.as_str()) {
+                let known = TABLES.join(", ");
+                faults.push(format!("{name}: unknown table; there are {known}"));
             }
         }
-        let mut bucket: Vec<BucketConfig> = table(figment, "bucket", faults);
-        let files: Vec<String> = table(figment, "bucket_files", faults);
+        let mut bucket: Vec<BucketConfig> = fault::list(figment, "bucket", faults);
+        let files: Vec<String> = fault::list(figment, "bucket_files", faults);
         for pattern in &files {
             bucket.extend(bucket_files(folder, pattern, faults));
         }
@@ -167,19 +164,19 @@ impl Config {
             only.default = true;
         }
         Self {
-            identity: table(figment, "identity", faults),
-            store: table(figment, "store", faults),
+            identity: fault::table(figment, "identity", faults),
+            store: fault::table(figment, "store", faults),
             bucket,
-            route: table(figment, "route", faults),
-            bus: table(figment, "bus", faults),
-            ratings: table(figment, "ratings", faults),
-            policy: table(figment, "policy", faults),
-            tuner: table(figment, "tuner", faults),
-            ingest: table(figment, "ingest", faults),
-            gateway: table(figment, "gateway", faults),
-            metrics: table(figment, "metrics", faults),
-            admin: table(figment, "admin", faults),
-            log: table(figment, "log", faults),
+            route: fault::list(figment, "route", faults),
+            bus: fault::table(figment, "bus", faults),
+            ratings: fault::table(figment, "ratings", faults),
+            policy: fault::table(figment, "policy", faults),
+            tuner: fault::table(figment, "tuner", faults),
+            ingest: fault::table(figment, "ingest", faults),
+            gateway: fault::table(figment, "gateway", faults),
+            metrics: fault::table(figment, "metrics", faults),
+            admin: fault::table(figment, "admin", faults),
+            log: fault::table(figment, "log", faults),
         }
     }
 
@@ -200,15 +197,13 @@ impl Ratings {
     pub fn receipt_keys(&self) -> Result<Option<ReceiptKeys>, String> {
         let (path, text) = match (&self.receipt_keys_env, &self.receipt_keys_file) {
             (None, None) if self.receipts == ingest::ReceiptMode::Off => return Ok(None),
-            (Some(name), None) => {
+            (Some(variable), None) => {
                 let path = "ratings.receipt_keys_env";
-                let unset = |_| format!("{path}: environment variable {name} is not set");
-                (path, std::env::var(name).map_err(unset)?)
+                (path, variable.read().map_err(|error| format!("{path}: {error}"))?)
             }
             (None, Some(file)) => {
                 let path = "ratings.receipt_keys_file";
-                let unread = |error: ConfigError| format!("{path}: {error}: {}", cause(&error));
-                (path, read(file).map_err(unread)?)
+                (path, file.read().map_err(|error| format!("{path}: {error}"))?)
             }
             _ => {
                 return Err("ratings.receipt_keys_env: set it or receipt_keys_file for receipts, \
@@ -216,7 +211,7 @@ impl Ratings {
                     .to_owned());
             }
         };
-        let keys = ReceiptKeys::parse(&text);
+        let keys = ReceiptKeys::parse(text.expose());
         keys.map(Some).map_err(|error| format!("{path}: {error}"))
     }
 
@@ -240,28 +235,12 @@ fn cause(error: &ConfigError) -> String {
     std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
 }
 
-/// Reads one table. Each key that cannot be read becomes a fault and is left out, so that the next
-/// faulty one is found as well; what cannot be read at all is replaced by the default.
-fn table<T: DeserializeOwned + Default>(
-    figment: &Figment,
-    name: &str,
-    faults: &mut Vec<String>,
-) -> T {
-    let Ok(mut found) = figment.find_value(name) else { return T::default() };
-    loop {
-        let error = match found.deserialize::<T>() {
-            Ok(table) => return table,
-            Err(error) => error,
-        };
-        let path = [&[name.to_owned()], &error.path[..]].concat().join(".");
-        faults.push(format!("{path}: {}", error.kind));
-        let left_out = match (&mut found, error.path.first()) {
-            (Value::Dict(_, keys), Some(key)) => keys.remove(key),
-            _ => None,
-        };
-        if left_out.is_none() {
-            return T::default();
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) if !error.to_string().contains(&source.to_string()) => {
+            format!("{error}: {}", with_cause(source))
         }
+        _ => error.to_string(),
     }
 }
 
@@ -307,7 +286,7 @@ fn bucket_files(folder: &Path, pattern: &str, faults: &mut Vec<String>) -> Vec<B
     for path in paths {
         let bucket = read(&path)
             .map_err(|error| format!("{error}: {}", cause(&error)))
-            .and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
+            .and_then(|text| fault::json(&text));
         match bucket {
             Ok(bucket) => buckets.push(bucket),
             Err(problem) => fault(problem),
@@ -319,10 +298,13 @@ fn bucket_files(folder: &Path, pattern: &str, faults: &mut Vec<String>) -> Vec<B
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::ReceiptMode;
+    use crate::{
+        ingest::ReceiptMode,
+        secret::{File, Variable},
+    };
 
-    fn ratings(receipts: ReceiptMode, env: Option<&str>, file: Option<PathBuf>) -> Ratings {
-        let receipt_keys_env = env.map(ToOwned::to_owned);
+    fn ratings(receipts: ReceiptMode, env: Option<&str>, file: Option<File>) -> Ratings {
+        let receipt_keys_env = env.map(Variable::from);
         Ratings { receipts, receipt_keys_env, receipt_keys_file: file, ..Ratings::default() }
     }
 
@@ -346,7 +328,7 @@ mod tests {
         let folder = std::env::temp_dir();
         let file = folder.join(format!("merit-receipt-keys-{}", std::process::id()));
         fs::write(&file, "new:the secret of receipts: thirty-two bytes\r\nold:abc\n").unwrap();
-        let table = ratings(ReceiptMode::Require, None, Some(file.clone()));
+        let table = ratings(ReceiptMode::Require, None, Some(File::from(&file)));
         let fault = table.receipt_keys().unwrap_err();
         assert!(fault.starts_with("ratings.receipt_keys_file: "), "{fault}");
         assert!(fault.contains("key 2") && !fault.contains("abc"), "{fault}");

@@ -4,10 +4,11 @@ use http::{HeaderName, Method};
 use serde::{Deserialize, Serialize};
 use tower_merit::{
     AdmissionLayer, AgentId, Bucket, BuildError, Cost, MemoryStore, Outage, Route, Spend,
-    admission::AdmissionBuilder, identity::ExtensionIdentity,
+    admission::AdmissionBuilder, bucket::CAPACITY_MAX, identity::ExtensionIdentity,
+    store::TAKES_MAX,
 };
 
-use super::{BucketConfig, Config};
+use super::{BucketConfig, Config, with_cause};
 
 /// `[[route]]`: requests that are charged otherwise than by the default bucket alone. The first
 /// whose path and method match decides; the default bucket is charged as well.
@@ -63,6 +64,30 @@ pub struct CostHeader {
 
 fn one() -> u64 {
     1
+}
+
+/// Tells `fault` of a cost that no bucket could hold.
+fn within(key: &str, tokens: u64, fault: &mut impl FnMut(String)) -> bool {
+    if tokens > CAPACITY_MAX {
+        fault(format!("{key}: must be at most {CAPACITY_MAX} tokens, is {tokens}"));
+    }
+    tokens <= CAPACITY_MAX
+}
+
+impl CostHeader {
+    fn cost(&self, fault: &mut impl FnMut(String)) -> Option<Cost> {
+        let Self { name, min, max } = self;
+        let mut fits = within("cost_header.max", *max, fault);
+        if min > max {
+            fault(format!("cost_header.min: must be at most cost_header.max ({max}), is {min}"));
+            fits = false;
+        }
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            fault(format!("cost_header.name: must be letters, digits and dashes, is {name:?}"));
+            fits = false;
+        }
+        fits.then(|| Cost::from_header(name, *min, *max).expect("checked one by one"))
+    }
 }
 
 impl Config {
@@ -124,16 +149,22 @@ impl Config {
             let path = format!("route[{index}]");
             let before = faults.len();
             let built = route.route(|fault| faults.push(format!("{path}.{fault}")));
-            let Err(error) = trial().route(built).build() else { continue };
-            let key = match &error {
-                BuildError::Path { .. } => "path",
-                BuildError::UnknownBucket { .. } | BuildError::TooManyBuckets { .. } => "buckets",
-                BuildError::Cost(_) => "cost",
-                _ if faults.len() > before => continue,
-                _ => "path",
-            };
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            faults.push(format!("{path}.{key}: {error}{}", cause.unwrap_or_default()));
+            // The layer speaks of builders: say it in terms of the file.
+            match trial().route(built).build() {
+                Ok(_) => {}
+                Err(BuildError::Path { path: pattern, problem }) => {
+                    faults.push(format!("{path}.path: {pattern:?} {problem}"));
+                }
+                Err(BuildError::UnknownBucket { bucket, .. }) => faults.push(format!(
+                    "{path}.buckets: there is no {bucket:?}: add a [[bucket]] with that bucket_name"
+                )),
+                Err(BuildError::TooManyBuckets { count, .. }) => faults.push(format!(
+                    "{path}.buckets: at most {TAKES_MAX} are taken together, the default one \
+                     included, there are {count}"
+                )),
+                Err(_) if faults.len() > before => {}
+                Err(error) => faults.push(format!("{path}: {}", with_cause(&error))),
+            }
         }
         let most = tower_merit::admission::ROUTES_MAX;
         if self.route.len() > most {
@@ -171,22 +202,26 @@ impl RouteConfig {
         }
         match (self.cost, &self.cost_header) {
             (Some(_), Some(_)) => fault("cost: set it or cost_header, one of them".to_owned()),
-            (Some(tokens), None) => route = route.cost(tokens),
-            (None, Some(CostHeader { name, min, max })) => {
-                match Cost::from_header(name, *min, *max) {
-                    Ok(cost) => route = route.cost(cost),
-                    Err(error) => {
-                        let cause = std::error::Error::source(&error).map(|c| format!(": {c}"));
-                        fault(format!("cost_header: {error}{}", cause.unwrap_or_default()));
-                    }
+            (Some(tokens), None) => {
+                if within("cost", tokens, &mut fault) {
+                    route = route.cost(tokens);
+                }
+            }
+            (None, Some(header)) => {
+                if let Some(cost) = header.cost(&mut fault) {
+                    route = route.cost(cost);
                 }
             }
             (None, None) => {}
         }
-        if let Some(tokens) = self.default_cost {
+        if let Some(tokens) = self.default_cost
+            && within("default_cost", tokens, &mut fault)
+        {
             route = route.default_cost(tokens);
         }
-        if let Some(tokens) = self.unsettled_cost {
+        if let Some(tokens) = self.unsettled_cost
+            && within("unsettled_cost", tokens, &mut fault)
+        {
             route = route.unsettled_cost(tokens);
         }
         if let Some(outage) = self.on_outage {

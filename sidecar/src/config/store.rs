@@ -2,9 +2,13 @@
 
 use std::{error::Error, path::Path};
 
-use tower_merit::{RedisStore, store::RedisStoreBuilder};
+use tower_merit::{
+    RedisStore,
+    store::{RedisStoreBuilder, StoreError},
+};
 
 use super::{Config, Store, cause, read};
+use crate::secret::Secret;
 
 impl Config {
     /// Returns what connects to the configured Redis.
@@ -73,10 +77,10 @@ impl Store {
         }
         match (&self.url, &self.url_env) {
             (Some(url), _) => Some(("store.url", RedisStore::builder(url))),
-            (None, Some(name)) => match std::env::var(name) {
-                Ok(url) => Some(("store.url_env", RedisStore::builder(&url))),
-                Err(_) => {
-                    faults.push(format!("store.url_env: environment variable {name} is not set"));
+            (None, Some(variable)) => match variable.read() {
+                Ok(url) => Some(("store.url_env", RedisStore::builder(url.expose()))),
+                Err(error) => {
+                    faults.push(format!("store.url_env: {error}"));
                     None
                 }
             },
@@ -91,12 +95,15 @@ impl Store {
     ) -> Option<impl Fn(RedisStoreBuilder) -> RedisStoreBuilder + use<>> {
         let before = faults.len();
         let password = self.password(faults);
-        let mut file = |key: &str, path: &Option<std::path::PathBuf>| {
+        let mut certificates = |key: &str, path: &Option<std::path::PathBuf>| {
             path.as_deref().and_then(|path| text(key, path, faults))
         };
-        let ca = file("tls_ca_file", &self.tls_ca_file);
-        let chain = file("tls_cert_file", &self.tls_cert_file);
-        let key = file("tls_key_file", &self.tls_key_file);
+        let ca = certificates("tls_ca_file", &self.tls_ca_file);
+        let chain = certificates("tls_cert_file", &self.tls_cert_file);
+        let key = self.tls_key_file.as_ref().and_then(|file| {
+            let unreadable = |error| faults.push(format!("store.tls_key_file: {error}"));
+            file.read().map_err(unreadable).ok()
+        });
         if self.tls_cert_file.is_some() != self.tls_key_file.is_some() {
             faults.push("store.tls_cert_file: goes with store.tls_key_file, set both".to_owned());
         }
@@ -106,19 +113,19 @@ impl Store {
                 builder = builder.username(username);
             }
             if let Some(password) = &password {
-                builder = builder.password(password);
+                builder = builder.password(password.expose());
             }
             if let Some(ca) = &ca {
                 builder = builder.ca_certificates(ca.as_str());
             }
             if let (Some(chain), Some(key)) = (&chain, &key) {
-                builder = builder.client_certificate(chain.as_str(), key.as_str());
+                builder = builder.client_certificate(chain.as_str(), key.expose());
             }
             builder
         })
     }
 
-    fn password(&self, faults: &mut Vec<String>) -> Option<String> {
+    fn password(&self, faults: &mut Vec<String>) -> Option<Secret> {
         match (&self.password_env, &self.password_file) {
             (None, None) => {
                 if self.username.is_some() {
@@ -128,18 +135,13 @@ impl Store {
                 }
                 None
             }
-            (Some(name), None) => {
-                let found = std::env::var(name).ok();
-                if found.is_none() {
-                    faults.push(format!(
-                        "store.password_env: environment variable {name} is not set"
-                    ));
-                }
-                found
+            (Some(variable), None) => {
+                let unset = |error| faults.push(format!("store.password_env: {error}"));
+                variable.read().map_err(unset).ok()
             }
-            (None, Some(path)) => {
-                let found = text("password_file", path, faults)?;
-                Some(found.trim_end_matches(['\r', '\n']).to_owned())
+            (None, Some(file)) => {
+                let unreadable = |error| faults.push(format!("store.password_file: {error}"));
+                file.read_one().map_err(unreadable).ok()
             }
             (Some(_), Some(_)) => {
                 faults.push("store.password_env: set it or password_file, one of them".to_owned());
@@ -156,7 +158,15 @@ fn text(key: &str, path: &Path, faults: &mut Vec<String>) -> Option<String> {
     found.ok()
 }
 
-/// Returns the cause of an error that only says that an address is not usable.
-fn why(error: &tower_merit::store::StoreError) -> String {
-    error.source().map_or_else(|| error.to_string(), ToString::to_string)
+/// Returns why an address is not usable. Redis' client adds the kind of its error, which says nothing
+/// to an operator, and sometimes what it read, which may be a secret: both are left out.
+fn why(error: &StoreError) -> String {
+    let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    match cause.split(" - InvalidClientConfig").next().unwrap_or_default() {
+        "Redis URL did not parse" => {
+            "must be redis://[user:password@]host[:port][/database], or rediss:// for TLS"
+                .to_owned()
+        }
+        why => why.to_owned(),
+    }
 }

@@ -9,7 +9,13 @@ use tower_merit::{
 };
 
 use super::Address;
-use crate::{bus::duration, ingest::ReceiptMode, rating::SubjectMode, telemetry::LogFormat};
+use crate::{
+    bus::duration,
+    ingest::ReceiptMode,
+    rating::SubjectMode,
+    secret::{File, Variable},
+    telemetry::LogFormat,
+};
 
 /// `[store]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,7 +26,7 @@ pub struct Store {
     /// Address of the Redis: `redis://…`, or `rediss://…` for TLS.
     pub url: Option<Address>,
     /// Environment variable with the address, when it carries a password.
-    pub url_env: Option<String>,
+    pub url_env: Option<Variable>,
     /// Addresses of some nodes of a Redis Cluster; the others are found through them. Of this,
     /// `url`, `url_env` and `sentinel` exactly one is set.
     pub cluster: Vec<Address>,
@@ -29,15 +35,15 @@ pub struct Store {
     /// The ACL user, when it does not stand in the address; of the servers, not of the sentinels.
     pub username: Option<String>,
     /// Environment variable with the password.
-    pub password_env: Option<String>,
+    pub password_env: Option<Variable>,
     /// File with the password; a line break at its end is no part of it.
-    pub password_file: Option<PathBuf>,
+    pub password_file: Option<File>,
     /// PEM file of the authorities that may vouch for `rediss://` servers; default the system's.
     pub tls_ca_file: Option<PathBuf>,
     /// PEM file of the certificate to show to servers that ask for one.
     pub tls_cert_file: Option<PathBuf>,
     /// PEM file of that certificate's key.
-    pub tls_key_file: Option<PathBuf>,
+    pub tls_key_file: Option<File>,
     /// The longest a decision waits for Redis; default 20ms: longer than any healthy answer takes,
     /// short enough that callers hardly notice an outage.
     #[serde(with = "duration")]
@@ -154,9 +160,9 @@ pub struct Ratings {
     pub receipts: ReceiptMode,
     /// Environment variable with the keys of receipts, `id:secret` separated by commas; the first
     /// signs, all verify; `head -c 32 /dev/urandom | base64` makes a secret. Once there are keys the gateway issues receipts, whatever `receipts` says.
-    pub receipt_keys_env: Option<String>,
+    pub receipt_keys_env: Option<Variable>,
     /// File with the keys of receipts, one a line.
-    pub receipt_keys_file: Option<PathBuf>,
+    pub receipt_keys_file: Option<File>,
 }
 
 /// `[log]`.

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tower_merit::{
     Outage,
-    bucket::{BucketName, Limits},
+    bucket::{BucketName, CAPACITY_MAX, Limits, REFILL_RATE_MAX},
     store::leased::{LEASE_TERM_MAX, LEASE_TERM_MIN},
 };
 
@@ -66,8 +66,15 @@ impl Config {
             if bucket.earned {
                 faults.push(format!("{path}.earned: not in this version yet: remove it"));
             }
-            if let Err(error) = Limits::per_second(bucket.refill_rate, bucket.capacity) {
-                faults.push(format!("{path}: {error}"));
+            if bucket.capacity > CAPACITY_MAX {
+                let found = bucket.capacity;
+                faults.push(format!("{path}.capacity: must be at most {CAPACITY_MAX}, is {found}"));
+            } else if Limits::per_second(bucket.refill_rate, bucket.capacity).is_err() {
+                let found = bucket.refill_rate;
+                faults.push(format!(
+                    "{path}.refill_rate: must be 0.000001 to {REFILL_RATE_MAX} tokens per second, is \
+                     {found}"
+                ));
             } else if bucket.refill_rate < 0.000_001 || bucket.capacity == 0 {
                 faults.push(format!(
                     "{path}: would let nothing pass: refill_rate and capacity must be above 0"

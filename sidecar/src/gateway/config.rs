@@ -106,7 +106,8 @@ pub enum GatewayError {
     /// The upstream's address cannot be used.
     #[error("upstream {upstream:?} {problem}")]
     Upstream {
-        /// The address; it never holds credentials, because those are refused unseen.
+        /// The address without query and fragment; it never holds credentials, because those are
+        /// refused unseen.
         upstream: String,
         /// What is wrong and what to write.
         problem: &'static str,
@@ -171,7 +172,8 @@ impl Config {
     }
 
     pub(super) fn upstream(&self) -> Result<Upstream, GatewayError> {
-        let fault = |problem| GatewayError::Upstream { upstream: self.upstream.clone(), problem };
+        let shown = self.upstream.split(['?', '#']).next().unwrap_or_default();
+        let fault = |problem| GatewayError::Upstream { upstream: shown.to_owned(), problem };
         if self.upstream.is_empty() {
             return Err(fault("is missing; write upstream = \"http://127.0.0.1:3000\""));
         }

@@ -21,6 +21,8 @@ mod config;
 
 mod fields;
 
+mod passing;
+
 mod proxy;
 
 mod tee;

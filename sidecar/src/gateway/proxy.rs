@@ -4,17 +4,15 @@ use std::{
     error::Error,
     io,
     net::SocketAddr,
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::ConnectInfo,
     response::{IntoResponse, Response},
 };
@@ -23,7 +21,7 @@ use http::{
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as _;
 use hyper_util::{
     client::legacy::{self, Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -37,6 +35,7 @@ use tracing::debug;
 use super::{
     config::{Config, GatewayError, Upstream},
     fields::{self, Origin},
+    passing::passing,
     tee::Tee,
     upgrade::{self, Full, Places},
 };
@@ -130,7 +129,14 @@ impl Proxy {
             _ => (body, None),
         };
         let progress = Arc::new(Progress::new());
-        let body = Body::new(Watched { body, progress: Arc::clone(&progress) });
+        // An upload that goes on is no silence of the upstream.
+        let upload = Arc::clone(&progress);
+        let body = passing(body, move |passed, _| {
+            upload.moved();
+            if matches!(passed, Some(Err(_))) {
+                upload.broken.store(true, Ordering::Relaxed);
+            }
+        });
         let mut outgoing = Request::new(body);
         *outgoing.uri_mut() = shared.target(&head.uri)?;
         shared.fill(&mut outgoing, head);
@@ -335,36 +341,5 @@ impl Progress {
             }
             tokio::time::sleep_until(until).await;
         }
-    }
-}
-
-/// The request's body, watched: an upload that goes on is no silence of the upstream.
-struct Watched {
-    body: Body,
-    progress: Arc<Progress>,
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        self.progress.moved();
-        if matches!(frame, Some(Err(_))) {
-            self.progress.broken.store(true, Ordering::Relaxed);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

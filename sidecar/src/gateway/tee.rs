@@ -7,12 +7,10 @@
 //! [`HandingOn::finish`] before the bus or its reader ends.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -20,11 +18,13 @@ use axum::body::{Body, Bytes};
 use bytes::BytesMut;
 use futures_util::future::BoxFuture;
 use http::{Method, Request, StatusCode, request::Parts};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as _;
 use metrics::counter;
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
+
+use super::passing::passing;
 
 /// The longest rating that is copied, in bytes; longer bodies pass and are counted.
 pub const TEE_BODY_MAX: usize = 64 << 10;
@@ -118,8 +118,19 @@ impl Tee {
         if body.is_end_stream() {
             taken.lock().unwrap_or_else(PoisonError::into_inner).end();
         }
-        let copying = Copying { body, taken: Arc::clone(&taken) };
-        (Body::new(copying), Copied { tee: self.clone(), request, taken })
+        let copy = Arc::clone(&taken);
+        let body = passing(body, move |passed, last| {
+            let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(Ok(frame)) = passed
+                && let Some(data) = frame.data_ref()
+            {
+                copy.add(data);
+            }
+            if last && !matches!(passed, Some(Err(_))) {
+                copy.end();
+            }
+        });
+        (body, Copied { tee: self.clone(), request, taken })
     }
 
     fn count(&self, outcome: &'static str) {
@@ -202,47 +213,5 @@ impl Taken {
         if let Self::Reading(copy) = self {
             *self = Self::Whole(std::mem::take(copy).freeze());
         }
-    }
-}
-
-/// A body that is copied as it is read.
-struct Copying {
-    body: Body,
-    taken: Arc<Mutex<Taken>>,
-}
-
-impl HttpBody for Copying {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    taken.add(data);
-                }
-                // A body of known length is not asked for its end.
-                if self.body.is_end_stream() {
-                    taken.end();
-                }
-            }
-            Some(Err(_)) => {}
-            None => taken.end(),
-        }
-        drop(taken);
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

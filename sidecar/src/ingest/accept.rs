@@ -1,9 +1,6 @@
 //! From a request to a rating on the bus: the one way, for the ingest routes and for the gateway's tee.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use axum::body::Bytes;
 use http::{HeaderMap, HeaderName, Request};
@@ -22,6 +19,7 @@ use super::{
 };
 use crate::{
     bus::{PublishError, Publisher},
+    clock::unix_time,
     rating::{Rating, RatingId, RatingRequest, SubjectMode},
 };
 
@@ -174,8 +172,7 @@ impl std::fmt::Debug for Ingest {
 }
 
 fn unix_now_us() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
+    u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Returns the name that the header gives the event: a structured-field string (RFC 9651 section

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use super::raters::{ApiKeys, ApiKeysError};
+use crate::secret::Variable;
 
 /// The largest bodies that configuration may ask for: 64 MiB.
 const BODY_BYTES_MAX: usize = 64 << 20;
@@ -39,7 +40,7 @@ pub struct Config {
     pub timeout: Duration,
     /// Environment variable with API keys of collectors, `name:secret` separated by commas (or one
     /// bare secret, named `default`); no API keys unless named.
-    pub api_key_env: Option<String>,
+    pub api_key_env: Option<Variable>,
 }
 
 impl Default for Config {
@@ -78,7 +79,7 @@ impl Config {
                 self.timeout
             ));
         }
-        if self.api_key_env.as_deref() == Some("") {
+        if self.api_key_env.as_ref().is_some_and(Variable::is_empty) {
             faults.push(format!("{path}.api_key_env: must name an environment variable, is empty"));
         }
     }
@@ -91,10 +92,7 @@ impl Config {
     pub fn api_keys(&self) -> Result<ApiKeys, ApiKeysError> {
         match &self.api_key_env {
             None => Ok(ApiKeys::default()),
-            Some(variable) => match std::env::var(variable) {
-                Ok(text) => ApiKeys::parse(variable, &text),
-                Err(_) => Err(ApiKeysError::Unset { variable: variable.clone() }),
-            },
+            Some(variable) => ApiKeys::parse(variable.read()?.expose()),
         }
     }
 }
@@ -132,10 +130,8 @@ mod tests {
 
     #[test]
     fn a_variable_that_is_not_set_is_named() {
-        let config = Config {
-            api_key_env: Some("MERIT_TEST_NO_SUCH_VARIABLE".to_owned()),
-            ..Config::default()
-        };
+        let config =
+            Config { api_key_env: Some("MERIT_TEST_NO_SUCH_VARIABLE".into()), ..Config::default() };
         let error = config.api_keys().unwrap_err().to_string();
         assert!(error.contains("MERIT_TEST_NO_SUCH_VARIABLE"), "{error}");
     }

@@ -18,7 +18,10 @@ use tower_merit::{
 };
 
 use super::Refusal;
-use crate::rating::{FOREIGN_POSTER, Poster, Rating, RatingRequest, SubjectMode};
+use crate::{
+    rating::{FOREIGN_POSTER, Poster, Rating, RatingRequest, SubjectMode},
+    secret::Unset,
+};
 
 /// The scope that rates as the token's own subject.
 pub const WRITE: &str = "ratings:write";
@@ -43,47 +46,35 @@ const SUBJECT_PREFIX: &str = "sub:";
 #[non_exhaustive]
 pub enum ApiKeysError {
     /// The variable is not there, or is no text.
-    #[error("ingest.api_key_env: environment variable {variable} is not set to a text")]
-    Unset {
-        /// Its name.
-        variable: String,
-    },
+    #[error("ingest.api_key_env: {0}")]
+    Unset(#[from] Unset),
     /// A key's name is malformed.
     #[error(
-        "environment variable {variable}: name of key {number} must be 1 to {API_KEY_NAME_MAX} \
+        "ingest.api_key_env: name of key {number} must be 1 to {API_KEY_NAME_MAX} \
          characters of `[A-Za-z0-9._-]`; write name:secret"
     )]
     Name {
-        /// The variable.
-        variable: String,
         /// Which key, from 1.
         number: usize,
     },
     /// A secret is too short or has characters that no header carries.
     #[error(
-        "environment variable {variable}: secret of key {number} must be at least {API_KEY_MIN} \
+        "ingest.api_key_env: secret of key {number} must be at least {API_KEY_MIN} \
          visible ASCII characters"
     )]
     Secret {
-        /// The variable.
-        variable: String,
         /// Which key, from 1.
         number: usize,
     },
     /// A name or a secret is there twice.
-    #[error("environment variable {variable}: key {number} repeats a name or secret")]
+    #[error("ingest.api_key_env: key {number} repeats a name or secret")]
     Repeated {
-        /// The variable.
-        variable: String,
         /// Which key, from 1.
         number: usize,
     },
     /// There are more than [`API_KEYS_MAX`].
-    #[error("environment variable {variable}: must hold at most {API_KEYS_MAX} keys")]
-    TooMany {
-        /// The variable.
-        variable: String,
-    },
+    #[error("ingest.api_key_env: must hold at most {API_KEYS_MAX} keys")]
+    TooMany,
 }
 
 /// API keys, by the digests of their secrets.
@@ -100,31 +91,30 @@ impl std::fmt::Debug for ApiKeys {
 }
 
 impl ApiKeys {
-    /// Returns the keys in `text`, the value of the environment variable `variable`.
+    /// Returns the keys in `text`: `name:secret` separated by commas, or one bare secret.
     ///
     /// # Errors
     ///
     /// When a key is malformed or repeated; the error gives its number and shows no secret.
-    pub fn parse(variable: &str, text: &str) -> Result<Self, ApiKeysError> {
-        let variable = || variable.to_owned();
+    pub fn parse(text: &str) -> Result<Self, ApiKeysError> {
         let mut names: HashMap<[u8; 32], Poster> = HashMap::new();
         for (index, key) in text.split(',').map(str::trim).enumerate() {
             let number = index + 1;
             if number > API_KEYS_MAX {
-                return Err(ApiKeysError::TooMany { variable: variable() });
+                return Err(ApiKeysError::TooMany);
             }
             let (name, secret) = key.split_once(':').unwrap_or(("default", key));
             let named = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             if name.is_empty() || name.len() > API_KEY_NAME_MAX || !name.chars().all(named) {
-                return Err(ApiKeysError::Name { variable: variable(), number });
+                return Err(ApiKeysError::Name { number });
             }
             if secret.len() < API_KEY_MIN || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-                return Err(ApiKeysError::Secret { variable: variable(), number });
+                return Err(ApiKeysError::Secret { number });
             }
             let poster = Poster::new(&format!("{KEY_PREFIX}{name}")).expect("a short ASCII name");
             let taken = names.values().any(|other| *other == poster);
             if taken || names.insert(hash(secret), poster).is_some() {
-                return Err(ApiKeysError::Repeated { variable: variable(), number });
+                return Err(ApiKeysError::Repeated { number });
             }
         }
         Ok(Self { names: Arc::new(names) })
@@ -273,19 +263,19 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> ApiKeysError {
-        ApiKeys::parse("KEYS", text).unwrap_err()
+        ApiKeys::parse(text).unwrap_err()
     }
 
     #[test]
     fn keys_are_found_by_their_secret_only() {
         let text = "feed:0123456789abcdef, other:fedcba9876543210";
-        let keys = ApiKeys::parse("KEYS", text).unwrap();
+        let keys = ApiKeys::parse(text).unwrap();
         assert_eq!(keys.poster("0123456789abcdef").unwrap().as_str(), "key-feed");
         assert_eq!(keys.poster("fedcba9876543210").unwrap().as_str(), "key-other");
         for wrong in ["", "feed", "feed:0123456789abcdef", "0123456789abcdeF"] {
             assert_eq!(keys.poster(wrong), None, "{wrong}");
         }
-        let bare = ApiKeys::parse("KEYS", "0123456789abcdef").unwrap();
+        let bare = ApiKeys::parse("0123456789abcdef").unwrap();
         assert_eq!(bare.poster("0123456789abcdef").unwrap().as_str(), "key-default");
     }
 
@@ -309,7 +299,7 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown_in_debug_output() {
-        let keys = ApiKeys::parse("KEYS", "feed:0123456789abcdef").unwrap();
+        let keys = ApiKeys::parse("feed:0123456789abcdef").unwrap();
         assert_eq!(format!("{keys:?}"), "[\"key-feed\"]");
     }
 

@@ -23,7 +23,7 @@ impl TryFrom<String> for Kind {
             "price" | "ppo" | "bandit" => {
                 Err(format!("policy `{name}` is not in this version yet: use `additive`"))
             }
-            other => Err(format!("policy must be `additive`, is `{other}`")),
+            _ => Err("must be `additive`".to_owned()),
         }
     }
 }

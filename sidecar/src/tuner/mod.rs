@@ -13,6 +13,8 @@
 
 mod agents;
 mod config;
+mod life;
+mod metrics;
 mod positions;
 mod window;
 
@@ -22,20 +24,21 @@ use std::{
     collections::{BTreeMap, HashMap},
     error::Error as _,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId,
-    store::{Change, Life, StoreError, Tune, Written},
+    store::{Change, StoreError, Tune, Written},
 };
 use tracing::{error, info, warn};
 
 use self::{
     agents::{Agents, Folded, Folding, WentBack},
+    life::Known,
+    metrics::Metrics,
     positions::Positions,
 };
 use crate::{
@@ -81,13 +84,6 @@ pub struct Tuner<T> {
     logs: HashMap<Partition, Arc<str>>,
     life: Option<Known>,
     metrics: Metrics,
-}
-
-/// The life of the store that memory belongs to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Known {
-    run_id: String,
-    epoch: String,
 }
 
 /// What interrupts a batch.
@@ -413,101 +409,6 @@ impl<T: Tune> Tuner<T> {
         Ok(())
     }
 
-    /// Waits until the store answers.
-    ///
-    /// # Errors
-    ///
-    /// [`Interrupt::NewLife`] when it is not the one that memory belongs to. It is the known one
-    /// from then on.
-    async fn same_life(&mut self, stop: &CancellationToken) -> Result<(), Interrupt> {
-        let mut pause = RETRY_MIN;
-        loop {
-            match self.ask_life().await {
-                Ok(life) if self.is_known(&life) => return Ok(()),
-                Ok(_) => return Err(Interrupt::NewLife),
-                Err(failure) => self.failed("bucket store not reached", &failure),
-            }
-            if wait_or_stop(pause, stop).await {
-                return Err(Interrupt::Stop);
-            }
-            pause = (pause * 2).min(RETRY_MAX);
-        }
-    }
-
-    /// Takes over `life`; returns false when memory belongs to another one.
-    fn is_known(&mut self, now: &Known) -> bool {
-        match self.life.replace(now.clone()) {
-            Some(before) if before != *now => {
-                warn!(before = before.run_id, now = now.run_id, "bucket store is another one now");
-                if before.epoch != now.epoch {
-                    warn!(
-                        "it holds none of our data: limits are rebuilt from the log, and what \
-                         compaction removed from that is not in them"
-                    );
-                }
-                false
-            }
-            _ => true,
-        }
-    }
-
-    /// Asks which life of the store this is; an empty one becomes ours.
-    async fn ask_life(&self) -> Result<Known, StoreError> {
-        loop {
-            let Life { run_id, epoch } = self.store.life().await?;
-            match epoch {
-                Some(epoch) => return Ok(Known { run_id, epoch }),
-                None => self.store.begin_epoch(&new_epoch()).await?,
-            }
-        }
-    }
-
-    /// Forgets everything and goes back to the stored progress.
-    async fn begin_again(&mut self, stop: &CancellationToken) -> Result<(), TunerError> {
-        match self.read_progress(stop).await {
-            Some((progress, _)) => self.go_back(&progress),
-            None => Ok(()),
-        }
-    }
-
-    fn go_back(&mut self, progress: &HashMap<String, u64>) -> Result<(), TunerError> {
-        self.metrics.rewinds.increment(1);
-        self.agents.forget_all();
-        for partition in self.positions.partitions() {
-            let from = progress.get(&*self.logs[&partition]).copied().unwrap_or(0);
-            info!(%partition, from, "giving the store its last ratings again");
-            self.consumer.seek(partition, from)?;
-            self.positions.begin(partition, from, Instant::now());
-        }
-        Ok(())
-    }
-
-    /// Returns the stored progress once the store answers, and whether it is the store that memory
-    /// belongs to; `None` when it is time to stop.
-    async fn read_progress(
-        &mut self,
-        stop: &CancellationToken,
-    ) -> Option<(HashMap<String, u64>, bool)> {
-        let (mut pause, mut same) = (RETRY_MIN, true);
-        loop {
-            let progress = match self.ask_life().await {
-                Ok(life) => {
-                    same &= self.is_known(&life);
-                    self.store.progress().await
-                }
-                Err(failure) => Err(failure),
-            };
-            match progress {
-                Ok(progress) => return Some((progress.into_iter().collect(), same)),
-                Err(failure) => self.failed("progress not read", &failure),
-            }
-            if wait_or_stop(pause, stop).await {
-                return None;
-            }
-            pause = (pause * 2).min(RETRY_MAX);
-        }
-    }
-
     async fn keep_house(&mut self, stop: &CancellationToken) -> Result<(), TunerError> {
         let lag = self.consumer.lag();
         #[allow(clippy::cast_precision_loss, reason = "a gauge")]
@@ -571,75 +472,4 @@ impl<T: Tune> Tuner<T> {
 /// Returns true when it is time to stop instead.
 async fn wait_or_stop(pause: Duration, stop: &CancellationToken) -> bool {
     tokio::time::timeout(pause, stop.cancelled()).await.is_ok()
-}
-
-/// Names a life of the store: no two are alike, and nothing else is asked of it.
-fn new_epoch() -> String {
-    use std::hash::{BuildHasher, RandomState};
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    format!("{:x}-{:08x}", since.as_millis(), RandomState::new().hash_one(since) >> 32)
-}
-
-struct Metrics {
-    update_latency: Histogram,
-    rating_to_limit: Histogram,
-    refill_rate: Histogram,
-    reward: Histogram,
-    counted: Counter,
-    skipped: Counter,
-    repeats: Counter,
-    conflicts: Counter,
-    without_agent: Counter,
-    writes: Counter,
-    stale: Counter,
-    set_aside: Counter,
-    store_failures: Counter,
-    rewinds: Counter,
-    lag: Gauge,
-    agents: Gauge,
-    stopped_partitions: Gauge,
-}
-
-impl Metrics {
-    fn new() -> Self {
-        let folded =
-            |outcome: &'static str| counter!("merit_ratings_folded_total", "outcome" => outcome);
-        Self {
-            update_latency: histogram!("rl_update_latency"),
-            rating_to_limit: histogram!("merit_rating_to_limit_seconds"),
-            refill_rate: histogram!("merit_refill_rate"),
-            reward: histogram!("merit_reward"),
-            counted: folded("counted"),
-            skipped: folded("already_applied"),
-            repeats: folded("repeat"),
-            conflicts: folded("id_conflict"),
-            without_agent: folded("no_agent"),
-            writes: counter!("merit_limit_writes_total"),
-            stale: counter!("merit_limit_writes_stale_total"),
-            set_aside: counter!("merit_ratings_set_aside_total"),
-            store_failures: counter!("merit_tuner_store_failures_total"),
-            rewinds: counter!("merit_tuner_rewinds_total"),
-            lag: gauge!("merit_bus_lag_ratings"),
-            agents: gauge!("merit_tuner_agents"),
-            stopped_partitions: gauge!("merit_tuner_stopped_partitions"),
-        }
-    }
-
-    fn applied(&self, folded: &Folded, rate: f64, ratings: &[Folding<'_>]) {
-        self.writes.increment(1);
-        self.counted.increment(folded.counted);
-        self.skipped.increment(folded.skipped);
-        self.repeats.increment(folded.repeats);
-        self.conflicts.increment(folded.conflicts);
-        self.refill_rate.record(rate);
-        #[allow(clippy::cast_precision_loss, reason = "a mean for a histogram")]
-        if folded.counted > 0 {
-            self.reward.record(folded.reward / folded.counted as f64);
-        }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for Folding { delivery, .. } in ratings.iter().filter(|folding| folding.fresh) {
-            let accepted = Duration::from_micros(delivery.rating.accepted_at_us());
-            self.rating_to_limit.record(now.saturating_sub(accepted));
-        }
-    }
 }

@@ -4,7 +4,7 @@ use std::{convert::Infallible, fmt, str::FromStr, sync::Arc, time::Duration};
 
 use axum::{Router, body::Body};
 use http::{Request, Response, StatusCode};
-use merit_integration::{AUDIENCE, ISSUER, SECRET};
+use merit_integration::{AUDIENCE, ISSUER, PLAIN_LUA, SECRET};
 use redis::{
     RedisResult, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
@@ -231,7 +231,7 @@ fn refuse() -> Result<Response<Empty>, Infallible> {
     Ok(refusal)
 }
 
-/// The token bucket everybody writes: floats, HMGET, HSET, PEXPIRE; no deadline, no fallback.
+/// One [`PLAIN_LUA`] per request; no deadline, no fallback.
 #[derive(Clone)]
 struct Plain {
     script: Arc<Script>,
@@ -245,7 +245,7 @@ impl Plain {
         let client = redis::Client::open(fit.redis.as_str())?;
         let config = ConnectionManagerConfig::new().set_response_timeout(None);
         let connection = ConnectionManager::new_with_config(client, config).await?;
-        let script = Arc::new(Script::new(include_str!("plain.lua")));
+        let script = Arc::new(Script::new(PLAIN_LUA));
         Ok(Self { script, connection, capacity: fit.capacity, refill_rate: fit.refill_rate })
     }
 

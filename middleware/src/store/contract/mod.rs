@@ -5,7 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a suite of assertions")]
 
+mod draw;
+
 mod scripts;
+
+pub use draw::Draw;
 
 pub use scripts::{age, level_of, lua_agrees_with_rust, redis_follows_the_model};
 

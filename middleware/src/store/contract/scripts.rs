@@ -3,7 +3,7 @@
 use ::redis::aio::ConnectionLike;
 use std::time::Duration;
 
-use super::{agent, ask, bucket, change, limits, write_one};
+use super::{Draw, agent, ask, bucket, change, limits, write_one};
 use crate::{
     AgentId,
     bucket::{
@@ -16,30 +16,6 @@ use crate::{
     },
 };
 
-/// Draws numbers for the vectors: a fixed sequence, so that a failure names its case for ever
-/// (SplitMix64, Steele, Lea and Flood, OOPSLA 2014).
-struct Draw(u64);
-
-impl Draw {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number of 0 to `most`, of any magnitude: the extremes are as likely as the middle.
-    fn up_to(&mut self, most: u64) -> u64 {
-        let shift = u32::try_from(self.next() % 64).expect("below 64");
-        match self.next() % 8 {
-            0 => 0,
-            1 => most,
-            _ => (self.next() >> shift) % (most + 1),
-        }
-    }
-}
-
 /// Holds `bucket.lua` to [`crate::bucket`] by `cases` random vectors on the server at `url`.
 pub async fn lua_agrees_with_rust(url: &str, cases: usize) {
     let client = ::redis::Client::open(url).unwrap();
@@ -49,7 +25,7 @@ pub async fn lua_agrees_with_rust(url: &str, cases: usize) {
          local l, c, r, e, t = tonumber(ARGV[i]), tonumber(ARGV[i+1]), tonumber(ARGV[i+2]), tonumber(ARGV[i+3]), tonumber(ARGV[i+4])\n\
          out[#out+1] = refill(l, c * NANO, r, e)\nout[#out+1] = wait_ms(l, t * NANO, r)\nend\nreturn out"
     );
-    let mut draw = Draw(1);
+    let mut draw = Draw::new(1);
     for _ in 0..cases.div_ceil(500) {
         let mut command = ::redis::cmd("EVAL");
         command.arg(&script).arg(0);
@@ -90,11 +66,11 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
     let (agent, configured) = (agent("model"), limits(1000.0, 50));
     let (other, key) = (bucket("other", configured), format!("tb:{agent}"));
     let bucket = bucket("default", configured);
-    let mut draw = Draw(7);
+    let mut draw = Draw::new(7);
     let mut model: Option<Level> = None;
     let (mut in_force, mut rev) = (configured, 0);
     for step in 0..steps {
-        match draw.next() % 4 {
+        match draw.below(4) {
             0 => {
                 let capacity = draw.up_to(if step % 2 == 0 { 100 } else { CAPACITY_MAX });
                 let micro = draw.up_to(if step % 3 == 0 { 5_000_000 } else { 9_000_000_000_000 });
@@ -116,7 +92,7 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
                 let cost =
                     Tokens::new(draw.up_to(if step % 5 == 0 { CAPACITY_MAX } else { 60 })).unwrap();
                 let both = [(&bucket, cost.get()), (&other, 0)];
-                let touched = if draw.next().is_multiple_of(2) { &both[..1] } else { &both };
+                let touched = if draw.below(2) == 0 { &both[..1] } else { &both };
                 let verdict = ask(store, &agent, touched).await;
                 if cost == Tokens::ZERO {
                     continue;

@@ -6,7 +6,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use axum::{Json, Router, extract::Path, routing::get};
@@ -15,7 +15,11 @@ use serde_json::{Value, json};
 use tower_merit::AgentId;
 
 use super::{DemoError, Options};
-use crate::config::{BucketConfig, Config};
+use crate::{
+    clock::unix_time,
+    config::{BucketConfig, Config},
+    secret::File,
+};
 
 /// How many of the served requests are rated.
 pub(super) const RATED_SHARE: f64 = 0.4;
@@ -110,8 +114,7 @@ impl World {
         let mut rng = StdRng::seed_from_u64(options.seed);
         let secret: [u8; 32] = rand::random();
         let key = jsonwebtoken::EncodingKey::from_secret(hex(&secret).as_bytes());
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let exp = (since + options.duration + Duration::from_secs(3600)).as_secs();
+        let exp = (unix_time() + options.duration + Duration::from_secs(3600)).as_secs();
         let sign = |mut claims: Value| {
             claims["iss"] = ISSUER.into();
             claims["aud"] = AUDIENCE.into();
@@ -160,7 +163,7 @@ impl World {
         let loopback = || Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         let mut config = Config::default();
         config.identity.algorithms = vec!["HS256".to_owned()];
-        config.identity.secret_file = Some(self.secret.0.clone());
+        config.identity.secret_file = Some(File::from(&self.secret.0));
         config.identity.issuer = Some(ISSUER.to_owned());
         config.identity.audience = Some(AUDIENCE.to_owned());
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "1 to 30")]

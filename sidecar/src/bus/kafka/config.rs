@@ -1,8 +1,11 @@
 //! The `[bus]` table with `kind = "kafka"`. Known in every build, so that one without Kafka can say
 //! what it lacks.
 
-use crate::bus::{BusError, duration};
-use std::{fmt, fs, path::PathBuf, time::Duration};
+use crate::{
+    bus::{BusError, duration},
+    secret::{File, Secret, Variable},
+};
+use std::{path::PathBuf, time::Duration};
 
 const PARTITIONS_MAX: u32 = 10_000;
 const BATCH_MAX: usize = 10_000;
@@ -62,10 +65,10 @@ pub struct Config {
     pub username: String,
     /// The environment variable that holds the SASL password.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_env: Option<String>,
+    pub password_env: Option<Variable>,
     /// The file that holds the SASL password; a line break at its end is no part of it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub password_file: Option<PathBuf>,
+    pub password_file: Option<File>,
 }
 
 /// How to speak to the brokers.
@@ -99,24 +102,6 @@ impl Security {
     #[must_use]
     pub fn needs_password(self) -> bool {
         matches!(self, Self::SaslPlaintext | Self::SaslSsl)
-    }
-}
-
-/// A password: its `Debug` prints nothing of it.
-#[derive(Clone)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Returns the password, for the client alone.
-    #[must_use]
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
     }
 }
 
@@ -202,24 +187,20 @@ impl Config {
     /// When it is not there.
     pub fn password(&self) -> Result<Secret, BusError> {
         let fault = |key, problem| BusError::Config { key, problem };
-        if let Some(name) = &self.password_env {
-            let missing =
-                |_| fault("password_env", format!("environment variable {name} is not set"));
-            return std::env::var(name).map(Secret).map_err(missing);
+        if let Some(variable) = &self.password_env {
+            return variable.read().map_err(|error| fault("password_env", error.to_string()));
         }
         let Some(file) = &self.password_file else {
             return Err(fault("password_env", "set it or password_file".to_owned()));
         };
-        let unreadable =
-            |error| fault("password_file", format!("cannot read {}: {error}", file.display()));
-        let text = fs::read_to_string(file).map_err(unreadable)?;
-        Ok(Secret(text.trim_end_matches(['\r', '\n']).to_owned()))
+        file.read_one().map_err(|error| fault("password_file", error.to_string()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn faults(config: &Config) -> Vec<String> {
         let mut faults = Vec::new();
@@ -286,7 +267,7 @@ mod tests {
     fn a_password_comes_from_its_file_and_is_never_printed() {
         let file = std::env::temp_dir().join(format!("merit-secret-{}", std::process::id()));
         fs::write(&file, "hunter2\n").unwrap();
-        let config = Config { password_file: Some(file.clone()), ..Config::default() };
+        let config = Config { password_file: Some(File::from(&file)), ..Config::default() };
         let secret = config.password().unwrap();
         fs::remove_file(&file).unwrap();
         assert_eq!(secret.expose(), "hunter2");

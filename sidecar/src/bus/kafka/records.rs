@@ -1,11 +1,11 @@
 //! Between Kafka's records and ours: what was gathered, and places on a topic in Kafka's terms.
 
-use crate::bus::{Delivery, Event, Partition};
-use rdkafka::{Message, Offset, Timestamp, TopicPartitionList, message::BorrowedMessage};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::{SystemTime, UNIX_EPOCH},
+use crate::{
+    bus::{Delivery, Event, Partition},
+    clock::unix_time,
 };
+use rdkafka::{Message, Offset, Timestamp, TopicPartitionList, message::BorrowedMessage};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What the next batch will be.
 #[derive(Default)]
@@ -80,8 +80,5 @@ pub(super) fn timestamp_ms(record: &BorrowedMessage<'_>) -> u64 {
         Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => u64::try_from(ms).ok(),
         Timestamp::NotAvailable => None,
     }
-    .unwrap_or_else(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    })
+    .unwrap_or_else(|| u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX))
 }

@@ -34,7 +34,7 @@ fn edge_checking(
     let bus = in_process::Config { capacity, batch_max: 1000 };
     let (publisher, consumer) = in_process::channel(&bus);
     let verifier = JwtIdentity::hs256(SECRET).build().unwrap();
-    let keys = ApiKeys::parse("KEYS", &format!("feed:{API_KEY}")).unwrap();
+    let keys = ApiKeys::parse(&format!("feed:{API_KEY}")).unwrap();
     let publisher = Publisher::InProcess(publisher);
     let ingest = Ingest::new(config, publisher, Some(verifier), keys, subject, receipts);
     Edge { router: ingest.router(), consumer: Consumer::InProcess(consumer) }

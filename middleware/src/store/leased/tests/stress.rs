@@ -2,23 +2,11 @@
 //! time; and not a token is lost or found.
 
 use super::*;
+use crate::store::contract::Draw;
 
 const AGENTS: usize = 48;
 const CALLERS: u64 = 16;
 const LASTS: Duration = Duration::from_secs(2);
-
-/// A fixed sequence for each caller (SplitMix64); the threads' interleaving is the system's.
-struct Draw(u64);
-
-impl Draw {
-    fn below(&mut self, most: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % most
-    }
-}
 
 /// A store whose loans take a few turns of the scheduler, and fail one time in eight: in half of
 /// those everything was taken and is lost.
@@ -94,7 +82,7 @@ fn tally<const KINDS: usize>() -> Arc<[AtomicU64]> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn not_a_token_is_lost_or_found_whoever_leaves_and_whatever_fails() {
     let store = MemoryStore::new();
-    let draw = Arc::new(Mutex::new(Draw(1)));
+    let draw = Arc::new(Mutex::new(Draw::new(1)));
     let shaky = Shaky { store: store.clone(), draw, lost: tally::<AGENTS>() };
     // So few places that agents push each other out, and terms that end all the time.
     let node =
@@ -105,7 +93,7 @@ async fn not_a_token_is_lost_or_found_whoever_leaves_and_whatever_fails() {
     let end = Instant::now() + LASTS;
     let caller = |seed| {
         let caller = Caller {
-            draw: Draw(seed),
+            draw: Draw::new(seed),
             nodes: nodes.clone(),
             plans: plans.clone(),
             admitted: Arc::clone(&admitted),
@@ -133,6 +121,7 @@ async fn not_a_token_is_lost_or_found_whoever_leaves_and_whatever_fails() {
 const OUTCOMES: usize = 5;
 
 struct Caller {
+    /// A fixed sequence for each; the threads' interleaving is the system's.
     draw: Draw,
     nodes: [Leased<Shaky>; 2],
     plans: [Arc<[Take]>; 2],

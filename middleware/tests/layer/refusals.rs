@@ -1,9 +1,5 @@
 //! What a caller reads when it is refused, and what may be made of that.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     collections::BTreeSet,
     sync::{
@@ -13,10 +9,10 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{self, ask, builder, counting, get, outcome, with, with_writes};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
-use support::{ask, builder, counting, get, outcome, with, with_writes};
 use tower::service_fn;
 use tower_merit::{Bucket, BuildError, MemoryStore, Refusal, Route};
 

@@ -1,9 +1,5 @@
 //! A key set that changes, is late, is broken or is gone, on a paused clock.
 
-#![allow(clippy::unwrap_used)]
-
-mod keys;
-
 use std::{
     future::Future,
     pin::Pin,
@@ -14,8 +10,8 @@ use std::{
     time::Duration,
 };
 
+use crate::keys::{Pair, claims, ec256, set};
 use bytes::Bytes;
-use keys::{Pair, claims, ec256, set};
 use serde_json::json;
 use tokio::{
     sync::Semaphore,

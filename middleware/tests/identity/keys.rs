@@ -1,7 +1,5 @@
 //! Key pairs for tests: they sign whatever a test wants signed, honest or not.
 
-#![allow(dead_code, reason = "every test file uses a part of it")]
-
 use std::{
     sync::LazyLock,
     time::{SystemTime, UNIX_EPOCH},

@@ -1,12 +1,8 @@
 //! Decided and counted, and passed on: watched buckets, shadow mode, agents on the allow-list.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
+use crate::support::{agent, ask, builder, counted, counting, get, outcome, with_writes};
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use support::{agent, ask, builder, counted, counting, get, outcome, with_writes};
 use tower_merit::{Bucket, MemoryStore, Route, bucket::Limits};
 
 #[tokio::test(start_paused = true)]

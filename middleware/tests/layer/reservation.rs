@@ -1,9 +1,5 @@
 //! Charges that are corrected: refunds, reservations, and what the service says it really cost.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     convert::Infallible,
     future::ready,
@@ -14,12 +10,12 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{self, Named, ask, ask_of, builder, get};
 use bytes::Bytes;
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
-use support::{Named, ask, ask_of, builder, get};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_merit::{
     AdmissionLayer, Bucket, MemoryStore, Reservation, Route, Spend,

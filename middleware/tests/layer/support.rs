@@ -1,7 +1,5 @@
 //! What the tests of the layer share: an identity that believes, and answers taken apart.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test uses a part of it")]
-
 use std::{
     convert::Infallible,
     future::{Ready, ready},
@@ -20,7 +18,7 @@ use tower_merit::{
 
 /// Believes what stands in `x-agent`.
 #[derive(Clone, Copy)]
-pub struct Named;
+pub(crate) struct Named;
 
 impl Identify for Named {
     type Future = Ready<Result<Caller, IdentityError>>;
@@ -34,26 +32,26 @@ impl Identify for Named {
 }
 
 /// A layer whose default bucket `requests` holds ten and gains one a second.
-pub fn builder<S: Spend>(store: S) -> AdmissionBuilder<S, Named> {
+pub(crate) fn builder<S: Spend>(store: S) -> AdmissionBuilder<S, Named> {
     AdmissionLayer::builder(store)
         .identity(Named)
         .bucket(Bucket::per_second(1.0).capacity(10).named("requests"))
 }
 
 /// The same over the in-process store, with a bucket `writes` that holds two.
-pub fn with_writes() -> AdmissionBuilder<MemoryStore, Named> {
+pub(crate) fn with_writes() -> AdmissionBuilder<MemoryStore, Named> {
     builder(MemoryStore::new()).bucket(Bucket::per_second(1.0).capacity(2).named("writes"))
 }
 
-pub fn agent(name: &str) -> AgentId {
+pub(crate) fn agent(name: &str) -> AgentId {
     AgentId::new(name).unwrap()
 }
 
-pub fn get(path: &str) -> Request<Full<Bytes>> {
+pub(crate) fn get(path: &str) -> Request<Full<Bytes>> {
     of("GET", path)
 }
 
-pub fn of(method: &str, path: &str) -> Request<Full<Bytes>> {
+pub(crate) fn of(method: &str, path: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)
         .uri(path)
@@ -62,7 +60,7 @@ pub fn of(method: &str, path: &str) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
-pub fn with(
+pub(crate) fn with(
     mut request: Request<Full<Bytes>>,
     name: &'static str,
     value: &str,
@@ -72,32 +70,34 @@ pub fn with(
 }
 
 /// Answers 200 with the agent it was told of.
-pub async fn hello(request: Request<Full<Bytes>>) -> Result<Response<Full<Bytes>>, Infallible> {
+pub(crate) async fn hello(
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let agent = request.extensions().get::<AgentId>().map(ToString::to_string);
     Ok(Response::new(Full::from(agent.unwrap_or_default())))
 }
 
-pub struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    pub fn problem(&self) -> Value {
+    pub(crate) fn problem(&self) -> Value {
         assert_eq!(self.headers["content-type"], "application/problem+json");
         assert_eq!(self.headers["cache-control"], "no-store");
         serde_json::from_slice(&self.body).unwrap()
     }
 
     /// Returns the values of a field, joined; empty without it.
-    pub fn field(&self, name: &str) -> String {
+    pub(crate) fn field(&self, name: &str) -> String {
         let values = self.headers.get_all(name).iter().map(|value| value.to_str().unwrap());
         values.collect::<Vec<_>>().join(", ")
     }
 
     /// Returns `r` of a bucket.
-    pub fn left(&self, bucket: &str) -> u64 {
+    pub(crate) fn left(&self, bucket: &str) -> u64 {
         let field = self.field("ratelimit");
         let item = field.split(", ").find(|item| item.starts_with(&format!("\"{bucket}\";")));
         let item = item.unwrap_or_else(|| panic!("{bucket} is not in {field:?}"));
@@ -105,14 +105,14 @@ impl Answer {
     }
 }
 
-pub async fn ask<S: Spend, I: Identify>(
+pub(crate) async fn ask<S: Spend, I: Identify>(
     layer: &AdmissionLayer<S, I>,
     request: Request<Full<Bytes>>,
 ) -> Answer {
     ask_of(layer, service_fn(hello), request).await
 }
 
-pub async fn ask_of<S, I, T>(
+pub(crate) async fn ask_of<S, I, T>(
     layer: &AdmissionLayer<S, I>,
     service: T,
     request: Request<Full<Bytes>>,
@@ -130,25 +130,25 @@ where
 }
 
 /// Returns what `build` makes, and where it counts.
-pub fn counting<T>(build: impl FnOnce() -> T) -> (T, PrometheusRecorder) {
+pub(crate) fn counting<T>(build: impl FnOnce() -> T) -> (T, PrometheusRecorder) {
     let recorder = PrometheusBuilder::new().build_recorder();
     let built = metrics::with_local_recorder(&recorder, build);
     (built, recorder)
 }
 
 /// Returns the value of one series; 0 while it was never counted.
-pub fn counted(recorder: &PrometheusRecorder, series: &str) -> u64 {
+pub(crate) fn counted(recorder: &PrometheusRecorder, series: &str) -> u64 {
     let text = recorder.handle().render();
     let line = text.lines().find(|line| line.starts_with(&format!("{series} ")));
     line.map_or(0, |line| line.rsplit(' ').next().unwrap().parse().unwrap())
 }
 
-pub fn outcome(recorder: &PrometheusRecorder, outcome: &str) -> u64 {
+pub(crate) fn outcome(recorder: &PrometheusRecorder, outcome: &str) -> u64 {
     counted(recorder, &format!("merit_decisions_total{{outcome=\"{outcome}\"}}"))
 }
 
 /// Polls once.
-pub async fn once<F: Future + ?Sized>(
+pub(crate) async fn once<F: Future + ?Sized>(
     pending: &mut std::pin::Pin<Box<F>>,
 ) -> std::task::Poll<F::Output> {
     std::future::poll_fn(|context| std::task::Poll::Ready(pending.as_mut().poll(context))).await

@@ -1,13 +1,9 @@
 //! What a request is charged: routes, several buckets, costs, outage policies by route.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{future::ready, time::Duration};
 
+use crate::support::{Named, agent, ask, builder, get, of, with, with_writes};
 use http::{Method, StatusCode};
-use support::{Named, agent, ask, builder, get, of, with, with_writes};
 use tower_merit::{
     AdmissionLayer, Bucket, BuildError, Cost, MemoryStore, Outage, Route, Spend,
     bucket::Limits,

@@ -1,9 +1,5 @@
 //! How many requests of one agent are in flight: a place lasts as long as the answer's body.
 
-#![allow(clippy::unwrap_used)]
-
-mod support;
-
 use std::{
     collections::VecDeque,
     convert::Infallible,
@@ -13,11 +9,11 @@ use std::{
     task::{Context, Poll},
 };
 
+use crate::support::{self, Named, ask, builder, counting, get, outcome};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full};
-use support::{Named, ask, builder, counting, get, outcome};
 use tower::{Layer, ServiceExt, service_fn};
 use tower_merit::{
     AdmissionBody, AdmissionLayer, MemoryStore, Refusal, Route, admission::CONCURRENCY_POLICY,

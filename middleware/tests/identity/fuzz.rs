@@ -1,11 +1,7 @@
 //! Whatever comes from outside: it panics nothing, and admits nobody.
 //!
 //! On the stable toolchain every target runs [`TIME`] on random and mutated input; the same
-//! targets run under a coverage-guided fuzzer with `cargo bolero test -p tower-merit <name>`.
-
-#![allow(clippy::unwrap_used)]
-
-mod keys;
+//! targets run under a coverage-guided fuzzer with `cargo bolero test -p tower-merit fuzz::<name>`.
 
 use std::{
     future::Future,
@@ -16,8 +12,8 @@ use std::{
     time::Duration,
 };
 
+use crate::keys::{Pair, SECRET, base64url, claims, ec256, now, set};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use keys::{Pair, SECRET, base64url, claims, ec256, now, set};
 use serde_json::json;
 use tower_merit::{
     AgentId, Identify, JwtIdentity, JwtVerifier, PeerAddr, PeerIdentity,
