@@ -19,7 +19,7 @@ use merit_integration::{
 };
 use tokio::task::JoinSet;
 use tower_merit::{
-    AgentId, RedisStore, Spend, Tune,
+    AgentId, RedisStore, Tune,
     bucket::{BucketName, Limits, Tokens},
     store::{
         BucketRule, Charge, Decision, Leased, Take, contract,
