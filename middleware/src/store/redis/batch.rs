@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use redis::{Cmd, Value};
 
-use super::wire::{bucket_key, integer, items, of_another_type, record_key, unsigned};
+use super::wire::{integer, items, of_another_type, unsigned, write_bucket_key, write_record_key};
 use crate::{
     AgentId,
     bucket::{Level, Limits, MAGNITUDE_MAX, MicroTokensPerSecond, NanoTokens, Tokens},
@@ -108,12 +108,24 @@ struct After {
 }
 
 /// Returns the call that decides `groups`: `command` names the script.
-pub(super) fn call<'a>(mut command: Cmd, groups: impl ExactSizeIterator<Item = &'a Group>) -> Cmd {
-    command.arg(groups.len() * 2);
+pub(super) fn call<'a>(
+    command: [&str; 2],
+    groups: impl ExactSizeIterator<Item = &'a Group> + Clone,
+) -> Cmd {
+    // As much as nearly every call needs, at once: what grows bit by bit costs more than it holds.
+    let keys = 2 * groups.len();
+    let names: usize = groups.clone().map(|group| 2 * group.agent.as_str().len() + 14).sum();
+    let mut call = Cmd::with_capacity(keys + 5, names + command[1].len() + 128);
+    call.arg(&command).arg(keys);
+    let mut key = String::new();
     let mut plans: Vec<&Arc<[Take]>> = Vec::new();
     let mut runs: Vec<(Header, u8)> = Vec::new();
     for group in groups {
-        command.arg(bucket_key(&group.agent)).arg(record_key(&group.agent));
+        for written in [write_bucket_key, write_record_key] {
+            key.clear();
+            written(&group.agent, &mut key);
+            call.arg(&key);
+        }
         let same = |plan: &&Arc<[Take]>| Arc::ptr_eq(plan, &group.takes) || ***plan == *group.takes;
         let plan = plans.iter().position(same).unwrap_or_else(|| {
             plans.push(&group.takes);
@@ -125,11 +137,13 @@ pub(super) fn call<'a>(mut command: Cmd, groups: impl ExactSizeIterator<Item = &
             _ => runs.push((header, 1)),
         }
     }
-    command.arg(runs.iter().flat_map(Header::packed).collect::<Vec<u8>>());
+    let mut asked = Vec::with_capacity(runs.len() * Header::PACKED);
+    runs.iter().for_each(|run| asked.extend_from_slice(&Header::packed(run)));
+    call.arg(asked);
     for takes in plans {
-        command.arg(packed(takes));
+        call.arg(packed(takes));
     }
-    command
+    call
 }
 
 /// What is the same of all groups of a run.
@@ -141,7 +155,10 @@ struct Header {
 }
 
 impl Header {
-    fn packed((header, groups): &(Self, u8)) -> [u8; 11] {
+    /// Bytes of a run.
+    const PACKED: usize = 11;
+
+    fn packed((header, groups): &(Self, u8)) -> [u8; Self::PACKED] {
         let (kind, more) = header.kind.packed();
         let plan = u8::try_from(header.plan + 1).expect("no more plans than groups in a call");
         let ([a, b, c, d], [e, f, g, h]) = (header.count.to_le_bytes(), more.to_le_bytes());
@@ -393,7 +410,7 @@ mod tests {
     fn groups_that_ask_alike_are_one_run() {
         let other = Group { kind: Kind::GiveBack, ..group(false) };
         let all = [vec![group(false); 300], vec![other, group(false)]].concat();
-        let packed = call(redis::cmd("EVALSHA"), all.iter()).get_packed_command();
+        let packed = call(["EVALSHA", "hash"], all.iter()).get_packed_command();
         let run = |kind: u8, groups: u8| [kind, 1, 2, 0, 0, 0, 0, 0, 0, 0, groups];
         let runs = [run(1, 255), run(1, 45), run(3, 1), run(1, 1)].concat();
         assert!(packed.windows(runs.len()).any(|bytes| bytes == runs));

@@ -137,8 +137,7 @@ enum Entered {
 impl Lane {
     /// Returns a seat when nobody is in flight, or a full call waits and one is free; one that was left
     /// without notice is free.
-    fn sit(&mut self, timeout: Duration) -> Option<(usize, u64)> {
-        let now = Instant::now();
+    fn sit(&mut self, timeout: Duration, now: Instant) -> Option<(usize, u64)> {
         let free = |seat: &Seat| seat.taken.is_none_or(|taken| now - taken > timeout);
         let index = self.seats.iter().position(free)?;
         if self.queue.len() < GROUPS_MAX && !self.seats.iter().all(free) {
@@ -252,14 +251,15 @@ impl Coalescer {
         let until = arrived + self.timeout;
         let Charge { agent, takes } = charge;
         let group = Group { agent, takes, kind, count: 1 };
-        match self.enter(&group, until) {
+        match self.enter(&group, until, arrived) {
             Entered::Lead(_seat) => {
                 let own = Flying { group, callers: Vec::new() };
-                let (sent, flying) = (Instant::now(), self.with_uncounted([own]));
+                let flying = self.with_uncounted([own]);
                 let outcomes = self.call(&flying, until).await?;
                 let own = flying.last().zip(outcomes.last());
                 let (Flying { group, .. }, outcome) = own.expect("a call has a group");
-                self.learn(group, outcome, sent);
+                // Sent no earlier than it arrived: what is remembered ends too early rather than too late.
+                self.learn(group, outcome, arrived);
                 outcome.loan(group, 0)
             }
             Entered::Wait(answer) => match timeout_at(until, answer).await {
@@ -290,7 +290,7 @@ impl Coalescer {
         slot.map_or(0, |slot| usize::from(slot) * LANES / (1 << 14) % LANES)
     }
 
-    fn enter(self: &Arc<Self>, group: &Group, until: Instant) -> Entered {
+    fn enter(self: &Arc<Self>, group: &Group, until: Instant, now: Instant) -> Entered {
         let slot = self.link.slot(&group.agent);
         let lane = self.lane(slot);
         let mut state = lock(&self.lanes[lane]);
@@ -299,13 +299,13 @@ impl Coalescer {
             return Entered::Lead(None);
         }
         if state.queue.is_empty()
-            && let Some(seat) = state.sit(self.timeout)
+            && let Some(seat) = state.sit(self.timeout, now)
         {
             return Entered::Lead(Some(self.seated(lane, seat, true)));
         }
         let (caller, answer) = oneshot::channel();
         let pushed = state.push(group.clone(), slot, until, Some(caller));
-        let seat = state.sit(self.timeout);
+        let seat = state.sit(self.timeout, now);
         drop(state);
         self.drive_from(lane, seat);
         match pushed {
@@ -319,8 +319,9 @@ impl Coalescer {
         let slot = self.link.slot(&group.agent);
         let lane = self.lane(slot);
         let mut state = lock(&self.lanes[lane]);
-        let pushed = state.push(group, slot, Instant::now() + self.timeout, None);
-        let seat = state.sit(self.timeout);
+        let now = Instant::now();
+        let pushed = state.push(group, slot, now + self.timeout, None);
+        let seat = state.sit(self.timeout, now);
         drop(state);
         self.drive_from(lane, seat);
         if let Err(group) = pushed {
@@ -360,13 +361,10 @@ impl Coalescer {
     async fn call(&self, flying: &[Flying], until: Instant) -> Result<Vec<Outcome>, StoreError> {
         let groups = flying.iter().map(|flying| &flying.group);
         let call = async {
-            let mut command = redis::cmd("EVALSHA");
-            command.arg(self.spend.get_hash());
-            match self.link.call(&batch::call(command, groups.clone())).await {
+            let known = ["EVALSHA", self.spend.get_hash()];
+            match self.link.call(&batch::call(known, groups.clone())).await {
                 Err(error) if is_no_script(&error) => {
-                    let mut command = redis::cmd("EVAL");
-                    command.arg(SPEND_LUA);
-                    self.link.call(&batch::call(command, groups.clone())).await
+                    self.link.call(&batch::call(["EVAL", SPEND_LUA], groups.clone())).await
                 }
                 answer => answer,
             }
@@ -488,7 +486,7 @@ impl Drop for Seated {
         seat.taken = None;
         // Not for a task that was cut short: its runtime is going down.
         if self.leads && !lane.queue.is_empty() {
-            let seat = lane.sit(self.coalescer.timeout);
+            let seat = lane.sit(self.coalescer.timeout, Instant::now());
             drop(lane);
             self.coalescer.drive_from(self.lane, seat);
         }

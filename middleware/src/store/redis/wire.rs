@@ -9,12 +9,29 @@ use crate::{
 };
 
 pub(super) fn bucket_key(agent: &AgentId) -> String {
-    format!("tb:{agent}")
+    key(write_bucket_key, agent)
+}
+
+pub(super) fn record_key(agent: &AgentId) -> String {
+    key(write_record_key, agent)
+}
+
+pub(super) fn write_bucket_key(agent: &AgentId, key: &mut String) {
+    key.push_str("tb:");
+    key.push_str(agent.as_str());
 }
 
 /// The braces put the record into the same cluster slot as the bucket.
-pub(super) fn record_key(agent: &AgentId) -> String {
-    format!("merit:{{tb:{agent}}}")
+pub(super) fn write_record_key(agent: &AgentId, key: &mut String) {
+    key.push_str("merit:{tb:");
+    key.push_str(agent.as_str());
+    key.push('}');
+}
+
+fn key(write: fn(&AgentId, &mut String), agent: &AgentId) -> String {
+    let mut key = String::new();
+    write(agent, &mut key);
+    key
 }
 
 pub(super) fn malformed(answer: &Value) -> StoreError {
