@@ -7,10 +7,12 @@
 mod additive;
 mod burst;
 mod config;
+mod law;
 
 pub use additive::{Additive, AdditiveConfig};
 pub use burst::Burst;
 pub use config::{Config, Kind};
+pub use law::{Asked, Decision, Drift, Law, Market, Reason, Vote};
 
 use serde::{Deserialize, Serialize};
 use tower_merit::bucket::{Limits, MicroTokensPerSecond};
