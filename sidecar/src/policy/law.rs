@@ -126,7 +126,9 @@ pub struct Decision {
     pub rate: f64,
     /// What the base law asks for, in tokens per second: within its range, not limited in step.
     pub base: f64,
-    /// The learned Δ log r on top of the base law; 0 for all policies but `ppo`.
+    /// What the learned part adds to the logarithm of the rate: the Δ log r of `ppo`, the log
+    /// multiplier of `bandit`, and 0 of laws that have none. In shadow mode too, where it is not
+    /// applied.
     pub residual: f64,
     /// What the moment was worth: score − 3 at a vote, served·(m − 3 − p) per second at a tick.
     pub reward: f64,
@@ -135,7 +137,7 @@ pub struct Decision {
     /// Probability (of an arm) or density (of a residual) of the action; 1 when there is no chance
     /// in it.
     pub propensity: f64,
-    /// The guardrail that stood in, if one did; of several, the one that decided.
+    /// The guardrail that stood in, if one did; of several, the one that something was wrong for.
     pub held: Option<Reason>,
 }
 
