@@ -196,7 +196,13 @@ impl Policy {
 
     /// Folds one rating into the state, as one of full weight. Returns the reward it was worth.
     pub fn fold(&self, state: &mut State, rating: &Rating) -> f64 {
-        self.vote(state, vote_of(rating, 1.0)).reward
+        match (&self.law, &mut *state) {
+            // Without a look at who and when: it is all that `additive` does.
+            (AnyLaw::Additive(law), State::Additive(state)) => {
+                law.fold(&mut state.rate, rating.score().value())
+            }
+            _ => self.vote(state, vote_of(rating, 1.0)).reward,
+        }
     }
 
     /// Returns what is known of the agent's quality, for [`Raters::weigh`]; nothing with `additive`.

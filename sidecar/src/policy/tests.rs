@@ -423,6 +423,29 @@ proptest! {
     }
 
     #[test]
+    fn however_often_a_state_is_stored_and_read_the_fold_is_the_same(
+        ratings in prop::collection::vec((1.0..=5.0, 0..4_000_u64, any::<bool>()), 1..60),
+    ) {
+        for kind in [Kind::Additive, Kind::Price, Kind::Bandit] {
+            let policy = policy(kind);
+            let (mut kept, mut restarted) = (policy.begin(), policy.begin());
+            let mut at_ms = START_MS;
+            for (score, gap_ms, restarts) in &ratings {
+                at_ms += gap_ms;
+                let rating = rating("u", *score, at_ms);
+                policy.fold(&mut kept, &rating);
+                if *restarts {
+                    let value = serde_json::to_value(&restarted).unwrap();
+                    restarted = State::deserialize(value).unwrap();
+                }
+                policy.fold(&mut restarted, &rating);
+            }
+            prop_assert_eq!(&kept, &restarted);
+            prop_assert_eq!(kept.limits(), restarted.limits());
+        }
+    }
+
+    #[test]
     fn the_same_calls_give_the_same_decisions(calls in calls()) {
         for kind in [Kind::Price, Kind::Bandit] {
             let run = || {

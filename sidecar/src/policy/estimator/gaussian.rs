@@ -31,8 +31,8 @@ impl Gaussian {
         self.variance = single((f64::from(self.variance) + by).min(most));
     }
 
-    /// Learns one `score` seen through noise of variance `noise`. Returns the logarithm of its
-    /// predictive density N(score; m, v + noise), without the constant −½ ln 2π.
+    /// Learns one `score` seen through noise of variance `noise`. Returns its predictive density
+    /// N(score; m, v + noise), without the constant 1/√2π.
     ///
     /// Kalman (1960), theorem 3, the correction: s = v + R, k = v/s, m ← m + k·e, v ← (1 − k)·v. The
     /// mean stays within the scale of scores.
@@ -43,7 +43,7 @@ impl Gaussian {
         let gain = variance / spread;
         self.mean = single((mean + gain * error).clamp(SCORE_MIN, SCORE_MAX));
         self.variance = single(variance * (1.0 - gain));
-        -0.5 * (spread.ln() + error * error / spread)
+        (-0.5 * error * error / spread).exp() / spread.sqrt()
     }
 }
 
@@ -57,7 +57,8 @@ mod tests {
         // s = 1.6, k = 1/4; m = 4 − 2/4 = 3.5, v = 0.3.
         let mut known = Gaussian::new(Belief { mean: 3.5, variance: 0.6 });
         let first = known.learn(5.0, 1.2);
-        assert!((first - -0.5 * (1.8_f64.ln() + 2.25 / 1.8)).abs() < 1e-6, "{first}");
+        // e^(−2.25/3.6)/√1.8 = 0.5352614285 / 1.3416407865.
+        assert!((first - 0.398_960_3).abs() < 1e-6, "{first}");
         assert!((known.mean - 4.0).abs() < 1e-6 && (known.variance - 0.4).abs() < 1e-6);
         known.learn(2.0, 1.2);
         assert!((known.mean - 3.5).abs() < 1e-6 && (known.variance - 0.3).abs() < 1e-6);

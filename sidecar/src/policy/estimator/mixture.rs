@@ -35,8 +35,8 @@ const CROWD: u8 = 8;
 /// Ages and counts of evidence stop here, far above [`YOUNG`] and far below 2²⁴.
 const AGE_MAX: f32 = 1e6;
 
-/// The least log weight that is kept: e^−60 is nothing, and finite.
-const LOG_WEIGHT_MIN: f64 = -60.0;
+/// The least weight that is kept: nothing, and neither 0 nor subnormal.
+const WEIGHT_MIN: f64 = 1e-26;
 
 /// Share of the running mean of mass born per rating that one rating replaces.
 const BORN_SHARE: f32 = 0.05;
@@ -46,22 +46,18 @@ const ODDS_MAX: f64 = 1e9;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Hypothesis {
-    /// ln of its share of the mass.
-    log_weight: f32,
+    /// Its share of the mass.
+    weight: f32,
     known: Gaussian,
     /// Evidence since its birth: ratings, by weight.
     age: f32,
 }
 
 impl Hypothesis {
-    const NONE: Self = Self {
-        log_weight: f32::NEG_INFINITY,
-        known: Gaussian { mean: 0.0, variance: 0.0 },
-        age: 0.0,
-    };
+    const NONE: Self = Self { weight: 0.0, known: Gaussian { mean: 0.0, variance: 0.0 }, age: 0.0 };
 
     fn weight(&self) -> f64 {
-        f64::from(self.log_weight).exp()
+        f64::from(self.weight)
     }
 }
 
@@ -86,7 +82,7 @@ impl Mixture {
 
     pub(super) fn new(prior: Belief) -> Self {
         let mut slots = [Hypothesis::NONE; SLOTS];
-        slots[0] = Hypothesis { log_weight: 0.0, known: Gaussian::new(prior), age: 0.0 };
+        slots[0] = Hypothesis { weight: 1.0, known: Gaussian::new(prior), age: 0.0 };
         Self { slots, len: 1, unborn: 0, pending: 0.0, since_event: 0.0, born: 0.0 }
     }
 
@@ -140,7 +136,7 @@ impl Mixture {
         let evidence = single(weight);
         for hypothesis in self.alive_mut() {
             let likelihood = hypothesis.known.learn(score, config.noise / weight);
-            hypothesis.log_weight = single(f64::from(hypothesis.log_weight) + likelihood);
+            hypothesis.weight = single((hypothesis.weight() * likelihood).max(WEIGHT_MIN));
             hypothesis.age = (hypothesis.age + evidence).min(AGE_MAX);
         }
         self.normalise();
@@ -162,13 +158,12 @@ impl Mixture {
         if usize::from(self.len) == SLOTS {
             self.merge();
         }
-        let stays = (1.0 - mass).ln();
         for hypothesis in self.alive_mut() {
-            hypothesis.log_weight = single(f64::from(hypothesis.log_weight) + stays);
+            hypothesis.weight = single((hypothesis.weight() * (1.0 - mass)).max(WEIGHT_MIN));
         }
         let prior = Belief { mean: config.prior_mean, variance: config.prior_variance };
         self.slots[usize::from(self.len)] = Hypothesis {
-            log_weight: single(mass.ln().max(LOG_WEIGHT_MIN)),
+            weight: single(mass.max(WEIGHT_MIN)),
             known: Gaussian::new(prior),
             age: 0.0,
         };
@@ -186,7 +181,7 @@ impl Mixture {
         let [old, young] = [self.slots[at], self.slots[at + 1]];
         let share = single(old.weight() / mass.max(f64::MIN_POSITIVE));
         self.slots[at] = Hypothesis {
-            log_weight: single(mass.ln().max(LOG_WEIGHT_MIN)),
+            weight: single(mass.max(WEIGHT_MIN)),
             known: Gaussian { mean: single(mean), variance: single(variance) },
             age: share * old.age + (1.0 - share) * young.age,
         };
@@ -196,14 +191,9 @@ impl Mixture {
     }
 
     fn normalise(&mut self) {
-        let most = self.alive().iter().map(|one| one.log_weight).fold(f32::MIN, f32::max);
-        let most = f64::from(most);
-        let sum: f64 =
-            self.alive().iter().map(|one| (f64::from(one.log_weight) - most).exp()).sum();
-        let total = most + sum.ln();
+        let total: f64 = self.alive().iter().map(Hypothesis::weight).sum();
         for hypothesis in self.alive_mut() {
-            let share = f64::from(hypothesis.log_weight) - total;
-            hypothesis.log_weight = single(share.max(LOG_WEIGHT_MIN));
+            hypothesis.weight = single((hypothesis.weight() / total).max(WEIGHT_MIN));
         }
     }
 
@@ -251,7 +241,7 @@ impl Mixture {
 
     pub(super) fn is_sound(&self) -> bool {
         let sound = |one: &Hypothesis| {
-            one.log_weight.is_finite()
+            (0.0..=1.001).contains(&one.weight)
                 && one.known.mean.is_finite()
                 && one.known.variance.is_finite()
                 && one.known.variance > 0.0
@@ -292,14 +282,13 @@ fn loss(pair: &[Hypothesis]) -> f64 {
     0.5 * (mass * both.variance.max(f64::MIN_POSITIVE).ln() - own)
 }
 
-/// As text: hypotheses by age, 32 hexadecimal digits each (the bits of log weight, mean, variance,
+/// As text: hypotheses by age, 32 hexadecimal digits each (the bits of weight, mean, variance,
 /// age), then pending, since_event, born and the unborn: exact, and half the size of decimals.
 impl Serialize for Mixture {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         use std::fmt::Write;
         let mut text = String::with_capacity(SLOTS * 32 + 26);
-        let numbers =
-            |one: &Hypothesis| [one.log_weight, one.known.mean, one.known.variance, one.age];
+        let numbers = |one: &Hypothesis| [one.weight, one.known.mean, one.known.variance, one.age];
         let rest = [self.pending, self.since_event, self.born];
         for number in self.alive().iter().flat_map(numbers).chain(rest) {
             write!(text, "{:08x}", number.to_bits()).expect("a string takes what it is given");
@@ -328,7 +317,7 @@ fn unpack(text: &str) -> Option<Mixture> {
     let mut slots = [Hypothesis::NONE; SLOTS];
     for (at, slot) in slots.iter_mut().enumerate().take(hypotheses) {
         let known = Gaussian { mean: number(at * 4 + 1)?, variance: number(at * 4 + 2)? };
-        *slot = Hypothesis { log_weight: number(at * 4)?, known, age: number(at * 4 + 3)? };
+        *slot = Hypothesis { weight: number(at * 4)?, known, age: number(at * 4 + 3)? };
     }
     let rest = hypotheses * 4;
     let mixture = Mixture {
