@@ -3,9 +3,11 @@
 //! It integrates: any agent rated above 3 drifts to `r_max` in the end, and every rater counts the
 //! same. Good enough where capacity is plentiful and raters are honest.
 
+use serde::{Deserialize, Serialize};
 use tower_merit::bucket::Limits;
 
-use super::{Burst, State};
+use super::{Asked, Burst, Decision, Law, Market, Reason, Vote};
+use crate::rating::{SCORE_MAX, SCORE_MIN};
 
 /// The score that moves nothing.
 const NEUTRAL: f64 = 3.0;
@@ -27,27 +29,16 @@ pub struct AdditiveConfig {
 #[derive(Clone, Debug)]
 pub struct Additive {
     config: AdditiveConfig,
-    start: f64,
-    burst: Burst,
 }
 
 impl Additive {
-    /// Returns the rule for agents that start from `configured`.
+    /// Returns the rule.
     #[must_use]
-    pub fn new(config: AdditiveConfig, configured: Limits) -> Self {
-        let burst = config.burst_seconds.map_or(Burst::of(configured), Burst::of_seconds);
-        Self { config, start: configured.refill().tokens(), burst }
+    pub fn new(config: AdditiveConfig) -> Self {
+        Self { config }
     }
 
-    pub(super) fn begin(&self) -> State {
-        State::Additive { rate: self.start, burst: self.burst }
-    }
-
-    /// An operator's capacity is part of the new start: the burst is what the two numbers say.
-    pub(super) fn adopt(&self, limits: Limits) -> State {
-        State::Additive { rate: limits.refill().tokens(), burst: Burst::of(limits) }
-    }
-
+    /// Folds a score of 1 to 5. Returns the reward it was worth.
     pub(super) fn fold(&self, rate: &mut f64, score: f64) -> f64 {
         let AdditiveConfig { alpha, r_min, r_max, .. } = self.config;
         let reward = score - NEUTRAL;
@@ -56,13 +47,55 @@ impl Additive {
     }
 }
 
+/// What [`Additive`] remembers of one agent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AdditiveState {
+    /// Refill rate, in tokens per second.
+    pub rate: f64,
+    /// How the capacity follows the rate.
+    pub burst: Burst,
+}
+
+/// It believes every rater: a vote's weight counts for nothing, nor do market and demand.
+impl Law for Additive {
+    type State = AdditiveState;
+
+    /// A burst that is configured goes before the one of `start`.
+    fn begin(&self, start: Limits) -> AdditiveState {
+        let burst = self.config.burst_seconds.map_or(Burst::of(start), Burst::of_seconds);
+        AdditiveState { rate: start.refill().tokens(), burst }
+    }
+
+    /// An operator's capacity is part of the new start: the burst is what the two numbers say.
+    fn adopt(&self, state: &mut AdditiveState, limits: Limits) {
+        *state = AdditiveState { rate: limits.refill().tokens(), burst: Burst::of(limits) };
+    }
+
+    fn vote(&self, state: &mut AdditiveState, vote: Vote, _: &Market) -> Decision {
+        if !(SCORE_MIN..=SCORE_MAX).contains(&vote.score) {
+            return decision(state, 0.0, Some(Reason::Score));
+        }
+        let reward = self.fold(&mut state.rate, vote.score);
+        decision(state, reward, None)
+    }
+
+    fn tick(&self, state: &mut AdditiveState, _: Asked, _: &Market) -> Decision {
+        decision(state, 0.0, None)
+    }
+}
+
+fn decision(state: &AdditiveState, reward: f64, held: Option<Reason>) -> Decision {
+    let (rate, base) = (state.rate, state.rate);
+    Decision { rate, base, residual: 0.0, reward, drift: None, propensity: 1.0, held }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn additive(alpha: f64) -> Additive {
         let config = AdditiveConfig { alpha, r_min: 0.5, r_max: 40.0, burst_seconds: None };
-        Additive::new(config, Limits::per_second(20.0, 40).unwrap())
+        Additive::new(config)
     }
 
     fn after(alpha: f64, scores: impl IntoIterator<Item = f64>) -> f64 {
@@ -99,5 +132,23 @@ mod tests {
         });
         // One more for the binary 0.15 that falls short of it.
         assert_eq!(ratings, Some(221));
+    }
+
+    #[test]
+    fn a_vote_is_a_fold_bit_for_bit_whatever_it_weighs_and_costs() {
+        let policy = additive(0.1);
+        let mut state = policy.begin(Limits::per_second(20.0, 40).unwrap());
+        let market = Market { price: f64::NAN, use_share: 9.0, tick_ms: 0 };
+        let (mut rate, mut seed) = (20.0_f64, 1_u32);
+        for at_ms in 0..10_000 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let score = 1.0 + f64::from(seed >> 20) / 1_023.75;
+            let weight = f64::from(seed & 0xff) / 255.0;
+            let decision =
+                policy.vote(&mut state, Vote { score, rater: 1, at_ms, weight }, &market);
+            rate = (rate + 0.1 * (score - 3.0)).clamp(0.5, 40.0);
+            assert_eq!(decision.rate.to_bits(), rate.to_bits());
+            assert_eq!(decision.reward.to_bits(), (score - 3.0).to_bits());
+        }
     }
 }

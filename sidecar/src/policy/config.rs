@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 use tower_merit::bucket::REFILL_RATE_MAX;
 
-use super::AdditiveConfig;
+use super::{
+    AdditiveConfig, BaseLaw, EstimatorConfig, EstimatorKind, GuardConfig, Integrator, Mode,
+    PriceConfig,
+};
 
 /// The policies there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +15,10 @@ pub enum Kind {
     /// r ← clamp(r + α·(score − 3)).
     #[default]
     Additive,
+    /// What an agent wants, as far as its quality is worth the price of capacity.
+    Price,
+    /// `price`, with Thompson sampling over multipliers of its rate.
+    Bandit,
 }
 
 impl TryFrom<String> for Kind {
@@ -20,10 +27,10 @@ impl TryFrom<String> for Kind {
     fn try_from(name: String) -> Result<Self, String> {
         match name.as_str() {
             "additive" => Ok(Self::Additive),
-            "price" | "ppo" | "bandit" => {
-                Err(format!("policy `{name}` is not in this version yet: use `additive`"))
-            }
-            _ => Err("must be `additive`".to_owned()),
+            "price" => Ok(Self::Price),
+            "bandit" => Ok(Self::Bandit),
+            "ppo" => Err("policy `ppo` is not in this version yet: use `price`".to_owned()),
+            _ => Err("must be `additive`, `price` or `bandit`".to_owned()),
         }
     }
 }
@@ -32,10 +39,10 @@ impl TryFrom<String> for Kind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Which policy: `additive`; default additive.
+    /// Which policy: `additive`, `price` or `bandit`; default additive.
     pub kind: Kind,
-    /// Tokens per second that one point of score above 3 is worth; default 0.1: a steady stream of
-    /// fives takes an agent from 20 to 40 in a hundred ratings.
+    /// `additive`: tokens per second that one point of score above 3 is worth; default 0.1: a steady
+    /// stream of fives takes an agent from 20 to 40 in a hundred ratings.
     pub alpha: f64,
     /// Least refill rate, tokens per second; default 0.5, so that nobody starves.
     pub r_min: f64,
@@ -43,22 +50,61 @@ pub struct Config {
     pub r_max: f64,
     /// Seconds of refill that a bucket holds; default: the bucket's configured capacity ÷ rate.
     pub burst_seconds: Option<f64>,
-    /// Requests per second that the service can serve. `additive` does not use it.
+    /// Requests per second that the service can serve; needed by all but `additive`.
     pub service_capacity: Option<f64>,
-    /// How often prices and idle agents are looked at; `additive` does not use it.
+    /// How often prices and idle agents are looked at, and the time in which a rate moves by at most
+    /// a step: 100ms to 60s; default 1s. `additive` does not use it, nor what follows.
     pub tick: Option<String>,
+    /// The largest change of a rate in a tick, as a share of it; default 0.25.
+    pub step: f64,
+    /// Ratings, by weight, before an agent's first move; default 1.
+    pub evidence_min: f64,
+    /// `live`, `shadow` (decide and log, apply the base law), `base` (the kill switch: only the base
+    /// law) or `frozen` (no rate moves); default live.
+    pub mode: Mode,
+    /// How quality is learned: `changepoint` or `kalman`; default changepoint, which notices a change
+    /// of quality in a few ratings.
+    pub estimator: EstimatorKind,
+    /// Chance of a change of quality in a tick; default 0.0004.
+    pub hazard: f64,
+    /// Standard deviations that an agent is given on credit while little is known; default 0.3.
+    pub optimism: f64,
+    /// How soft the price's edge is, in points of score; default 0.08.
+    pub softness: f64,
+    /// Points of score that the price moves in a tick when use is one capacity off; default 0.25.
+    pub price_gain: f64,
+    /// What the chance of `bandit` starts from; default 1.
+    pub seed: u64,
 }
+
+/// Slack of the step, tokens per second: lets a rate near 0 move.
+const STEP_SLACK: f64 = 0.05;
+
+/// A tick when none is configured, in milliseconds.
+const TICK_MS: u64 = 1_000;
 
 impl Default for Config {
     fn default() -> Self {
+        let estimator = EstimatorConfig::default();
+        let (r_min, r_max) = (0.5, 40.0);
+        let base = BaseLaw::within(r_min, r_max);
         Self {
             kind: Kind::Additive,
             alpha: 0.1,
-            r_min: 0.5,
-            r_max: 40.0,
+            r_min,
+            r_max,
             burst_seconds: None,
             service_capacity: None,
             tick: None,
+            step: 0.25,
+            evidence_min: 1.0,
+            mode: Mode::Live,
+            estimator: estimator.kind,
+            hazard: estimator.hazard,
+            optimism: base.optimism,
+            softness: base.softness,
+            price_gain: Integrator::default().gain,
+            seed: 1,
         }
     }
 }
@@ -79,14 +125,123 @@ impl Config {
         if let Some(seconds) = self.burst_seconds {
             range("burst_seconds", seconds, 0.001, 86_400.0);
         }
+        if let Some(capacity) = self.service_capacity {
+            range("service_capacity", capacity, 0.001, 1e12);
+        }
+        range("step", self.step, 0.001, 1.0);
+        range("evidence_min", self.evidence_min, 0.0, 1e6);
+        range("hazard", self.hazard, 0.0, 0.1);
+        range("optimism", self.optimism, 0.0, 10.0);
+        range("softness", self.softness, 0.001, 10.0);
+        range("price_gain", self.price_gain, 0.000_1, 10.0);
         if self.r_min > self.r_max {
             let (low, high) = (self.r_min, self.r_max);
             faults.push(format!("{path}.r_min: must be at most {path}.r_max ({high}), is {low}"));
         }
+        if let Some(tick) = self.tick.as_deref().filter(|tick| parse_tick(tick).is_none()) {
+            faults.push(format!("{path}.tick: must be 100ms to 60s, like `1s`, is `{tick}`"));
+        }
+        if self.kind != Kind::Additive && self.service_capacity.is_none() {
+            faults.push(format!(
+                "{path}.service_capacity: not set, and policies that price capacity need it: name \
+                 the requests per second that the service can serve, or use `additive`"
+            ));
+        }
+    }
+
+    /// Returns the length of a tick, in milliseconds.
+    #[must_use]
+    pub fn tick_ms(&self) -> u64 {
+        self.tick.as_deref().and_then(parse_tick).unwrap_or(TICK_MS)
+    }
+
+    /// Returns how the price follows use.
+    #[must_use]
+    pub fn integrator(&self) -> Integrator {
+        Integrator { gain: self.price_gain, ..Integrator::default() }
     }
 
     pub(super) fn additive(&self) -> AdditiveConfig {
         let Self { alpha, r_min, r_max, burst_seconds, .. } = *self;
         AdditiveConfig { alpha, r_min, r_max, burst_seconds }
+    }
+
+    pub(super) fn price(&self) -> PriceConfig {
+        let Self { r_min, r_max, burst_seconds, step, evidence_min, mode, .. } = *self;
+        let base = BaseLaw {
+            optimism: self.optimism,
+            softness: self.softness,
+            ..BaseLaw::within(r_min, r_max)
+        };
+        let estimator =
+            EstimatorConfig { hazard: self.hazard, ..EstimatorConfig::of(self.estimator) };
+        let guard = GuardConfig { r_min, r_max, step, slack: STEP_SLACK, evidence_min, mode };
+        PriceConfig { base, estimator, guard, burst_seconds }
+    }
+}
+
+/// Returns the milliseconds of a tick as configuration writes it: whole `ms`, `s` or `m`.
+fn parse_tick(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        _ => return None,
+    };
+    let tick_ms = number.parse::<u64>().ok()?.checked_mul(unit_ms)?;
+    (100..=60_000).contains(&tick_ms).then_some(tick_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(config: &Config) -> Vec<String> {
+        let mut faults = Vec::new();
+        config.validate("policy", &mut faults);
+        faults
+    }
+
+    #[test]
+    fn policies_go_by_their_names_and_one_that_is_not_there_yet_says_so() {
+        let kind = |name: &str| Kind::try_from(name.to_owned());
+        assert_eq!(kind("price"), Ok(Kind::Price));
+        assert_eq!(kind("bandit"), Ok(Kind::Bandit));
+        assert!(kind("ppo").unwrap_err().contains("use `price`"));
+        assert!(kind("oracle").unwrap_err().contains("is `oracle`"));
+    }
+
+    #[test]
+    fn a_price_needs_a_capacity_and_a_tick_its_unit() {
+        assert_eq!(faults(&Config::default()), [""; 0]);
+        let price = Config { kind: Kind::Price, ..Config::default() };
+        assert!(faults(&price)[0].starts_with("policy.service_capacity: not set"));
+        let tick = |tick: &str| Config { tick: Some(tick.to_owned()), ..Config::default() };
+        assert_eq!(faults(&tick("500ms")), [""; 0]);
+        assert_eq!(tick("500ms").tick_ms(), 500);
+        for odd in ["", "1", "99ms", "61s", "2m", "1.5s", "s", "99999999999999999999s"] {
+            assert!(faults(&tick(odd))[0].starts_with("policy.tick: must be"), "{odd}");
+        }
+    }
+
+    #[test]
+    fn every_number_out_of_range_is_named() {
+        let nan = f64::NAN;
+        let broken = Config {
+            alpha: nan,
+            r_min: nan,
+            r_max: nan,
+            step: 1.1,
+            evidence_min: -1.0,
+            hazard: 1.0,
+            optimism: nan,
+            softness: 0.0,
+            price_gain: 0.0,
+            service_capacity: Some(0.0),
+            burst_seconds: Some(nan),
+            ..Config::default()
+        };
+        assert_eq!(faults(&broken).len(), 11, "{:#?}", faults(&broken));
     }
 }

@@ -1,87 +1,281 @@
 //! Policies: from ratings to limits, pure and seeded.
 //!
-//! A policy sees ratings and its own state of one agent, and nothing else: no clock, no network, no
-//! environment. The same ratings in the same order give the same limits, bit for bit, whoever folds
-//! them and however they fell into batches.
+//! A policy sees ratings, what an agent asked for, the market, and its own state of one agent, and
+//! nothing else: no clock, no network, no environment. The same calls in the same order give the same
+//! limits, bit for bit, whoever makes them and however ratings fell into batches.
+//!
+//! In the order in which they build on each other: [`Law`] says what all have in common; [`Estimator`],
+//! [`PageHinkley`], [`Raters`] and [`Demand`] say what is known; [`BaseLaw`] and [`Integrator`] price
+//! capacity; [`GuardConfig`] holds whatever is decided within bounds; [`Additive`], [`Price`] and
+//! [`Bandit`] decide; [`Policy`] is the one that is configured.
+
+pub mod law;
 
 mod additive;
+mod bandit;
 mod burst;
+mod chance;
+mod cohort;
 mod config;
+mod demand;
+mod drift;
+mod estimator;
+mod guard;
+mod price;
+mod standing;
+mod trust;
 
-pub use additive::{Additive, AdditiveConfig};
+pub use additive::{Additive, AdditiveConfig, AdditiveState};
+pub use bandit::{ARMS, Arm, Arms, Bandit, BanditState, EPOCH_TICKS, MULTIPLIERS, Outcome};
 pub use burst::Burst;
+pub use chance::Chance;
+pub use cohort::{AGENTS_MAX, COHORTS_MAX, CohortError, Cohorts, FEATURES};
 pub use config::{Config, Kind};
+pub use demand::{DEMAND_MAX, Demand};
+pub use drift::{PageHinkley, PageHinkleyConfig};
+pub use estimator::{
+    Belief, Estimator, EstimatorConfig, EstimatorKind, GAP_TICKS_MAX, Mixture, SLOTS, YOUNG,
+};
+pub use guard::{GuardConfig, Hold, Mode, Track};
+pub use law::{Asked, Decision, Drift, Law, Market, Reason, Vote};
+pub use price::{BaseLaw, Integrator, PRICE_MAX, Price, PriceConfig};
+pub use standing::{OBSERVATION, Standing};
+pub use trust::{FAIR, RATERS_MAX, Raters};
 
 use serde::{Deserialize, Serialize};
-use tower_merit::bucket::{Limits, MicroTokensPerSecond};
+use tower_merit::bucket::{Limits, MicroTokensPerSecond, REFILL_RATE_MAX};
 
 use crate::rating::Rating;
 
 /// What a policy remembers of one agent; written beside the agent's limits.
+///
+/// The larger ones are boxed, so that an agent of `additive` does not pay for them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "policy", rename_all = "lowercase")]
 pub enum State {
     /// Of [`Additive`].
-    Additive {
-        /// Refill rate, in tokens per second.
-        rate: f64,
-        /// How the capacity follows the rate.
-        burst: Burst,
-    },
+    Additive(AdditiveState),
+    /// Of [`Price`].
+    Price(Box<Standing>),
+    /// Of [`Bandit`].
+    Bandit(Box<BanditState>),
 }
 
-/// The policy in force.
+impl State {
+    /// Returns what is known of the agent's quality, demand and rate, unless `additive` wrote it.
+    #[must_use]
+    pub fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Additive(_) => None,
+            Self::Price(standing) => Some(standing),
+            Self::Bandit(state) => Some(&state.standing),
+        }
+    }
+
+    /// The same, to freeze, override or let go.
+    pub fn standing_mut(&mut self) -> Option<&mut Standing> {
+        match self {
+            Self::Additive(_) => None,
+            Self::Price(standing) => Some(standing),
+            Self::Bandit(state) => Some(&mut state.standing),
+        }
+    }
+
+    /// Returns the limits that it asks for, whichever policy wrote it.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let (rate, burst) = match self {
+            Self::Additive(state) => (state.rate, state.burst),
+            Self::Price(standing) => (standing.track().rate(), standing.track().burst()),
+            Self::Bandit(state) => (state.standing.track().rate(), state.standing.track().burst()),
+        };
+        burst.limits(rate_of(rate))
+    }
+}
+
+/// The laws that can be configured.
 #[derive(Clone, Debug)]
-pub enum Policy {
+pub enum AnyLaw {
     /// r ← clamp(r + α·(score − 3)).
     Additive(Additive),
+    /// A price on capacity.
+    Price(Price),
+    /// Thompson sampling over multipliers of `price`.
+    Bandit(Box<Bandit>),
+}
+
+/// The policy in force: a law, what agents start from, and the last market seen.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    law: AnyLaw,
+    start: Limits,
+    market: Market,
 }
 
 impl Policy {
-    /// Returns the policy that `config` names, for agents that start from `configured`.
+    /// Returns the policy that a valid `config` names, for agents that start from `configured`.
     #[must_use]
     pub fn new(config: &Config, configured: Limits) -> Self {
-        match config.kind {
-            Kind::Additive => Self::Additive(Additive::new(config.additive(), configured)),
-        }
+        let law = match config.kind {
+            Kind::Additive => AnyLaw::Additive(Additive::new(config.additive())),
+            Kind::Price => AnyLaw::Price(Price::new(config.price())),
+            Kind::Bandit => AnyLaw::Bandit(Box::new(Bandit::new(config.price(), config.seed))),
+        };
+        let market = Market { price: 0.0, use_share: 0.0, tick_ms: config.tick_ms() };
+        Self { law, start: configured, market }
+    }
+
+    /// Returns the law.
+    #[must_use]
+    pub fn law(&self) -> &AnyLaw {
+        &self.law
+    }
+
+    /// The same, to teach it what outcomes say.
+    pub fn law_mut(&mut self) -> &mut AnyLaw {
+        &mut self.law
+    }
+
+    /// Returns the market that ratings are decided at: the last one seen.
+    #[must_use]
+    pub fn market(&self) -> &Market {
+        &self.market
+    }
+
+    /// Notes the market; one that is not finite is noticed and passed over at the next decision.
+    pub fn see(&mut self, market: Market) {
+        self.market = market;
     }
 
     /// Returns the state of an agent that nobody rated yet and that has no limits of its own.
     #[must_use]
     pub fn begin(&self) -> State {
-        match self {
-            Self::Additive(policy) => policy.begin(),
-        }
+        self.start_from(self.start)
     }
 
-    /// Returns the state of an agent whose limits somebody else set: `limits` are its new start.
+    /// Returns the state of an agent whose limits somebody else set: `limits` are its new start, and
+    /// nothing else is known of it.
     #[must_use]
     pub fn adopt(&self, limits: Limits) -> State {
-        match self {
-            Self::Additive(policy) => policy.adopt(limits),
+        let mut state = self.start_from(limits);
+        self.rebase(&mut state, limits);
+        state
+    }
+
+    /// Takes over the limits that an operator set, and keeps what is known of the agent's quality.
+    pub fn rebase(&self, state: &mut State, limits: Limits) {
+        match (&self.law, &mut *state) {
+            (AnyLaw::Additive(law), State::Additive(state)) => law.adopt(state, limits),
+            (AnyLaw::Price(law), State::Price(standing)) => law.adopt(standing, limits),
+            (AnyLaw::Bandit(law), State::Bandit(state)) => law.adopt(state, limits),
+            _ => *state = self.adopt(limits),
         }
     }
 
-    /// Folds one rating into the state. Returns the reward it was worth.
-    pub fn fold(&self, state: &mut State, rating: &Rating) -> f64 {
-        match (self, state) {
-            (Self::Additive(policy), State::Additive { rate, .. }) => {
-                policy.fold(rate, rating.score().value())
-            }
+    /// Decides at a rating.
+    pub fn vote(&self, state: &mut State, vote: Vote) -> Decision {
+        self.claim(state);
+        match (&self.law, state) {
+            (AnyLaw::Additive(law), State::Additive(state)) => law.vote(state, vote, &self.market),
+            (AnyLaw::Price(law), State::Price(state)) => law.vote(state, vote, &self.market),
+            (AnyLaw::Bandit(law), State::Bandit(state)) => law.vote(state, vote, &self.market),
+            _ => unreachable!("claimed above"),
         }
+    }
+
+    /// Decides at a tick.
+    pub fn tick(&self, state: &mut State, asked: Asked) -> Decision {
+        self.claim(state);
+        match (&self.law, state) {
+            (AnyLaw::Additive(law), State::Additive(state)) => law.tick(state, asked, &self.market),
+            (AnyLaw::Price(law), State::Price(state)) => law.tick(state, asked, &self.market),
+            (AnyLaw::Bandit(law), State::Bandit(state)) => law.tick(state, asked, &self.market),
+            _ => unreachable!("claimed above"),
+        }
+    }
+
+    /// Folds one rating into the state, as one of full weight. Returns the reward it was worth.
+    pub fn fold(&self, state: &mut State, rating: &Rating) -> f64 {
+        match (&self.law, &mut *state) {
+            // Without a look at who and when: it is all that `additive` does.
+            (AnyLaw::Additive(law), State::Additive(state)) => {
+                law.fold(&mut state.rate, rating.score().value())
+            }
+            _ => self.vote(state, vote_of(rating, 1.0)).reward,
+        }
+    }
+
+    /// Returns what is known of the agent's quality, for [`Raters::weigh`]; nothing with `additive`.
+    #[must_use]
+    pub fn belief(&self, state: &State) -> Option<Belief> {
+        state.standing().map(|standing| standing.estimator().belief())
     }
 
     /// Returns the limits that the state asks for.
     #[must_use]
     pub fn limits(&self, state: &State) -> Limits {
-        match state {
-            State::Additive { rate, burst } => burst.limits(rate_of(*rate)),
+        state.limits()
+    }
+
+    fn start_from(&self, start: Limits) -> State {
+        match &self.law {
+            AnyLaw::Additive(law) => State::Additive(law.begin(start)),
+            AnyLaw::Price(law) => State::Price(Box::new(law.begin(start))),
+            AnyLaw::Bandit(law) => State::Bandit(Box::new(law.begin(start))),
+        }
+    }
+
+    /// Makes a state that another policy wrote one of this policy, without a jump in its limits.
+    fn claim(&self, state: &mut State) {
+        let own = matches!(
+            (&self.law, &*state),
+            (AnyLaw::Additive(_), State::Additive(_))
+                | (AnyLaw::Price(_), State::Price(_))
+                | (AnyLaw::Bandit(_), State::Bandit(_))
+        );
+        if own {
+            return;
+        }
+        let known = state.standing().cloned();
+        *state = self.adopt(state.limits());
+        if let (Some(known), Some(standing)) = (known, state.standing_mut()) {
+            *standing = known;
         }
     }
 }
 
-/// Returns `rate` as the bucket counts it. A policy's rate is clamped to its configured range, which
-/// validation keeps within the bucket's.
-fn rate_of(rate: f64) -> MicroTokensPerSecond {
-    MicroTokensPerSecond::from_tokens(rate).expect("clamped to [r_min, r_max]")
+/// Returns `rating` as a policy sees it, of `weight` 0 to 1.
+///
+/// Its time is when ingest took it in: what its producer says of the time proves nothing.
+#[must_use]
+pub fn vote_of(rating: &Rating, weight: f64) -> Vote {
+    Vote {
+        score: rating.score().value(),
+        rater: rater_of(rating.user().as_str(), 0),
+        at_ms: rating.accepted_at_us() / 1_000,
+        weight,
+    }
 }
+
+/// Returns the number that a policy knows a user by: a hash of the id under `key`.
+///
+/// FNV-1a (Fowler, Noll & Vo) with a finaliser: the same in every version, and not for secrets.
+#[must_use]
+pub fn rater_of(user: &str, key: u64) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325 ^ key;
+    for byte in user.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    Chance::new(hash).bits()
+}
+
+/// Returns `rate` as the bucket counts it. What a policy decided lies within its bounds; what a record
+/// says is brought within the bucket's.
+fn rate_of(rate: f64) -> MicroTokensPerSecond {
+    #[allow(clippy::cast_precision_loss, reason = "9 × 10^6 is exact in f64")]
+    let most = REFILL_RATE_MAX as f64;
+    MicroTokensPerSecond::from_tokens(rate.max(0.0).min(most)).expect("within the bucket's range")
+}
+
+#[cfg(test)]
+mod tests;
