@@ -29,11 +29,13 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("bus", &["rating"]),
     ("ingest", &["rating", "bus"]),
     ("policy", &["rating"]),
-    ("tuner", &["bus", "policy", "rating"]),
+    // The files of policies that learn: policies themselves know none.
+    ("checkpoint", &["policy"]),
+    ("tuner", &["bus", "checkpoint", "policy", "rating"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
     ("admin", &["tuner", "rating"]),
-    ("simulate", &["policy", "rating"]),
+    ("simulate", &["checkpoint", "policy", "rating"]),
     ("telemetry", &[]),
     (
         "config",

@@ -9,6 +9,8 @@ pub mod bus;
 
 pub mod policy;
 
+pub mod checkpoint;
+
 pub mod tuner;
 
 pub mod gateway;

@@ -7,6 +7,7 @@
 mod additive;
 mod burst;
 mod config;
+pub mod ppo;
 
 pub use additive::{Additive, AdditiveConfig};
 pub use burst::Burst;
