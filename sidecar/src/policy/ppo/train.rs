@@ -246,3 +246,119 @@ pub fn evaluate<H: Head, E: Environment<Action = H::Action>>(
     }
     done.concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, RngExt};
+
+    use super::super::{Config, Copies, Gaussian, Room, Single};
+    use super::*;
+
+    /// Counts its steps; every third one ends the episode, one way or the other.
+    #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    struct Count {
+        steps: u8,
+        terminates: bool,
+        drift: f32,
+    }
+
+    impl Single for Count {
+        type Action = f32;
+        const WIDTH: usize = 2;
+
+        fn reset(&mut self, random: &mut impl Rng, observation: &mut [f32]) {
+            (self.steps, self.drift) = (0, random.random());
+            observation.copy_from_slice(&[0.0, self.drift]);
+        }
+
+        fn step(&mut self, _: &f32, _: &mut impl Rng, observation: &mut [f32]) -> Outcome {
+            self.steps += 1;
+            observation.copy_from_slice(&[f32::from(self.steps), self.drift]);
+            let ending = match (self.steps, self.terminates) {
+                (3, true) => Ending::Terminated,
+                (3, false) => Ending::Truncated,
+                _ => Ending::Continues,
+            };
+            Outcome { reward: 1.0, ending }
+        }
+    }
+
+    fn trainer(seed: u64) -> Trainer<Gaussian, Copies<Count>> {
+        // With λ = 0 a return is a reward and what the critic says of what comes next.
+        let config = Config { hidden: 8, lambda: 0.0, discount: 0.9, ..Config::default() };
+        let copies = [false, true].map(|terminates| Count { steps: 0, terminates, drift: 0.0 });
+        let learner = Learner::new(Gaussian::default(), 2, config, seed);
+        Trainer::new(learner, Copies(copies.into()), 5)
+    }
+
+    #[test]
+    fn returns_go_on_from_the_final_observation_of_what_was_cut_off_and_from_nothing_after_an_end()
+    {
+        let mut trainer = trainer(1);
+        let first = trainer.scene();
+        let episodes = trainer.play();
+        let network = trainer.learner.network();
+        let worth =
+            |steps: u8, drift: f32| network.value(&[f32::from(steps), drift], &mut Room::default());
+        for (place, terminates) in [(0, false), (1, true)] {
+            let rows = place * 5..place * 5 + 5;
+            let seen: Vec<&[f32]> = trainer.batch.observations.chunks(2).collect();
+            let seen = &seen[rows.clone()];
+            let counts: Vec<f32> = seen.iter().map(|row| row[0]).collect();
+            assert_eq!(counts, [0.0, 1.0, 2.0, 0.0, 1.0]);
+            let (old, new) = (seen[0][1], seen[3][1]);
+            assert_eq!(old, first.observations[place * 2 + 1]);
+            assert_ne!(old, new, "another episode");
+            let end = if terminates { 0.0 } else { worth(3, old) };
+            // The last step goes on: what the place sees now is step 2 of the new episode.
+            let next = [worth(1, old), worth(2, old), end, worth(1, new), worth(2, new)];
+            for (found, next) in trainer.batch.returns[rows].iter().zip(next) {
+                assert!((found - (1.0 + 0.9 * next)).abs() < 1e-6, "{found}");
+            }
+        }
+        let ended = |ending| Episode { reward: 3.0, steps: 3, ending };
+        assert_eq!(episodes, [ended(Ending::Truncated), ended(Ending::Terminated)]);
+    }
+
+    #[test]
+    fn an_episode_goes_on_over_rounds_and_restarts() {
+        let mut trainer = trainer(2);
+        trainer.round().unwrap();
+        let text = serde_json::to_string(&trainer.scene()).unwrap();
+        let scene = serde_json::from_str(&text).unwrap();
+        let mut resumed = Trainer::resume(trainer.learner().clone(), scene, 5);
+        let (one, two) = (trainer.round().unwrap(), resumed.round().unwrap());
+        assert_eq!(one, two);
+        // Two steps of the first round and one of the second.
+        assert!(one.episodes.iter().all(|episode| episode.steps == 3));
+        assert_eq!(one.episodes.len(), 4);
+        assert_eq!(trainer.scene(), resumed.scene());
+    }
+
+    #[test]
+    fn every_round_has_random_numbers_of_its_own() {
+        let mut trainer = trainer(3);
+        let mut drifts = Vec::new();
+        for _ in 0..3 {
+            trainer.round().unwrap();
+            drifts.extend(trainer.batch.observations.chunks(2).map(|row| row[1].to_bits()));
+        }
+        drifts.sort_unstable();
+        drifts.dedup();
+        // Two places that begin an episode at steps 0, 3, 6, 9 and 12 of 15.
+        assert_eq!(drifts.len(), 10);
+    }
+
+    #[test]
+    fn an_evaluation_counts_every_place_alike_and_ends_when_episodes_do_not() {
+        let trainer = trainer(4);
+        let copies = || trainer.scene().environment;
+        for choice in [Choice::Best, Choice::Drawn] {
+            let found = evaluate(trainer.learner(), copies(), choice, 4, 1_000, 1);
+            assert_eq!(found.len(), 8);
+            let cut = found.iter().filter(|episode| episode.ending == Ending::Truncated).count();
+            assert_eq!(cut, 4);
+        }
+        assert_eq!(evaluate(trainer.learner(), copies(), Choice::Best, 4, 7, 1).len(), 4);
+    }
+}

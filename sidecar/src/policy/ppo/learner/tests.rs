@@ -189,6 +189,9 @@ fn the_same_seed_and_samples_give_the_same_bits_and_another_seed_others() {
     let mut other = Learner { seed: 6, ..learner(Config::default()) };
     other.update(&batch).unwrap();
     assert!(!same(&one, &other), "the order of minibatches is the seed's");
+    let mut later = Learner { updates: 1, ..learner(Config::default()) };
+    later.update(&batch).unwrap();
+    assert_ne!(one.network, later.network, "and another in each update");
 }
 
 #[test]
