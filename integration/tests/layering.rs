@@ -31,11 +31,13 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("bus", &["rating", "secret", "clock"]),
     ("ingest", &["rating", "bus", "secret", "clock"]),
     ("policy", &["rating"]),
-    ("tuner", &["bus", "policy", "rating", "clock"]),
+    // The files of policies that learn: policies themselves know none.
+    ("checkpoint", &["policy"]),
+    ("tuner", &["bus", "checkpoint", "policy", "rating", "clock"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
     ("admin", &["tuner", "rating", "secret"]),
-    ("simulate", &["policy", "rating"]),
+    ("simulate", &["checkpoint", "policy", "rating"]),
     ("telemetry", &[]),
     (
         "config",

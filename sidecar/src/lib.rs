@@ -11,6 +11,8 @@ pub mod bus;
 
 pub mod policy;
 
+pub mod checkpoint;
+
 pub mod tuner;
 
 pub mod gateway;

@@ -21,6 +21,7 @@ mod demand;
 mod drift;
 mod estimator;
 mod guard;
+pub mod ppo;
 mod price;
 mod standing;
 mod trust;
