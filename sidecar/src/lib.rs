@@ -15,6 +15,8 @@ pub mod gateway;
 
 pub mod admin;
 
+pub mod simulate;
+
 pub mod config;
 pub mod telemetry;
 
