@@ -197,7 +197,7 @@ pub fn compare(request: &Request, progress: &(dyn Fn() + Sync)) -> Comparison {
     let mut done = std::thread::scope(|scope| {
         let workers: Vec<_> =
             (0..request.jobs.clamp(1, worlds.len().max(1))).map(|_| scope.spawn(work)).collect();
-        let results = workers.into_iter().map(|worker| worker.join());
+        let results = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
         let results = results.map(|result| result.expect("a panic of ours ends the process"));
         results.flatten().collect::<Vec<_>>()
     });

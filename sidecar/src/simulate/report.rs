@@ -142,7 +142,7 @@ const COLUMNS: &[Column] = &[
     ("% of reference", true, |row, _| format!("{:.1}", row.percent_of_reference)),
     ("95 % interval", true, |row, _| range(row.low, row.high, false)),
     ("shed %", true, |row, _| format!("{:.2}", row.shed_percent)),
-    ("mean |Δlog r| %", true, |row, _| format!("{:.2}", row.step_percent)),
+    ("mean step %", true, |row, _| format!("{:.2}", row.step_percent)),
     ("ratings/agent to recover", true, recovery),
     ("starved %", true, |row, _| format!("{:.1}", row.starved_percent)),
 ];

@@ -1,9 +1,9 @@
 //! One policy in one world: buckets, capacity, ratings, and what came of it.
 
 use super::{
-    NEUTRAL, PolicyName, RATE_MIN, SHED_COST, World,
-    actors::{Actor, Asked},
-    world::{Raters, count},
+    NEUTRAL, PolicyName, SHED_COST, World,
+    actors::{Actor, Asked, equal},
+    world::{Raters, count, whole},
 };
 
 /// What a bucket holds: seconds of its rate, and tokens on top.
@@ -73,7 +73,8 @@ pub fn run_actor<'w>(
     let mut raters = Raters::new(world);
     let mut tally = Tally::new(world);
     let mut watched = watch.map(|_| Watched::default());
-    let mut tokens: Vec<f64> = Vec::new();
+    // Everybody comes with an equal share of capacity, whatever the policy does about it.
+    let mut tokens: Vec<f64> = equal(world).iter().map(|rate| BUCKET.0 * rate).collect();
     let mut held = vec![0.0; agents];
     let mut admitted = vec![0.0; agents];
     let mut served = vec![0.0; agents];
@@ -82,9 +83,6 @@ pub fn run_actor<'w>(
         let capacity = world.capacity(tick);
         let demand = world.demand(tick);
         let rates = actor.act(tick, capacity);
-        if tokens.is_empty() {
-            tokens.extend(rates.iter().map(|rate| BUCKET.0 * rate));
-        }
         tally.moved(rates);
         if let (Some(watched), Some(agent)) = (&mut watched, watch) {
             watched.rate.push(rates[agent]);
@@ -93,7 +91,7 @@ pub fn run_actor<'w>(
         for ((((tokens, held), rate), demand), admitted) in buckets {
             *held = BUCKET.0 * rate + BUCKET.1;
             *tokens = (*tokens + rate).min(*held);
-            *admitted = demand.min(tokens.floor());
+            *admitted = demand.min(whole(*tokens));
             *tokens -= *admitted;
         }
         if let Some(chosen) = actor.admit(tick) {
@@ -122,10 +120,13 @@ pub fn run_actor<'w>(
     tally.outcome(world, utility, given, watched)
 }
 
+/// Factors of a product of changes: each is at most `RATE_MAX` / `RATE_MIN`, so that 64 of them
+/// stay far below the largest number.
+const FACTORS: usize = 64;
+
 /// Sums over a run.
 struct Tally {
     rates: Vec<f64>,
-    logs: Vec<f64>,
     steps: f64,
     served: Vec<f64>,
     asked: Vec<f64>,
@@ -140,8 +141,7 @@ impl Tally {
     fn new(world: &World) -> Self {
         let nothing = vec![0.0; world.agents()];
         Self {
-            rates: Vec::new(),
-            logs: Vec::new(),
+            rates: equal(world),
             steps: 0.0,
             served: nothing.clone(),
             asked: nothing.clone(),
@@ -153,20 +153,15 @@ impl Tally {
         }
     }
 
+    /// Adds Σ |ln(rate / last rate)|, as logarithms of products: one for each [`FACTORS`] agents.
     fn moved(&mut self, rates: &[f64]) {
-        if self.rates.is_empty() {
-            self.rates.extend(rates);
-            self.logs.extend(rates.iter().map(|rate| rate.ln()));
-            return;
-        }
-        let known = self.rates.iter_mut().zip(&mut self.logs);
-        for ((last, log), rate) in known.zip(rates) {
-            // A rate that stays needs no logarithm.
-            if *last != *rate {
-                let next = rate.ln();
-                self.steps += (next - *log).abs();
-                (*last, *log) = (*rate, next);
+        for (last, rates) in self.rates.chunks_mut(FACTORS).zip(rates.chunks(FACTORS)) {
+            let mut product = 1.0;
+            for (last, rate) in last.iter_mut().zip(rates) {
+                product *= rate.max(*last) / rate.min(*last);
+                *last = *rate;
             }
+            self.steps += product.ln();
         }
     }
 
@@ -215,7 +210,6 @@ impl Tally {
             .collect();
         let sum: f64 = shares.iter().sum();
         let squares: f64 = shares.iter().map(|share| share * share).sum();
-        debug_assert!(self.rates.iter().all(|rate| *rate >= RATE_MIN.min(capacity)));
         Outcome {
             utility,
             ratings,

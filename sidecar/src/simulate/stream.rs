@@ -5,7 +5,7 @@
 //! again next year.
 
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
-use rand_distr::{Distribution, Poisson, StandardNormal};
+use rand_distr::{Distribution, Exp1, Poisson, StandardNormal};
 
 /// What a stream of randomness is for; streams of one seed are independent of each other.
 #[derive(Clone, Copy, Debug)]
@@ -58,9 +58,11 @@ impl Stream {
         Poisson::new(mean).map_or(0.0, |poisson| poisson.sample(&mut self.0))
     }
 
-    /// Returns how many trials fail before the first success, at `log_fail` = ln(1 − p).
+    /// Returns how many trials fail before the first success, for a `pace` of −ln(1 − p): whole
+    /// units of an exponential deviate are geometric.
     #[inline]
-    pub(super) fn failures(&mut self, log_fail: f64) -> f64 {
-        ((1.0 - self.uniform()).ln() / log_fail).floor()
+    pub(super) fn failures(&mut self, pace: f64) -> f64 {
+        let exponential: f64 = Exp1.sample(&mut self.0);
+        (exponential / pace).floor()
     }
 }

@@ -32,7 +32,7 @@ impl Actor for Fixed {
 }
 
 /// Returns everybody's share of the capacity at the start.
-pub(super) fn equal(world: &World) -> Vec<f64> {
+pub(in crate::simulate) fn equal(world: &World) -> Vec<f64> {
     vec![world.capacity(0) / count(world.agents()); world.agents()]
 }
 

@@ -92,10 +92,10 @@ impl Kalman {
             let gain = self.variance[agent] * weight / total;
             self.mean[agent] = (self.mean[agent] + gain * residual / weight).clamp(1.0, 5.0);
             self.variance[agent] *= NOISE / total;
-            if let Some(careful) = &mut self.careful {
-                if careful.alarmed(agent, weight, residual) {
-                    self.variance[agent] = self.variance[agent].max(VARIANCE_ALARMED);
-                }
+            if let Some(careful) = &mut self.careful
+                && careful.alarmed(agent, weight, residual)
+            {
+                self.variance[agent] = self.variance[agent].max(VARIANCE_ALARMED);
             }
         }
         if let Some(careful) = &mut self.careful {

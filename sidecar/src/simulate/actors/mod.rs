@@ -14,6 +14,7 @@ mod kalman;
 mod learned;
 
 pub use adapted::{Adapted, Weigh};
+pub(super) use fixed::equal;
 
 use std::{fmt, str::FromStr};
 

@@ -19,7 +19,7 @@ use plotters::{
 
 use super::{
     Drawn,
-    style::{DASH, GRID, MARGIN, PALE, Scale, Stroke, frame},
+    style::{DASH, GRID, MARGIN, PALE, SOFT, Scale, Stroke, frame},
 };
 use crate::simulate::{
     NEUTRAL, PolicyName, RATE_MAX, RATE_MIN,
@@ -35,6 +35,9 @@ const BELOW: f64 = 0.25;
 /// Ticks shown before and after a change.
 const AROUND: (usize, usize) = (300, 700);
 
+/// What the moment is called at which agents change.
+const CHANGE: &str = "agents change";
+
 type Point = (f64, f64);
 
 /// Utility over time of each policy, and of the reference.
@@ -45,17 +48,24 @@ where
 {
     let curves: Vec<Vec<Point>> = figure.lines.iter().map(|line| smooth(&line.utility)).collect();
     let most = curves.iter().flatten().map(|point| point.1).fold(1.0, f64::max) * 1.08;
-    let least = curves.iter().flatten().map(|point| point.1).fold(0.0, f64::min) * 1.08;
-    let low = least.max(-BELOW * most);
+    // Whoever is far below is not worth the room, and the legend says so.
+    let floor = -BELOW * most;
+    let shown = curves.iter().flatten().map(|point| point.1).filter(|utility| *utility >= floor);
+    let low = shown.fold(0.0, f64::min) * 1.08;
     let ticks = figure.lines.first().map_or(1, |line| line.utility.len());
-    let names = legend(&figure.lines);
+    let mut names = legend(&figure.lines);
+    for (curve, (name, _)) in curves.iter().zip(&mut names) {
+        if curve.iter().all(|point| point.1 < low) {
+            name.push_str(" (below)");
+        }
+    }
     let seeds = figure.seeds;
     let title = format!("Utility over time, regime {}", figure.regime.name);
     let said = format!("{}; mean of {seeds} seeds over 40 ticks", figure.regime.about);
     let chart = frame(area, scale, (&title, &said), &names)?;
     let mut chart = axes(&chart, scale, 0.0..count(ticks), low..most, ("tick", "utility a tick"))?;
     if let Some(change) = figure.change {
-        upright(&mut chart, scale, count(change), low..most)?;
+        upright(&mut chart, scale, count(change), low..most, CHANGE)?;
     }
     for (curve, (_, stroke)) in curves.iter().zip(names).rev() {
         line(&mut chart, scale, curve, stroke, low..most)?;
@@ -74,10 +84,13 @@ where
     let ticks = count(span.start)..count(span.end);
     let cut = |values: &[f64]| -> Vec<Point> {
         let values = values.get(span.clone()).unwrap_or_default();
-        values.iter().enumerate().map(|(n, value)| (count(span.start + n), *value)).collect()
+        let at = |n: usize| count(span.start + n);
+        // Stairs: a value holds until the next tick.
+        let steps = values.iter().enumerate();
+        steps.flat_map(|(n, value)| [(at(n), *value), (at(n + 1), *value)]).collect()
     };
     let mut names = legend(&figure.lines);
-    "reference / true quality".clone_into(&mut names[0].0);
+    "reference (truth)".clone_into(&mut names[0].0);
     let title = format!("One agent whose quality falls, regime {}", figure.regime.name);
     let said = "first seed; above: its quality and what policies believe of it; below: its rate";
     let chart = frame(area, scale, (&title, said), &names)?;
@@ -87,7 +100,7 @@ where
 
     let range = 1.0..5.0;
     let mut chart = axes(&upper, scale, ticks.clone(), range.clone(), ("", "quality"))?;
-    upright(&mut chart, scale, count(change), range.clone())?;
+    upright(&mut chart, scale, count(change), range.clone(), CHANGE)?;
     let neutral = Stroke { colour: PALE, width: 1, dashed: true };
     line(
         &mut chart,
@@ -100,12 +113,14 @@ where
     for (of, (_, stroke)) in figure.lines.iter().zip(&names).skip(1).rev() {
         line(&mut chart, scale, &cut(&watched(of).belief), *stroke, range.clone())?;
     }
-    line(&mut chart, scale, &cut(&figure.quality), Stroke::of(0), range)?;
+    let quality = figure.quality.iter().enumerate().map(|(n, quality)| (count(n), *quality));
+    let quality: Vec<Point> = quality.filter(|(tick, _)| ticks.contains(tick)).collect();
+    line(&mut chart, scale, &quality, Stroke::of(0), range)?;
 
     let rates: Vec<Vec<Point>> = figure.lines.iter().map(|line| cut(&watched(line).rate)).collect();
     let most = rates.iter().flatten().map(|point| point.1).fold(1.0, f64::max) * 1.05;
     let mut chart = axes(&lower, scale, ticks, 0.0..most, ("tick", "tokens a tick"))?;
-    upright(&mut chart, scale, count(change), 0.0..most)?;
+    upright(&mut chart, scale, count(change), 0.0..most, "")?;
     for (curve, (_, stroke)) in rates.iter().zip(&names).rev() {
         line(&mut chart, scale, curve, *stroke, 0.0..most)?;
     }
@@ -212,7 +227,13 @@ where
 }
 
 /// Draws the moment at which agents change.
-fn upright<DB, X>(chart: &mut Chart<'_, DB, X>, scale: Scale, at: f64, range: Range<f64>) -> Drawn
+fn upright<DB, X>(
+    chart: &mut Chart<'_, DB, X>,
+    scale: Scale,
+    at: f64,
+    range: Range<f64>,
+    name: &'static str,
+) -> Drawn
 where
     DB: DrawingBackend,
     DB::ErrorType: 'static,
@@ -221,8 +242,8 @@ where
     let style = PALE.stroke_width(scale.px(1));
     chart.draw_series([PathElement::new([(at, range.start), (at, range.end)], style)])?;
     let top = (at, range.end);
-    let style = scale.text(12).color(&PALE);
-    let text = Text::new("agents change", (scale.at(6), scale.at(2)), style);
+    let style = scale.text(12).color(&SOFT);
+    let text = Text::new(name, (scale.at(6), scale.at(2)), style);
     chart.draw_series([EmptyElement::at(top) + text])?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! PNGs are drawn at twice the size of the SVG, for sharp text.
 
 mod charts;
+mod raster;
 mod style;
 
 use std::{
@@ -18,7 +19,7 @@ use plotters::{
     style::{FontStyle, register_font},
 };
 
-use self::style::Scale;
+use self::{raster::Raster, style::Scale};
 use super::compare::Figure;
 
 /// In what form each figure is written.
@@ -125,7 +126,8 @@ fn as_png(
     let (width, height) = (SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE);
     // Three bytes a pixel.
     let mut pixels = vec![0; 3 * (width as usize) * (height as usize)];
-    let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
+    let bitmap = BitMapBackend::with_buffer(&mut pixels, (width, height));
+    let area = Raster(bitmap).into_drawing_area();
     paint(name, figure, &area, Scale(PNG_SCALE))?;
     drop(area);
     let mut file = Vec::new();

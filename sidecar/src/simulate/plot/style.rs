@@ -28,6 +28,8 @@ impl Scale {
 
 pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
 pub(super) const PALE: RGBColor = RGBColor(150, 150, 150);
+/// Of what explains.
+pub(super) const SOFT: RGBColor = RGBColor(105, 105, 105);
 pub(super) const GRID: RGBColor = RGBColor(232, 232, 232);
 
 /// Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that paper swallows.
@@ -72,7 +74,7 @@ impl Stroke {
 /// Pixels around everything.
 pub(super) const MARGIN: i32 = 14;
 /// Pixels that the legend is wide.
-const LEGEND_WIDTH: i32 = 170;
+const LEGEND_WIDTH: i32 = 190;
 /// Pixels from one entry of the legend to the next.
 const LEGEND_LINE: i32 = 21;
 /// Pixels of the line shown in the legend.
@@ -94,7 +96,7 @@ where
     area.fill(&WHITE)?;
     let left = scale.at(MARGIN);
     area.draw(&Text::new(title.to_owned(), (left, scale.at(12)), scale.text(19)))?;
-    let small = scale.text(13).color(&PALE);
+    let small = scale.text(13).color(&SOFT);
     area.draw(&Text::new(subtitle.to_owned(), (left, scale.at(38)), small))?;
     let (width, _) = area.dim_in_pixel();
     let width = i32::try_from(width).expect("a figure is a few thousand pixels wide");
