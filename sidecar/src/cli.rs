@@ -7,7 +7,11 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::{bus::duration, config::Role};
+use crate::{
+    bus::duration,
+    config::Role,
+    simulate::{PolicyName, REGIMES, Regime, Seeds},
+};
 
 /// Rate limits that AI agents earn.
 #[derive(Debug, Parser)]
@@ -30,6 +34,9 @@ pub enum Command {
     /// Checks a configuration: every fault at once, then what is in force
     #[command(after_help = "Example:\n  merit check-config --config merit.toml")]
     CheckConfig(CheckConfig),
+    /// Compares policies in a simulated world: a table with 95 % intervals
+    #[command(after_help = simulate_help())]
+    Simulate(Simulate),
     /// Makes a development token from the configured secret (HS256, HS384 or HS512)
     #[command(
         after_help = "Examples:\n  merit token --config merit.toml --agent a1\n  merit token --config merit.toml --sub u1 --scope ratings:write"
@@ -96,6 +103,52 @@ pub struct CheckConfig {
     /// Print the effective configuration on one line
     #[arg(long)]
     pub json: bool,
+}
+
+/// `merit simulate`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Simulate {
+    /// Which policies, separated by commas: static, static-max, additive[:ALPHA], price, price-trust,
+    /// greedy, thompson, reference, clairvoyant; all but the reference by default
+    #[arg(long, visible_alias = "policy", value_delimiter = ',', default_values_t = PolicyName::DEFAULT, hide_default_value = true)]
+    pub policies: Vec<PolicyName>,
+    /// Which regimes, separated by commas, as listed below; all by default
+    #[arg(long, visible_alias = "regime", value_delimiter = ',', default_values_t = REGIMES.to_vec(), hide_default_value = true)]
+    pub regimes: Vec<Regime>,
+    /// How many seeds (10), or the first and the last (1..10)
+    #[arg(long, default_value = "10")]
+    pub seeds: Seeds,
+    /// How many ticks a run has; a tick stands for a second
+    #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    pub ticks: u32,
+    /// How many agents a world has
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(10..=100_000))]
+    pub agents: u32,
+    /// How many worlds are simulated at once; as many as there are processors by default
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
+    /// Show how much better each policy is than this one, in pairs of the same world
+    #[arg(long, value_name = "POLICY")]
+    pub versus: Option<PolicyName>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Draw utility over time, one agent through a change, and rates, as SVG and PNG into this folder
+    #[arg(long, value_name = "DIR")]
+    pub plot: Option<PathBuf>,
+}
+
+fn simulate_help() -> String {
+    let mut help = "Regimes:\n".to_owned();
+    for regime in REGIMES {
+        help.push_str(&format!("  {:14} {}\n", regime.name, regime.about));
+    }
+    help.push_str(
+        "\nExamples:\n  merit simulate --regimes base,attack --policies additive:5,price-trust\n  \
+         merit simulate --seeds 1..20 --plot figures\n  \
+         merit simulate --policies additive:5,price --versus additive:5 --json",
+    );
+    help
 }
 
 /// `merit token`.

@@ -19,6 +19,8 @@ pub mod gateway;
 
 pub mod admin;
 
+pub mod simulate;
+
 pub mod config;
 pub mod secret;
 pub mod telemetry;

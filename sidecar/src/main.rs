@@ -9,9 +9,10 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use merit_sidecar::{
     app,
-    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Run, Token},
+    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Run, Simulate, Token},
     clock::unix_time,
     config::{Config, ConfigError},
+    simulate::{self, SimulateError},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo(options),
         Command::Run(options) => run(&options),
         Command::CheckConfig(options) => check_config(&options),
+        Command::Simulate(options) => simulate(options),
         Command::Token(options) => token(&options),
         Command::ApiKey(options) => api_key(&options),
     };
@@ -141,6 +143,24 @@ fn check_config(options: &CheckConfig) -> Result<(), Failure> {
     };
     print(&shown.context("configuration cannot be shown")?)?;
     Ok(())
+}
+
+fn simulate(options: Simulate) -> Result<(), Failure> {
+    let whole = |number: u32| usize::try_from(number).expect("clap holds it below 2^31");
+    let available = || std::thread::available_parallelism().map_or(1, usize::from);
+    let request = simulate::Request {
+        regimes: options.regimes,
+        policies: options.policies,
+        seeds: options.seeds,
+        agents: whole(options.agents),
+        ticks: whole(options.ticks),
+        jobs: options.jobs.map_or_else(available, usize::from),
+        versus: options.versus,
+        figures: false,
+    };
+    simulate::simulate(request, options.json, options.plot).map_err(|error: SimulateError| {
+        if error.is_usage() { Failure::Usage(error.into()) } else { Failure::Failed(error.into()) }
+    })
 }
 
 fn token(options: &Token) -> Result<(), Failure> {

@@ -378,3 +378,45 @@ fn an_address_that_is_taken_is_named_and_nothing_starts() {
     let told = text(&output.stderr);
     assert!(told.contains("metrics.listen") && told.contains(&address), "{told}");
 }
+
+#[test]
+fn simulate_prints_one_object_and_draws_its_figures_without_a_system() {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("figures");
+    let drawn = folder.to_str().unwrap();
+    let small = ["--seeds", "2", "--ticks", "300", "--agents", "40"];
+    let arguments = ["simulate", "--policy", "static,price", "--regime", "base", "--json"];
+    let all = [&arguments[..], &small[..], &["--plot", drawn]].concat();
+    let output = merit(&all, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    assert_eq!(shown.lines().count(), 1);
+    let value: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(value["seeds"], serde_json::json!([1, 2]));
+    assert_eq!(value["results"].as_array().unwrap().len(), 2);
+    for figure in ["utility-base", "drift-base", "rates-base"] {
+        let png = std::fs::read(folder.join(format!("{figure}.png"))).unwrap();
+        assert!(png.starts_with(b"\x89PNG"), "{figure}");
+        let svg = std::fs::read_to_string(folder.join(format!("{figure}.svg"))).unwrap();
+        assert!(svg.contains("price-kalman"), "{figure}");
+    }
+}
+
+#[test]
+fn simulate_names_the_flag_the_value_and_the_remedy() {
+    for (arguments, code, told) in [
+        (&["--policies", "addtive"][..], 2, "no policy `addtive`: choose from static"),
+        (&["--policies", "additive:x"], 2, "like additive:0.1"),
+        (&["--regimes", "calm"], 2, "no regime `calm`: choose from base"),
+        (&["--seeds", "9..7"], 2, "the first and the last (1..10)"),
+        (&["--ticks", "5"], 2, "--ticks"),
+        (&["--jobs", "0"], 2, "--jobs"),
+        (&["--versus", "reference"], 2, "--versus reference is not among --policies: name it"),
+        (&["--agents", "90000", "--ticks", "90000"], 2, "ask for at most 20000000 agent-ticks"),
+        (&["--plot", "/dev/null/x"], 1, "--plot /dev/null/x: cannot make the folder: name one"),
+    ] {
+        let output = merit(&[&["simulate"], arguments].concat(), &[]);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}");
+        assert!(text(&output.stderr).contains(told), "{}", text(&output.stderr));
+        assert!(output.stdout.is_empty());
+    }
+}
