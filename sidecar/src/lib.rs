@@ -11,6 +11,9 @@ pub mod policy;
 
 pub mod tuner;
 
+pub mod decisions;
+pub mod replay;
+
 pub mod gateway;
 
 pub mod admin;
