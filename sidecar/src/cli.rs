@@ -10,6 +10,10 @@ use clap::{Parser, Subcommand};
 use crate::{
     bus::duration,
     config::Role,
+    replay::{
+        SORT_MAX,
+        layout::{Columns, Format, Preset, Scale},
+    },
     simulate::{PolicyName, REGIMES, Regime, Seeds},
 };
 
@@ -45,6 +49,82 @@ pub enum Command {
     /// Makes an API key and the line for `[identity] api_keys_file`
     #[command(after_help = "Example:\n  merit api-key partner --line-to keys.txt")]
     ApiKey(ApiKey),
+    /// Runs recorded ratings through policies, or judges a policy by logged decisions
+    #[command(after_help = "Examples:
+  merit replay ratings.csv --policy additive --against additive:alpha=1
+  merit replay ratings.csv --layout movielens --policy additive --per-agent rates.csv
+  zcat u.data.gz | merit replay - --layout movielens-100k --policy additive --json
+  merit replay --evaluate decisions.ndjson --policy uniform --against base")]
+    Replay(Replay),
+}
+
+/// `merit replay`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Replay {
+    /// Recorded ratings: CSV, TSV or NDJSON, gzipped or not; `-` is standard input
+    #[arg(required_unless_present = "evaluate")]
+    pub file: Option<PathBuf>,
+    /// The policy, `KIND[:KEY=VALUE,…]`, keys as in `[policy]`; with --evaluate also `base`,
+    /// `uniform`, `arm=N`, `change=X` or a name that the log tells of
+    #[arg(long, value_name = "NAME")]
+    pub policy: String,
+    /// Another policy to compare it with; may be given again
+    #[arg(long, value_name = "NAME")]
+    pub against: Vec<String>,
+    /// Configuration file to take `[policy]` and the default bucket from
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Refill rate of agents that nobody rated yet, tokens per second [default: the bucket's, or 20]
+    #[arg(long, value_name = "RATE")]
+    pub start_rate: Option<f64>,
+    /// Capacity of agents that nobody rated yet, tokens [default: the bucket's, or 40]
+    #[arg(long, value_name = "TOKENS")]
+    pub start_capacity: Option<u64>,
+    /// How the rows are written [default: what the file's name says]
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// A known layout: format, columns and scale at once
+    #[arg(long, value_enum)]
+    pub layout: Option<Preset>,
+    /// Where the fields stand, by name or place: `user=userId,agent=movieId,score=3,time=none`
+    #[arg(long)]
+    pub columns: Option<Columns>,
+    /// Whether the first row names the columns [default: unless all columns are places]
+    #[arg(long)]
+    pub header: Option<bool>,
+    /// The least and the best score, mapped onto 1 to 5, like `0.5..5` [default: 1..5]
+    #[arg(long, value_name = "LOW..HIGH", allow_hyphen_values = true)]
+    pub scale: Option<Scale>,
+    /// Stop at the first bad row
+    #[arg(long)]
+    pub strict: bool,
+    /// How many ratings may be held back to sort them, 24 bytes each
+    #[arg(long, value_name = "RATINGS", default_value_t = SORT_MAX, value_parser = sort_max)]
+    pub sort_max: usize,
+    /// How many of the agents that differ most are shown
+    #[arg(long, value_name = "AGENTS", default_value_t = 10)]
+    pub top: usize,
+    /// Write one row per agent to this file: .csv, .ndjson or .json
+    #[arg(long, value_name = "FILE", conflicts_with = "evaluate")]
+    pub per_agent: Option<PathBuf>,
+    /// Judge the policies by this decision log instead: IPS, SNIPS and doubly robust estimates
+    #[arg(long, value_name = "LOG")]
+    pub evaluate: Option<PathBuf>,
+    /// Half the width of the kernel around a policy's one change [default: Silverman's rule]
+    #[arg(long, requires = "evaluate", value_parser = bandwidth)]
+    pub bandwidth: Option<f64>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn sort_max(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|&max| max >= 2).ok_or_else(|| "write a number from 2 on".to_owned())
+}
+
+fn bandwidth(text: &str) -> Result<f64, String> {
+    let width = text.parse::<f64>().ok().filter(|width| *width > 0.0 && width.is_finite());
+    width.ok_or_else(|| "write a number above 0, like 0.05".to_owned())
 }
 
 /// `merit api-key`.

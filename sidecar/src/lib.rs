@@ -15,6 +15,9 @@ pub mod checkpoint;
 
 pub mod tuner;
 
+pub mod decisions;
+pub mod replay;
+
 pub mod gateway;
 
 pub mod admin;

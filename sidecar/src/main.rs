@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -9,15 +10,18 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use merit_sidecar::{
     app,
-    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Run, Simulate, Token},
+    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Replay, Run, Simulate, Token},
     clock::unix_time,
     config::{Config, ConfigError},
+    policy,
+    replay::{self, ReplayError, candidate::Candidate, evaluate, report::AgentsFormat},
     simulate::{self, SimulateError},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tower_merit::{
     AgentId,
+    bucket::Limits,
     identity::{ClaimPath, api_key::line},
 };
 use tracing::{info, warn};
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Simulate(options) => simulate(options),
         Command::Token(options) => token(&options),
         Command::ApiKey(options) => api_key(&options),
+        Command::Replay(options) => replay(&options),
     };
     let (error, code) = match done {
         Ok(()) => return ExitCode::SUCCESS,
@@ -223,6 +228,112 @@ fn api_key(options: &ApiKey) -> Result<(), Failure> {
     };
     print(&shown)?;
     Ok(())
+}
+
+fn replay(options: &Replay) -> Result<(), Failure> {
+    let bar = replay::bar();
+    let done = match &options.evaluate {
+        None => replay_ratings(options, &bar),
+        Some(log) => evaluate_log(options, log, &bar),
+    };
+    bar.finish_and_clear();
+    print(done?.trim_end())?;
+    Ok(())
+}
+
+fn mistake(text: impl Into<String>) -> Usage {
+    Usage(anyhow!(text.into()))
+}
+
+/// Returns what was printed to be replayed: the file, and the policies named `labels`.
+fn ratings_of(options: &Replay, file: &Path, labels: &[&str]) -> Result<replay::Options, Failure> {
+    let Replay { layout, format, columns, header, scale, .. } = options.clone();
+    let layout = replay::layout_of(file, layout, format, columns, header, scale);
+    let (base, start) = match &options.config {
+        Some(path) => Config::load_policy(path).map_err(usage)?,
+        None => (policy::Config::default(), Limits::per_second(20.0, 40).context("20 and 40")?),
+    };
+    let rate = options.start_rate.unwrap_or(start.refill().tokens());
+    let capacity = options.start_capacity.unwrap_or(start.capacity().get());
+    let start = Limits::per_second(rate, capacity)
+        .map_err(|error| mistake(format!("--start-rate, --start-capacity: {error}")))?;
+    let candidates: Result<Vec<Candidate>, _> =
+        labels.iter().map(|label| Candidate::new(label, &base, start)).collect();
+    let agents_to = match &options.per_agent {
+        None => None,
+        Some(path) => {
+            let format = AgentsFormat::of(path).ok_or_else(|| {
+                mistake(format!("--per-agent {}: end it in .csv, .ndjson or .json", path.display()))
+            })?;
+            Some((path.clone(), format))
+        }
+    };
+    Ok(replay::Options {
+        file: file.to_owned(),
+        layout: layout.map_err(mistake)?,
+        candidates: candidates.map_err(|error| Usage(error.into()))?,
+        strict: options.strict,
+        sort_max: options.sort_max,
+        top: options.top,
+        agents_to,
+    })
+}
+
+/// Returns the policies by name, each once.
+fn labels(options: &Replay) -> Result<Vec<&str>, Usage> {
+    let mut labels: Vec<&str> = Vec::new();
+    for label in std::iter::once(&options.policy).chain(&options.against) {
+        if labels.contains(&label.as_str()) {
+            return Err(mistake(format!("--against {label}: is named twice")));
+        }
+        labels.push(label);
+    }
+    Ok(labels)
+}
+
+fn replay_ratings(options: &Replay, bar: &indicatif::ProgressBar) -> Result<String, Failure> {
+    let file = options.file.as_deref().context("there is a file or a log")?;
+    let ratings = ratings_of(options, file, &labels(options)?)?;
+    let report = replay::replay(&ratings, bar).map_err(|error| match error {
+        ReplayError::Layout(error) => Failure::Usage(error.into()),
+        error => Failure::Failed(error.into()),
+    })?;
+    Ok(if options.json {
+        serde_json::to_string(&report).context("result cannot be shown")?
+    } else {
+        report.text()
+    })
+}
+
+fn evaluate_log(
+    options: &Replay,
+    log: &PathBuf,
+    bar: &indicatif::ProgressBar,
+) -> Result<String, Failure> {
+    let names = labels(options)?;
+    let mut targets = Vec::new();
+    for name in &names {
+        let target = name.parse::<evaluate::Target>();
+        let target = target.map_err(|error| mistake(format!("policy `{name}`: {error}")))?;
+        targets.push(((*name).to_owned(), target));
+    }
+    let ratings = match &options.file {
+        None => None,
+        Some(file) => {
+            let named =
+                targets.iter().filter(|(_, target)| matches!(target, evaluate::Target::Named(_)));
+            let labels: Vec<&str> = named.map(|(name, _)| &**name).collect();
+            Some(ratings_of(options, file, &labels)?)
+        }
+    };
+    let (strict, bandwidth) = (options.strict, options.bandwidth);
+    let asked = evaluate::Options { log: log.clone(), targets, ratings, strict, bandwidth };
+    let evaluation = evaluate::evaluate(&asked, bar).map_err(anyhow::Error::from)?;
+    Ok(if options.json {
+        serde_json::to_string(&evaluation).context("result cannot be shown")?
+    } else {
+        evaluation.text()
+    })
 }
 
 fn print(line: &str) -> anyhow::Result<()> {

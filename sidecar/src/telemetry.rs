@@ -256,6 +256,11 @@ fn describe() {
         "Partitions that stopped until an operator acts"
     );
 
+    describe_counter!(
+        "merit_decision_log_rows_total",
+        Unit::Count,
+        "Policy decisions for the decision log: written, or dropped and why"
+    );
     describe_histogram!("merit_refill_rate", "Refill rates written, in tokens per second");
     describe_histogram!("merit_reward", "What ratings were worth to the policy");
 

@@ -117,6 +117,29 @@ impl Config {
     ///
     /// When the file cannot be read, or with every fault at once.
     pub fn load(path: &Path, role: Role) -> Result<Self, ConfigError> {
+        let (config, mut faults) = Self::load_unchecked(path)?;
+        config.validate(role, &mut faults);
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
+    }
+
+    /// Reads what a replay needs of the file at `path` and the environment: the policy, and the
+    /// limits of agents that nobody rated yet. Secrets and addresses of the rest are not asked for.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or with every fault of these two at once.
+    pub fn load_policy(path: &Path) -> Result<(policy::Config, Limits), ConfigError> {
+        let (config, mut faults) = Self::load_unchecked(path)?;
+        config.validate_buckets(&mut faults);
+        config.policy.validate("policy", &mut faults);
+        if faults.is_empty() {
+            Ok((config.policy.clone(), config.default_limits()))
+        } else {
+            Err(ConfigError::Faults(faults))
+        }
+    }
+
+    fn load_unchecked(path: &Path) -> Result<(Self, Vec<String>), ConfigError> {
         let text = read(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut faults = Vec::new();
@@ -140,8 +163,7 @@ impl Config {
             return Err(ConfigError::Faults(faults.collect()));
         }
         let config = Self::read(&figment, folder, &mut faults);
-        config.validate(role, &mut faults);
-        if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
+        Ok((config, faults))
     }
 
     fn read(figment: &Figment, folder: &Path, faults: &mut Vec<String>) -> Self {

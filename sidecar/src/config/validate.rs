@@ -53,7 +53,7 @@ impl Config {
         }
     }
 
-    fn validate_buckets(&self, faults: &mut Vec<String>) {
+    pub(super) fn validate_buckets(&self, faults: &mut Vec<String>) {
         let mut names = BTreeSet::new();
         for (index, bucket) in self.bucket.iter().enumerate() {
             let path = format!("bucket[{index}]");

@@ -23,7 +23,7 @@ pub use text::{
     CONTEXT_KEY_MAX, ContextKey, ItemId, Poster, RATING_ID_MAX, RECEIPT_ID_MAX, RECEIPT_MAX,
     RatingId, Receipt, ReceiptId, TEXT_MAX, TextError, UserId,
 };
-pub use timestamp::FUTURE_MAX_MS;
+pub use timestamp::{FUTURE_MAX_MS, timestamp_from_text};
 pub use wire::{FOREIGN_POSTER, from_bus_json, to_bus_json};
 
 use tower_merit::AgentId;
@@ -58,6 +58,25 @@ pub enum SubjectMode {
 }
 
 impl Rating {
+    /// Returns a rating as an archive tells it: it has no name, poster or circumstances of its own,
+    /// so it is good for folding and not for the bus.
+    #[must_use]
+    pub fn recorded(agent: AgentId, user: UserId, score: Score, timestamp_ms: u64) -> Self {
+        Self {
+            id: RatingId::new("recorded").expect("visible ASCII"),
+            poster: Poster::new("recorded").expect("visible ASCII"),
+            agent: Some(agent),
+            user,
+            item: None,
+            score,
+            timestamp_ms,
+            context: Context::default(),
+            receipt: None,
+            receipt_id: None,
+            accepted_at_us: timestamp_ms.saturating_mul(1000),
+        }
+    }
+
     /// Returns the name of the event, unique per [`Rating::poster`].
     #[must_use]
     pub fn id(&self) -> &RatingId {

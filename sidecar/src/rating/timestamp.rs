@@ -40,6 +40,23 @@ pub(super) fn parse(field: &'static str, value: &Value<'_>) -> Result<u64, Ratin
     }
 }
 
+/// Returns the Unix milliseconds that `text` of a recorded rating means: a number as in JSON, else
+/// RFC 3339.
+///
+/// # Errors
+///
+/// When it is neither, before 1970 or beyond the year 9999; the error names `time`.
+pub fn timestamp_from_text(text: &str) -> Result<u64, RatingError> {
+    let value = if let Ok(number) = text.parse() {
+        Value::Unsigned(number)
+    } else if let Ok(number) = text.parse() {
+        Value::Float(number)
+    } else {
+        Value::Text(text.into())
+    };
+    parse("time", &value)
+}
+
 /// Returns the value of a `timestamp` field that [`parse`] reads as exactly `timestamp_ms`.
 pub(super) fn to_json(timestamp_ms: u64) -> serde_json::Number {
     if timestamp_ms >= MILLISECONDS_FROM {
@@ -74,6 +91,17 @@ mod tests {
 
     fn ms(value: Value<'_>) -> u64 {
         parse("timestamp", &value).unwrap()
+    }
+
+    #[test]
+    fn a_recorded_time_is_read_as_the_field_of_a_body_is() {
+        for text in ["1700000000", "1700000000000", "1700000000.0", "2023-11-14T22:13:20Z"] {
+            assert_eq!(timestamp_from_text(text).unwrap(), 1_700_000_000_000, "{text}");
+        }
+        for text in ["", "-1", "NaN", "inf", "1e300", "yesterday"] {
+            let error = timestamp_from_text(text).unwrap_err();
+            assert_eq!(error.field(), Some("time"), "{text}");
+        }
     }
 
     #[test]
