@@ -55,7 +55,7 @@ pub enum Command {
   merit replay ratings.csv --layout movielens --policy additive --per-agent rates.csv
   zcat u.data.gz | merit replay - --layout movielens-100k --policy additive --json
   merit replay --evaluate decisions.ndjson --policy uniform --against base")]
-    Replay(Replay),
+    Replay(Box<Replay>),
 }
 
 /// `merit replay`.
