@@ -27,12 +27,15 @@ fn prototype() -> Vec<Figures> {
     prototype.results
 }
 
+/// Twice as many as the prototype's: its worlds are other ones, and what is left is their luck.
+const SEEDS: &str = "1..20";
+
 /// Compares `policies` in `regimes` with the prototype: the 95 % intervals of the two overlap.
-fn agree(regimes: &str, policies: &str, seeds: &str) {
+fn agree(regimes: &str, policies: &str) {
     let request = Request {
         regimes: regimes.split(',').map(|name| name.parse().unwrap()).collect(),
         policies: policies.split(',').map(|name| name.parse().unwrap()).collect(),
-        seeds: seeds.parse().unwrap(),
+        seeds: SEEDS.parse().unwrap(),
         agents: 200,
         ticks: 2000,
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
@@ -73,15 +76,15 @@ fn agree(regimes: &str, policies: &str, seeds: &str) {
 #[test]
 fn static_additive_and_price_are_worth_what_the_prototype_says() {
     let policies = "static,static-max,additive:0.1,additive:1,additive:5,price-kalman,price-trust";
-    agree("base,slack,attack,sparse", policies, "1..6");
+    agree("base,slack,attack,sparse", policies);
 }
 
 #[test]
 fn bombers_and_sybils_do_as_much_harm_as_in_the_prototype() {
-    agree("bombers,sybil", "additive:5,price-kalman,price-trust", "1..6");
+    agree("bombers,sybil", "additive:5,price-kalman,price-trust");
 }
 
 #[test]
 fn greedy_thompson_and_the_clairvoyant_are_the_prototypes() {
-    agree("base,attack", "greedy,thompson,clairvoyant", "1..6");
+    agree("base,attack", "greedy,thompson,clairvoyant");
 }
