@@ -29,6 +29,8 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("bus", &["rating"]),
     ("ingest", &["rating", "bus"]),
     ("policy", &["rating"]),
+    ("decisions", &[]),
+    ("replay", &["policy", "rating", "decisions"]),
     ("tuner", &["bus", "policy", "rating"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
@@ -233,9 +235,15 @@ fn the_halves_meet_only_where_the_table_says() {
             || last == "RedisStore"
             || last == "MemoryStore"
     };
-    let faults: Vec<String> =
-        [reach("rating", agent), reach("bus", bus), reach("policy", policy), reach("tuner", tuner)]
-            .concat();
+    let faults: Vec<String> = [
+        reach("rating", agent),
+        reach("bus", bus),
+        reach("policy", policy),
+        reach("decisions", agent),
+        reach("replay", policy),
+        reach("tuner", tuner),
+    ]
+    .concat();
     assert!(faults.is_empty(), "{faults:#?}");
 }
 

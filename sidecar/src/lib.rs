@@ -12,6 +12,7 @@ pub mod policy;
 pub mod tuner;
 
 pub mod decisions;
+
 pub mod replay;
 
 pub mod gateway;
