@@ -33,6 +33,8 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("policy", &["rating"]),
     // The files of policies that learn: policies themselves know none.
     ("checkpoint", &["policy"]),
+    ("decisions", &[]),
+    ("replay", &["policy", "rating", "decisions"]),
     ("tuner", &["bus", "checkpoint", "policy", "rating", "clock"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
@@ -238,9 +240,15 @@ fn the_halves_meet_only_where_the_table_says() {
             || last == "RedisStore"
             || last == "MemoryStore"
     };
-    let faults: Vec<String> =
-        [reach("rating", agent), reach("bus", bus), reach("policy", policy), reach("tuner", tuner)]
-            .concat();
+    let faults: Vec<String> = [
+        reach("rating", agent),
+        reach("bus", bus),
+        reach("policy", policy),
+        reach("decisions", agent),
+        reach("replay", policy),
+        reach("tuner", tuner),
+    ]
+    .concat();
     assert!(faults.is_empty(), "{faults:#?}");
 }
 

@@ -107,6 +107,9 @@ pub struct Replay {
     /// Write one row per agent to this file: .csv, .ndjson or .json
     #[arg(long, value_name = "FILE", conflicts_with = "evaluate")]
     pub per_agent: Option<PathBuf>,
+    /// Draw the rates, and the way of the agent that differs most, into this folder as SVG and PNG
+    #[arg(long, value_name = "DIR", conflicts_with = "evaluate")]
+    pub plot: Option<PathBuf>,
     /// Judge the policies by this decision log instead: IPS, SNIPS and doubly robust estimates
     #[arg(long, value_name = "LOG")]
     pub evaluate: Option<PathBuf>,

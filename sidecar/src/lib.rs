@@ -16,6 +16,7 @@ pub mod checkpoint;
 pub mod tuner;
 
 pub mod decisions;
+
 pub mod replay;
 
 pub mod gateway;

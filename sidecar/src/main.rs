@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::ExitCode,
 };
 
@@ -276,6 +276,7 @@ fn ratings_of(options: &Replay, file: &Path, labels: &[&str]) -> Result<replay::
         sort_max: options.sort_max,
         top: options.top,
         agents_to,
+        plot_to: options.plot.clone(),
     })
 }
 
@@ -307,7 +308,7 @@ fn replay_ratings(options: &Replay, bar: &indicatif::ProgressBar) -> Result<Stri
 
 fn evaluate_log(
     options: &Replay,
-    log: &PathBuf,
+    log: &Path,
     bar: &indicatif::ProgressBar,
 ) -> Result<String, Failure> {
     let names = labels(options)?;
@@ -327,7 +328,7 @@ fn evaluate_log(
         }
     };
     let (strict, bandwidth) = (options.strict, options.bandwidth);
-    let asked = evaluate::Options { log: log.clone(), targets, ratings, strict, bandwidth };
+    let asked = evaluate::Options { log: log.to_owned(), targets, ratings, strict, bandwidth };
     let evaluation = evaluate::evaluate(&asked, bar).map_err(anyhow::Error::from)?;
     Ok(if options.json {
         serde_json::to_string(&evaluation).context("result cannot be shown")?

@@ -39,9 +39,8 @@ impl Candidate {
         let failed = |faults| CandidateError { label: label.to_owned(), faults };
         let one = |fault: String| failed(vec![fault]);
         let (kind, keys) = label.split_once(':').unwrap_or((label, ""));
-        let Ok(Value::Object(mut table)) = serde_json::to_value(base) else {
-            unreachable!("a configuration is plain data, and a struct is an object")
-        };
+        let plain = serde_json::to_value(base).expect("a configuration is plain data");
+        let Value::Object(mut table) = plain else { unreachable!("a struct is an object") };
         table.insert("kind".to_owned(), Value::from(kind));
         for pair in keys.split(',').filter(|pair| !pair.is_empty()) {
             let Some((key, value)) = pair.split_once('=') else {

@@ -12,6 +12,7 @@ pub mod candidate;
 pub mod evaluate;
 mod json_rows;
 pub mod layout;
+pub mod plot;
 pub mod report;
 pub mod rows;
 mod run;
@@ -32,6 +33,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use self::{
     candidate::Candidate,
     layout::Layout,
+    plot::{PlotError, Way},
     report::{AgentsFormat, BadRows, Report},
     rows::{Cast, Event, Fault, LayoutError, Reader},
     source::{LINE_MAX, Line, Lines, SourceError},
@@ -63,6 +65,8 @@ pub struct Options {
     pub top: usize,
     /// Where to write one row per agent.
     pub agents_to: Option<(PathBuf, AgentsFormat)>,
+    /// The folder for figures.
+    pub plot_to: Option<PathBuf>,
 }
 
 /// Why there is no result.
@@ -101,6 +105,9 @@ pub enum ReplayError {
         #[source]
         source: io::Error,
     },
+    /// A figure cannot be drawn.
+    #[error(transparent)]
+    Plot(#[from] PlotError),
 }
 
 /// Replays `options.file`; `bar` shows how far it is.
@@ -121,7 +128,6 @@ pub fn replay(options: &Options, bar: &ProgressBar) -> Result<Report, ReplayErro
         span.note(event);
         run.fold(event, &recorded.cast);
     }
-    recorded.rest = Vec::new();
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
 
@@ -132,7 +138,44 @@ pub fn replay(options: &Options, bar: &ProgressBar) -> Result<Report, ReplayErro
         report::write_agents(path, *format, &policies, &agents)
             .map_err(|source| ReplayError::Write { path: path.clone(), source })?;
     }
-    Ok(report(options, &recorded, &agents, span, seconds))
+    let held = std::mem::take(&mut recorded.rest);
+    let mut report = report(options, &recorded, &agents, span, seconds);
+    if let Some(folder) = &options.plot_to {
+        let way = way(options, &recorded, &held, &report);
+        let policies: Vec<&str> =
+            options.candidates.iter().map(|candidate| &*candidate.label).collect();
+        let files = plot::draw(folder, &policies, &agents, way.as_ref())?;
+        report.figures = files.iter().map(|file| file.display().to_string()).collect();
+    }
+    Ok(report)
+}
+
+/// Returns the rates of the agent that differs most, after each of its ratings; nothing when ratings
+/// were let go before the end, so that its own may be among them.
+fn way(options: &Options, recorded: &Recorded, held: &[Event], report: &Report) -> Option<Way> {
+    let mover = report.comparisons.first()?.movers.first()?;
+    let number = recorded.cast.agents.get(mover.agent_id.as_str())?;
+    if !recorded.whole {
+        return None;
+    }
+    let timed = !options.layout.columns.timeless;
+    let mut way = Way { agent: mover.agent_id.to_string(), timed, ..Way::default() };
+    let own: Vec<Event> = held.iter().filter(|event| event.agent == number).copied().collect();
+    #[allow(clippy::cast_precision_loss, reason = "a Unix time in milliseconds")]
+    let at = |(index, event): (usize, &Event)| match timed {
+        true => event.at_ms as f64,
+        false => index as f64 + 1.0,
+    };
+    way.at = own.iter().enumerate().map(at).collect();
+    for candidate in &options.candidates {
+        let mut state = candidate.policy.begin();
+        let (agents, users) = (recorded.cast.agents.all(), recorded.cast.users.all());
+        let rates = own.iter().map(|&event| {
+            run::fold(&candidate.policy, &mut state, &run::rating_of(event, agents, users))
+        });
+        way.rates.push(rates.collect());
+    }
+    Some(way)
 }
 
 /// When the ratings were.
@@ -183,6 +226,7 @@ fn report(
             .map(|other| summary::compare(agents, candidates, other, options.top))
             .collect(),
         seconds,
+        figures: Vec::new(),
     }
 }
 
@@ -190,6 +234,8 @@ fn report(
 struct Recorded {
     /// The ratings still held, in order.
     rest: Vec<Event>,
+    /// True when all of them are.
+    whole: bool,
     cast: Cast,
     order: Order,
     bad: BadRows,
@@ -228,12 +274,12 @@ fn read(
             bar.set_message(format!("{number} rows"));
         }
     }
-    let held_none = !timeline.let_some_go();
+    let whole = !timeline.let_some_go();
     let (rest, order) = timeline.finish();
-    if held_none && rest.is_empty() {
+    if whole && rest.is_empty() {
         return Err(ReplayError::Empty { path: options.file.clone(), bad });
     }
-    Ok(Recorded { rest, cast, order, bad })
+    Ok(Recorded { rest, whole, cast, order, bad })
 }
 
 /// Returns a bar for reading a file: on a terminal, on standard error.
@@ -279,3 +325,6 @@ pub fn layout_of(
     let scale = scale.or(preset.map(|preset| preset.scale)).unwrap_or_default();
     Ok(Layout { format, columns, header, scale })
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,6 +89,8 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     /// Wall-clock time of reading and folding, in seconds.
     pub seconds: f64,
+    /// Files with figures.
+    pub figures: Vec<String>,
 }
 
 impl Report {
@@ -121,6 +123,9 @@ impl Report {
         self.distributions(&mut text);
         for comparison in &self.comparisons {
             movers(comparison, &mut text);
+        }
+        for figure in &self.figures {
+            let _ = writeln!(text, "drawn {figure}");
         }
         text
     }

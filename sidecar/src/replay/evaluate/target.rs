@@ -20,8 +20,8 @@ pub enum Target {
     Arm(u16),
     /// One change always.
     Change(f64),
-    /// As the rows' `others` tell of this name; or, when none does, as the policy of this name does
-    /// with the recorded ratings.
+    /// With recorded ratings, as the policy of this name does over them; else as the rows' `others`
+    /// tell of this name.
     Named(String),
 }
 

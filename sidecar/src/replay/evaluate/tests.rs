@@ -1,5 +1,7 @@
 //! Estimates against a logged bandit whose truth is known exactly.
 
+#![allow(clippy::cast_possible_truncation, reason = "three arms, a thousand decisions")]
+
 use std::collections::BTreeMap;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -303,4 +305,128 @@ fn what_cannot_be_judged_is_refused_with_the_reason() {
     }
     log.arms = None;
     assert!(matches!(log.actions(None).unwrap_err(), EvaluateError::NoChange));
+}
+
+/// A file of its own, removed when the test is over.
+struct Written(PathBuf);
+
+impl Written {
+    fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("merit-judge-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn lines(log: &Logged) -> String {
+    let line = |row: &Decided| {
+        let row = Decided { policy: "bandit".to_owned(), version: "v1".to_owned(), ..row.clone() };
+        row.to_line().unwrap()
+    };
+    log.rows.iter().map(line).collect()
+}
+
+fn asked_of(log: &Written, names: &[&str]) -> Options {
+    let targets = names.iter().map(|name| ((*name).to_owned(), name.parse().unwrap())).collect();
+    Options { log: log.0.clone(), targets, ratings: None, strict: false, bandwidth: None }
+}
+
+#[test]
+fn a_log_read_from_a_file_gives_what_its_rows_give_and_a_cut_line_is_told() {
+    let mut log = LINEAR.log(3, 1500, 60, 0.0);
+    // Agents are numbered as they appear, and divided for the model by their numbers.
+    let mut order: Vec<u32> = Vec::new();
+    for agent in &mut log.agents {
+        let known = order.iter().position(|known| known == agent);
+        let number = known.unwrap_or(order.len());
+        if known.is_none() {
+            order.push(*agent);
+        }
+        *agent = number as u32;
+    }
+    let mut text = lines(&log);
+    text.push_str(r#"{"at_ms":18000"#);
+    let file = Written::new("cut.ndjson", &text);
+    let mut options = asked_of(&file, &["asked", "uniform", "base"]);
+    let found = evaluate(&options, &ProgressBar::hidden()).unwrap();
+    let expected = judged(&log, "asked").unwrap();
+    assert_eq!(found.policies[0].dr, expected.dr());
+    assert_eq!(found.policies[0].ips, expected.ips());
+    // The base law is the arm of change 0, the first.
+    assert_eq!(found.policies[2].ips.value, judged(&log, "arm=0").unwrap().ips().value);
+    assert_eq!((found.decisions, found.agents, found.bad_rows.count), (1500, 60, 1));
+    assert_eq!(found.deciders, BTreeMap::from([("bandit v1".to_owned(), 1500)]));
+    let shown = found.text();
+    assert!(
+        shown.contains("1 bad rows left out (row 1)") && shown.contains("line 1501"),
+        "{shown}"
+    );
+
+    options.strict = true;
+    let error = evaluate(&options, &ProgressBar::hidden()).unwrap_err();
+    assert!(matches!(error, EvaluateError::Strict { .. }), "{error}");
+}
+
+#[test]
+fn a_row_that_cannot_be_refuses_the_whole_log_with_its_line() {
+    let text = lines(&LINEAR.log(3, 200, 60, 0.0));
+    let mut rows: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
+    let whole = rows[9].clone();
+    let start = whole.find("\"propensity\":").unwrap() + "\"propensity\":".len();
+    let end = start + whole[start..].find(',').unwrap();
+    for (value, said) in [("0", "propensity is 0"), ("null", "propensity is NaN"), ("1.5", "1.5")] {
+        rows[9] = format!("{}{value}{}", &whole[..start], &whole[end..]);
+        let file = Written::new("zero.ndjson", &rows.join("\n"));
+        let error = evaluate(&asked_of(&file, &["uniform"]), &ProgressBar::hidden()).unwrap_err();
+        let error = error.to_string();
+        assert!(error.starts_with("line 10: propensity") && error.contains(said), "{error}");
+    }
+    let few = Written::new("few.ndjson", &text.lines().take(99).collect::<Vec<_>>().join("\n"));
+    let error = evaluate(&asked_of(&few, &["uniform"]), &ProgressBar::hidden()).unwrap_err();
+    assert!(error.to_string().starts_with("99 decisions are too few"), "{error}");
+}
+
+#[test]
+fn a_policy_run_over_ratings_takes_the_arm_nearest_to_the_rate_it_would_have_given() {
+    use crate::{
+        policy::Config,
+        replay::{SORT_MAX, candidate::Candidate, layout_of},
+    };
+    let mut log = LINEAR.log(5, 2000, 40, 0.0);
+    // Agents of even number are rated 5 at second 1000: additive:alpha=0.55 goes from 10 to 11.1, which
+    // is nearest to arm 1, and stays at 10, arm 0, before that and for all others.
+    log.rows.iter_mut().for_each(|row| row.at_ms *= 1000);
+    let ratings: String = (0..40).step_by(2).map(|n| format!("u,a{n},5,1000\n")).collect();
+    let ratings = Written::new("run.csv", &format!("user,agent,score,time\n{ratings}"));
+    let name = "additive:alpha=0.55";
+    let start = tower_merit::bucket::Limits::per_second(10.0, 20).unwrap();
+    let file = Written::new("run.ndjson", &lines(&log));
+    let mut options = asked_of(&file, &[name]);
+    options.ratings = Some(Ratings {
+        file: ratings.0.clone(),
+        layout: layout_of(&ratings.0, None, None, None, None, None).unwrap(),
+        candidates: vec![Candidate::new(name, &Config::default(), start).unwrap()],
+        strict: true,
+        sort_max: SORT_MAX,
+        top: 0,
+        agents_to: None,
+        plot_to: None,
+    });
+    let found = evaluate(&options, &ProgressBar::hidden()).unwrap();
+    let mut expected = 0.0;
+    for row in &log.rows {
+        let even = row.agent.as_str()[1..].parse::<u32>().unwrap() % 2 == 0;
+        let wanted = u16::from(even && row.at_ms >= 1_000_000);
+        if row.action.arm.unwrap().arm == wanted {
+            expected += row.reward / row.propensity / log.rows.len() as f64;
+        }
+    }
+    let value = found.policies[0].ips.value;
+    assert!((value - expected).abs() < 1e-9, "{value} {expected}");
 }
