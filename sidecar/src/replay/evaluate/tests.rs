@@ -147,7 +147,7 @@ fn spread(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 /// How many logs; the share of 95 % of them has a standard error of 0.0095.
 const LOGS: u64 = 524;
 
-/// Five standard errors around 95 %... of which the lower side has room for finite samples.
+/// Three standard errors around 95 %.
 const NOMINAL: std::ops::RangeInclusive<f64> = 0.92..=0.98;
 
 #[test]
