@@ -191,7 +191,7 @@ pub struct CheckConfig {
 /// `merit simulate`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Simulate {
-    /// Which policies, separated by commas: static, static-max, additive[:ALPHA], price, price-trust,
+    /// Which policies, separated by commas: static, static-max, `additive[:ALPHA]`, price, price-trust,
     /// greedy, thompson, reference, clairvoyant; all but the reference by default
     #[arg(long, visible_alias = "policy", value_delimiter = ',', default_values_t = PolicyName::DEFAULT, hide_default_value = true)]
     pub policies: Vec<PolicyName>,

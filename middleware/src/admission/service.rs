@@ -85,6 +85,8 @@ where
                     return AdmissionFuture { step: Step::Pass { pending }, state };
                 }
                 Asked::Refused(refusal) => {
+                    // Nobody calls the instance that is ready, which may hold a place of others.
+                    self.inner = self.inner.clone();
                     let response = Some(state.respond(&refusal, request.headers()));
                     return AdmissionFuture { step: Step::Refused { response }, state };
                 }

@@ -221,3 +221,21 @@ async fn a_request_whose_decision_takes_time_holds_no_place_of_the_service_behin
     assert_eq!(known.await.unwrap().status(), 200);
     assert_eq!(slow.await.unwrap().status(), 200);
 }
+
+#[tokio::test]
+async fn a_request_that_is_refused_at_once_leaves_no_place_of_the_service_behind_taken() {
+    use tower::{Layer, Service, ServiceExt, limit::ConcurrencyLimit};
+
+    let layer = tower_merit::AdmissionLayer::builder(tower_merit::MemoryStore::new())
+        .identity(tower_merit::JwtIdentity::hs256(b"a secret of at least thirty-two bytes"))
+        .bucket(tower_merit::Bucket::per_second(1.0).capacity(10))
+        .build()
+        .unwrap();
+    let mut service = layer.layer(ConcurrencyLimit::new(tower::service_fn(support::hello), 1));
+    let answer = service.ready().await.unwrap().call(support::get("/")).await.unwrap();
+    assert_eq!(answer.status(), 401);
+    // The first instance lives on, as that of an idle connection does.
+    let mut other = service.clone();
+    let ready = support::once(&mut Box::pin(other.ready())).await.is_ready();
+    assert!(ready, "a stranger who was refused holds the only place");
+}
