@@ -215,6 +215,7 @@ where
             };
             if let Err(refusal) = decided {
                 let response = state.respond(&refusal, request.headers());
+                *this.waiting = None;
                 return Poll::Ready(Decided::Refused(response));
             }
             if !inner.ready {

@@ -12,17 +12,18 @@ pub struct Address(String);
 
 impl Address {
     fn shown(&self) -> String {
-        let (address, query) = match self.0.split_once('?') {
-            Some((address, _)) => (address, "?***"),
-            None => (&*self.0, ""),
-        };
-        let (scheme, rest) = match address.split_once("://") {
+        let (scheme, rest) = match self.0.split_once("://") {
             Some((scheme, rest)) => (format!("{scheme}://"), rest),
-            None => (String::new(), address),
+            None => (String::new(), &*self.0),
         };
-        match rest.rsplit_once('@') {
-            Some((_, host)) => format!("{scheme}***@{host}{query}"),
-            None => format!("{scheme}{rest}{query}"),
+        // First whoever it is, who may have a `?` in the password; then the query.
+        let (user, rest) = match rest.rsplit_once('@') {
+            Some((_, rest)) => ("***@", rest),
+            None => ("", rest),
+        };
+        match rest.split_once('?') {
+            Some((host, _)) => format!("{scheme}{user}{host}?***"),
+            None => format!("{scheme}{user}{rest}"),
         }
     }
 }
@@ -61,7 +62,7 @@ mod tests {
     fn neither_debug_output_nor_json_shows_what_may_be_a_secret() {
         let mut config = Config::default();
         config.store.url = Some("redis://user:hunter2@a:1/0?x=hunter2".into());
-        config.store.cluster = vec!["redis://:hunter2@b:2".into(), "u:hunter2@c".into()];
+        config.store.cluster = vec!["redis://:?hunter2@b:2".into(), "u:hunter2@c".into()];
         let urls = vec!["rediss://u:p@hunter2@d:3".into()];
         config.store.sentinel = Some(Sentinel { master: "m".to_owned(), urls });
         config.identity.jwks_url = Some("https://id.example.com/keys?token=hunter2".into());

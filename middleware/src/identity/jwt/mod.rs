@@ -216,7 +216,7 @@ impl JwtIdentity {
     }
 
     /// Sets the clock difference that is forgiven on `exp` and `nbf`, in whole seconds; 5 s unless
-    /// set.
+    /// set. A remembered token may pass for up to a second more: the time of day is read once in it.
     #[must_use]
     pub fn leeway(mut self, leeway: Duration) -> Self {
         self.leeway = leeway;

@@ -16,7 +16,7 @@ use crate::{
 pub(super) const WINDOW_MS: u64 = 100;
 
 /// For how many such windows tokens are taken ahead.
-const WINDOWS_AHEAD: u32 = 2;
+const WINDOWS_AHEAD: u64 = 2;
 
 /// How long a refusal is believed at most: 100 ms.
 pub(super) const DENIAL_MS: u64 = 100;
@@ -116,7 +116,8 @@ impl Lease {
     /// Spends one multiple for a request that only asks this lease: `None` leaves everything as it was,
     /// and so it does when whoever stands in for the store has not heard of new limits.
     pub(super) fn take_now(&mut self, now_ms: u64, bounds: &Bounds) -> Option<Verdict> {
-        if self.news || self.runs_dry(now_ms, bounds) { None } else { self.take(now_ms) }
+        let dry = self.renews_at(self.left.saturating_sub(1), now_ms, bounds);
+        if self.news || dry { None } else { self.take(now_ms) }
     }
 
     /// Puts one multiple back that was taken here and not used; false when the lease has ended.
@@ -169,15 +170,22 @@ impl Lease {
     }
 
     fn target(&self, bounds: &Bounds) -> u32 {
-        let steady = self.pace.saturating_mul(WINDOWS_AHEAD).div_ceil(PACE_SCALE);
+        // No more than the term lasts.
+        let ahead_ms = bounds.term_ms.min(WINDOWS_AHEAD * WINDOW_MS);
+        let steady = (u64::from(self.pace) * ahead_ms).div_ceil(u64::from(PACE_SCALE) * WINDOW_MS);
+        let steady = u32::try_from(steady).unwrap_or(u32::MAX);
         // Of the window that goes on nobody knows how much of it is over.
         steady.max(self.used).min(bounds.ahead_max)
     }
 
     /// Returns true when use is steady and what is left will not last.
     pub(super) fn runs_dry(&self, now_ms: u64, bounds: &Bounds) -> bool {
+        self.renews_at(self.left, now_ms, bounds)
+    }
+
+    fn renews_at(&self, left: u32, now_ms: u64, bounds: &Bounds) -> bool {
         self.pace >= PACE_SCALE
-            && self.left <= self.target(bounds) / RENEW_AT
+            && left <= self.target(bounds) / RENEW_AT
             && self.flight.is_none()
             && now_ms >= self.renew_from_ms
     }

@@ -125,7 +125,7 @@ repeat
       end
       local banned = spends and found[1] and tonumber(found[1])
       if banned and banned > now then
-        local left = min(banned - now, MAGNITUDE)
+        local left = min(math.ceil(banned - now), MAGNITUDE)
         reply[r + 1], reply[r + 2] = BANNED, left
         r = r + 2
         -- A ban that an operator put on an expired bucket must not keep it for ever.
@@ -155,7 +155,7 @@ repeat
         old_full = old_full * NANO
       end
       -- What is no level counts as absent; a NaN, which no comparison finds, would be spent for ever.
-      if l and l <= old_full and t >= 0 then
+      if l and l <= old_full and l >= -MAGNITUDE and t >= 0 then
         if t < oldest then oldest = t end
         if t < now then
           -- The common case of `refill`, without a call.

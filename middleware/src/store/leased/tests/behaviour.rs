@@ -76,6 +76,20 @@ async fn who_asks_steadily_is_answered_here_and_never_waits() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_slowly_but_steadily_is_renewed_before_the_lease_is_empty() {
+    let far = Far::new(&MemoryStore::new(), 5);
+    let (leased, takes) = (Leased::new(far.clone()), takes(9000.0, 9000, 1));
+    let every = Duration::from_millis(70);
+    steady(&leased, "slow", &takes, 50, every).await;
+    for _ in 0..50 {
+        let asked = as_the_layer(&leased, charge("slow", &takes));
+        let first = poll_once(std::pin::pin!(asked));
+        assert!(matches!(first, Poll::Ready(Ok(_))), "it had to wait for a loan");
+        sleep(every).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_nobody_spends_comes_back_when_the_term_ends() {
     let (store, takes) = (MemoryStore::new(), takes(1.0, 1000, 1));
     let far = Far::new(&store, 1);
