@@ -209,7 +209,7 @@ mod tests {
         assert_eq!(kind("price"), Ok(Kind::Price));
         assert_eq!(kind("bandit"), Ok(Kind::Bandit));
         assert!(kind("ppo").unwrap_err().contains("use `price`"));
-        assert!(kind("oracle").unwrap_err().contains("is `oracle`"));
+        assert_eq!(kind("oracle").unwrap_err(), "must be `additive`, `price` or `bandit`");
     }
 
     #[test]
