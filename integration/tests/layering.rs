@@ -34,12 +34,13 @@ const SIDECAR: &[(&str, &[&str])] = &[
     // The files of policies that learn: policies themselves know none.
     ("checkpoint", &["policy"]),
     ("decisions", &[]),
-    ("replay", &["policy", "rating", "decisions"]),
+    ("figure", &[]),
+    ("replay", &["policy", "rating", "decisions", "figure"]),
     ("tuner", &["bus", "checkpoint", "policy", "rating", "clock"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
     ("admin", &["tuner", "rating", "secret"]),
-    ("simulate", &["checkpoint", "policy", "rating"]),
+    ("simulate", &["checkpoint", "figure", "policy", "rating"]),
     ("telemetry", &[]),
     (
         "config",

@@ -25,6 +25,8 @@ pub mod admin;
 
 pub mod simulate;
 
+mod figure;
+
 pub mod config;
 pub mod secret;
 pub mod telemetry;

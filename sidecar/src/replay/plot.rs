@@ -1,8 +1,4 @@
 //! Figures of a replay, each as SVG and as PNG: the distribution of rates, and the first mover's way.
-//!
-//! A machine without fonts draws them too: text is painted from a font that is compiled in. In an SVG
-//! text stays text. PNGs have twice the size of the SVG, for sharp text. The frame, the colours and
-//! the sizes are those of the simulator's figures.
 
 use std::{
     fs, io,
@@ -18,41 +14,22 @@ use plotters::{
         ranged1d::{AsRangedCoord, Ranged, ValueFormatter},
         types::RangedCoordf64,
     },
-    prelude::{
-        BitMapBackend, DrawingArea, DrawingBackend, IntoDrawingArea, IntoLogRange, PathElement,
-        RGBColor, SVGBackend, Text,
-    },
-    style::{Color, FontStyle, IntoFont, TextStyle, WHITE, register_font},
+    prelude::{DrawingArea, DrawingBackend, IntoLogRange, PathElement, Text},
+    style::{Color, WHITE},
 };
 
 use super::{report::moment, summary::Agent};
+use crate::figure::{
+    self, FORMATS, Failure,
+    style::{COLOURS, GRID, PALE, Scale},
+};
 
-/// Width and height of a figure, in pixels of the SVG.
-const SIZE: (u32, u32) = (960, 540);
-/// How many pixels of a PNG are one of the SVG.
-const PNG_SCALE: u32 = 2;
 /// The most points of a distribution, each step being two: as many as a figure has pixels across.
 const POINTS_MAX: usize = 600;
 /// The most points of one agent's way; of more ratings each point is a mean.
 const WAY_MAX: usize = 200;
 /// The longest name in a legend, in characters.
 const NAME_MAX: usize = 26;
-
-static FONT: &[u8] = include_bytes!("../simulate/plot/font/DejaVuSans-subset.ttf");
-
-const INK: RGBColor = RGBColor(40, 40, 40);
-const PALE: RGBColor = RGBColor(150, 150, 150);
-const GRID: RGBColor = RGBColor(232, 232, 232);
-
-/// Okabe and Ito's colours, which the colour-blind tell apart.
-const COLOURS: [RGBColor; 6] = [
-    RGBColor(0, 114, 178),
-    RGBColor(213, 94, 0),
-    RGBColor(0, 158, 115),
-    RGBColor(204, 121, 167),
-    RGBColor(230, 159, 0),
-    RGBColor(86, 180, 233),
-];
 
 /// Why a figure was not drawn.
 #[derive(Debug, thiserror::Error)]
@@ -74,11 +51,10 @@ pub enum PlotError {
         figure: &'static str,
         /// Why not.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Failure,
     },
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Point = (f64, f64);
 
 /// An agent's rate under each policy after each of its ratings.
@@ -112,9 +88,8 @@ pub fn draw(
     let mut files = Vec::new();
     for figure in figures {
         let failed = |source| PlotError::Draw { figure: figure.name(), source };
-        let svg = figure.svg(policies).map_err(failed)?;
-        let png = figure.png(policies).map_err(failed)?;
-        for (format, bytes) in [("svg", svg), ("png", png)] {
+        let drawn = figure::files(&Named { figure: &figure, policies }).map_err(failed)?;
+        for (format, bytes) in FORMATS.iter().zip(drawn) {
             let path = folder.join(format!("{}.{format}", figure.name()));
             fs::write(&path, bytes)
                 .map_err(|source| PlotError::Write { path: path.clone(), source })?;
@@ -136,68 +111,24 @@ impl Figure<'_> {
             Self::Way(_) => "mover",
         }
     }
+}
 
-    fn svg(&self, policies: &[&str]) -> Result<Vec<u8>, Failure> {
-        let mut text = String::new();
-        self.paint(policies, &SVGBackend::with_string(&mut text, SIZE).into_drawing_area(), 1)?;
-        Ok(text.into_bytes())
-    }
+/// A figure, and what the policies in it are called.
+struct Named<'a> {
+    figure: &'a Figure<'a>,
+    policies: &'a [&'a str],
+}
 
-    fn png(&self, policies: &[&str]) -> Result<Vec<u8>, Failure> {
-        let (width, height) = (SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE);
-        // Three bytes a pixel.
-        let mut pixels = vec![0; 3 * (width as usize) * (height as usize)];
-        let area = BitMapBackend::with_buffer(&mut pixels, (width, height)).into_drawing_area();
-        self.paint(policies, &area, PNG_SCALE)?;
-        drop(area);
-        let mut file = Vec::new();
-        let mut encoder = png::Encoder::new(&mut file, width, height);
-        encoder.set_color(png::ColorType::Rgb);
-        encoder.set_depth(png::BitDepth::Eight);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&pixels)?;
-        writer.finish()?;
-        Ok(file)
-    }
-
-    fn paint<DB>(
-        &self,
-        policies: &[&str],
-        area: &DrawingArea<DB, Shift>,
-        scale: u32,
-    ) -> Result<(), Failure>
+impl figure::Figure for Named<'_> {
+    fn paint<DB>(&self, area: &DrawingArea<DB, Shift>, scale: Scale) -> Result<(), Failure>
     where
         DB: DrawingBackend,
         DB::ErrorType: 'static,
     {
-        register_font("sans-serif", FontStyle::Normal, FONT).map_err(|_| "the font is damaged")?;
-        let pen = Pen { scale };
-        match self {
-            Self::Rates(agents) => rates(agents, policies, area, pen),
-            Self::Way(way) => mover(way, policies, area, pen),
-        }?;
-        area.present()?;
-        Ok(())
-    }
-}
-
-/// How many pixels one pixel of the design has.
-#[derive(Clone, Copy)]
-struct Pen {
-    scale: u32,
-}
-
-impl Pen {
-    fn px(self, pixels: u32) -> u32 {
-        pixels * self.scale
-    }
-
-    fn at(self, pixels: u32) -> i32 {
-        i32::try_from(self.px(pixels)).expect("a figure is a few thousand pixels wide")
-    }
-
-    fn text(self, pixels: u32) -> TextStyle<'static> {
-        TextStyle::from(("sans-serif", self.px(pixels)).into_font()).color(&INK)
+        match self.figure {
+            Figure::Rates(agents) => rates(agents, self.policies, area, scale),
+            Figure::Way(way) => mover(way, self.policies, area, scale),
+        }
     }
 }
 
@@ -206,7 +137,7 @@ fn rates<DB>(
     agents: &[Agent],
     policies: &[&str],
     area: &DrawingArea<DB, Shift>,
-    pen: Pen,
+    scale: Scale,
 ) -> Result<(), Failure>
 where
     DB: DrawingBackend,
@@ -217,17 +148,17 @@ where
     let low = all().fold(f64::INFINITY, f64::min) * 0.9;
     let high = all().fold(0.0, f64::max) * 1.1;
     let said = format!("share of {} agents with at most that rate", agents.len());
-    let chart = frame(area, pen, ("Final refill rates", &said), policies)?;
+    let chart = frame(area, scale, ("Final refill rates", &said), policies)?;
     let span = (low..high).log_scale().base(2.0);
     let mut chart = axes(
         &chart,
-        pen,
+        scale,
         (span, 0.0..105.0),
         ("tokens a second (each step doubles)", "share of agents, %"),
         &short,
     )?;
     for (index, _) in policies.iter().enumerate().rev() {
-        line(&mut chart, pen, index, cumulative(ends(index).collect(), low..high))?;
+        line(&mut chart, scale, index, cumulative(ends(index).collect(), low..high))?;
     }
     Ok(())
 }
@@ -237,7 +168,7 @@ fn mover<DB>(
     way: &Way,
     policies: &[&str],
     area: &DrawingArea<DB, Shift>,
-    pen: Pen,
+    scale: Scale,
 ) -> Result<(), Failure>
 where
     DB: DrawingBackend,
@@ -249,7 +180,7 @@ where
         1 => format!("its refill rate after each of its {} ratings", way.at.len()),
         _ => format!("its refill rate over its {} ratings, mean of {every}", way.at.len()),
     };
-    let chart = frame(area, pen, (&title, &said), policies)?;
+    let chart = frame(area, scale, (&title, &said), policies)?;
     let high = way.rates.iter().flatten().copied().fold(1.0, f64::max) * 1.05;
     let (first, last) = (way.at[0], way.at[way.at.len() - 1]);
     let span = first..last.max(first + 1.0);
@@ -257,10 +188,15 @@ where
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a Unix time")]
     let day = |at: &f64| moment(*at as u64).chars().take(10).collect();
     let number: &dyn Fn(&f64) -> String = if way.timed { &day } else { &short };
-    let mut chart = axes(&chart, pen, (span, 0.0..high), (below, "tokens a second"), number)?;
+    let mut chart = axes(&chart, scale, (span, 0.0..high), (below, "tokens a second"), number)?;
     for (index, rates) in way.rates.iter().enumerate().rev() {
         let points = way.at.chunks(every).zip(rates.chunks(every));
-        line(&mut chart, pen, index, points.map(|(at, rates)| (mean(at), mean(rates))).collect())?;
+        line(
+            &mut chart,
+            scale,
+            index,
+            points.map(|(at, rates)| (mean(at), mean(rates))).collect(),
+        )?;
     }
     Ok(())
 }
@@ -298,7 +234,7 @@ fn cumulative(mut values: Vec<f64>, span: Range<f64>) -> Vec<Point> {
 /// Paints the ground, title, subtitle and legend; returns what is left for the chart.
 fn frame<DB>(
     area: &DrawingArea<DB, Shift>,
-    pen: Pen,
+    scale: Scale,
     (title, subtitle): (&str, &str),
     policies: &[&str],
 ) -> Result<DrawingArea<DB, Shift>, Failure>
@@ -307,25 +243,25 @@ where
     DB::ErrorType: 'static,
 {
     area.fill(&WHITE)?;
-    area.draw(&Text::new(title.to_owned(), (pen.at(14), pen.at(12)), pen.text(19)))?;
-    let small = pen.text(13).color(&PALE);
-    area.draw(&Text::new(subtitle.to_owned(), (pen.at(14), pen.at(38)), small))?;
+    area.draw(&Text::new(title.to_owned(), (scale.at(14), scale.at(12)), scale.text(19)))?;
+    let small = scale.text(13).color(&PALE);
+    area.draw(&Text::new(subtitle.to_owned(), (scale.at(14), scale.at(38)), small))?;
     let (width, _) = area.dim_in_pixel();
     let width = i32::try_from(width).expect("a figure is a few thousand pixels wide");
-    let legend = width - pen.at(236);
+    let legend = width - scale.at(236);
     let (left, _) = area.split_horizontally(legend);
-    let (_, chart) = left.split_vertically(pen.at(62));
-    let mut y = pen.at(78);
+    let (_, chart) = left.split_vertically(scale.at(62));
+    let mut y = scale.at(78);
     for (index, policy) in policies.iter().enumerate() {
-        let x = legend + pen.at(10);
-        let style = COLOURS[index % COLOURS.len()].stroke_width(pen.px(2));
-        area.draw(&PathElement::new([(x, y), (x + pen.at(22), y)], style))?;
+        let x = legend + scale.at(10);
+        let style = COLOURS[index % COLOURS.len()].stroke_width(scale.px(2));
+        area.draw(&PathElement::new([(x, y), (x + scale.at(22), y)], style))?;
         let mut name: String = policy.chars().take(NAME_MAX).collect();
         if policy.chars().nth(NAME_MAX).is_some() {
             name.push('…');
         }
-        area.draw(&Text::new(name, (x + pen.at(30), y - pen.at(7)), pen.text(13)))?;
-        y += pen.at(21);
+        area.draw(&Text::new(name, (x + scale.at(30), y - scale.at(7)), scale.text(13)))?;
+        y += scale.at(21);
     }
     Ok(chart)
 }
@@ -334,7 +270,7 @@ type Chart<'a, DB, X> = ChartContext<'a, DB, Cartesian2d<X, RangedCoordf64>>;
 
 fn axes<'a, DB, X>(
     area: &'a DrawingArea<DB, Shift>,
-    pen: Pen,
+    scale: Scale,
     (x, y): (X, Range<f64>),
     (below, beside): (&str, &str),
     number: &dyn Fn(&f64) -> String,
@@ -346,25 +282,25 @@ where
     X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
     let mut chart = ChartBuilder::on(area)
-        .margin_left(pen.at(14))
-        .margin_bottom(pen.at(6))
-        .margin_top(pen.at(8))
-        .margin_right(pen.at(30))
-        .x_label_area_size(pen.at(42))
-        .y_label_area_size(pen.at(58))
+        .margin_left(scale.at(14))
+        .margin_bottom(scale.at(6))
+        .margin_top(scale.at(8))
+        .margin_right(scale.at(30))
+        .x_label_area_size(scale.at(42))
+        .y_label_area_size(scale.at(58))
         .build_cartesian_2d(x, y)?;
     chart
         .configure_mesh()
-        .bold_line_style(GRID.stroke_width(pen.px(1)))
+        .bold_line_style(GRID.stroke_width(scale.px(1)))
         .light_line_style(GRID.mix(0.0))
-        .axis_style(PALE.stroke_width(pen.px(1)))
-        .set_all_tick_mark_size(pen.at(4))
+        .axis_style(PALE.stroke_width(scale.px(1)))
+        .set_all_tick_mark_size(scale.at(4))
         .x_labels(6)
         .y_labels(6)
         .x_label_formatter(&number)
         .y_label_formatter(&short)
-        .label_style(pen.text(12))
-        .axis_desc_style(pen.text(13))
+        .label_style(scale.text(12))
+        .axis_desc_style(scale.text(13))
         .x_desc(below)
         .y_desc(beside)
         .draw()?;
@@ -373,7 +309,7 @@ where
 
 fn line<DB, X>(
     chart: &mut Chart<'_, DB, X>,
-    pen: Pen,
+    scale: Scale,
     policy: usize,
     points: Vec<Point>,
 ) -> Result<(), Failure>
@@ -382,7 +318,7 @@ where
     DB::ErrorType: 'static,
     X: Ranged<ValueType = f64>,
 {
-    let style = COLOURS[policy % COLOURS.len()].stroke_width(pen.px(2));
+    let style = COLOURS[policy % COLOURS.len()].stroke_width(scale.px(2));
     // Each piece by itself: joined ones grow spikes where a line turns back sharply.
     chart.draw_series(points.windows(2).map(|pair| PathElement::new(pair.to_vec(), style)))?;
     Ok(())

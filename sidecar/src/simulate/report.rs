@@ -9,11 +9,8 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{
-    Comparison, PlotError, Request, Row, compare,
-    plot::{self, FORMATS},
-    world::count,
-};
+use super::{Comparison, PlotError, Request, Row, compare, plot, world::count};
+use crate::figure::FORMATS;
 
 /// The most agents times ticks of one world: its numbers take 24 bytes each, per thread.
 const CELLS_MAX: usize = 20_000_000;

@@ -17,10 +17,8 @@ use plotters::{
     style::Color,
 };
 
-use super::{
-    Drawn,
-    style::{DASH, GRID, MARGIN, PALE, SOFT, Scale, Stroke, frame},
-};
+use super::Drawn;
+use crate::figure::style::{DASH, GRID, MARGIN, PALE, SOFT, Scale, Stroke, frame};
 use crate::simulate::{
     NEUTRAL, PolicyName, RATE_MAX, RATE_MIN,
     compare::{Figure, Line},

@@ -1,12 +1,6 @@
 //! Figures of a comparison, each as SVG and as PNG.
-//!
-//! A machine without fonts draws them too: text is measured and painted from a subset of DejaVu Sans
-//! that is compiled in (`font/README.md`). In an SVG text stays text, and the viewer's font shows it.
-//! PNGs are drawn at twice the size of the SVG, for sharp text.
 
 mod charts;
-mod raster;
-mod style;
 
 use std::{
     fs, io,
@@ -15,24 +9,11 @@ use std::{
 
 use plotters::{
     coord::Shift,
-    prelude::{BitMapBackend, DrawingArea, DrawingBackend, IntoDrawingArea, SVGBackend},
-    style::{FontStyle, register_font},
+    prelude::{DrawingArea, DrawingBackend},
 };
 
-use self::{raster::Raster, style::Scale};
 use super::compare::Figure;
-
-/// In what form each figure is written.
-pub(super) const FORMATS: [&str; 2] = ["svg", "png"];
-
-/// Width and height of a figure, in pixels of the SVG.
-const SIZE: (u32, u32) = (960, 540);
-
-/// How many pixels of a PNG are one of the SVG.
-const PNG_SCALE: u32 = 2;
-
-/// Glyphs of DejaVu Sans for what figures say.
-static FONT: &[u8] = include_bytes!("font/DejaVuSans-subset.ttf");
+use crate::figure::{self, FORMATS, Failure, style::Scale};
 
 /// Why a figure was not drawn.
 #[derive(Debug, thiserror::Error)]
@@ -57,11 +38,11 @@ pub enum PlotError {
         figure: String,
         /// Why not.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Failure,
     },
 }
 
-type Drawn = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+type Drawn = Result<(), Failure>;
 
 /// Makes the folder for figures.
 ///
@@ -85,9 +66,8 @@ pub(super) fn draw(figure: &Figure, folder: &Path) -> Result<Vec<String>, PlotEr
     }
     for name in &names {
         let failed = |source| PlotError::Draw { figure: name.clone(), source };
-        let svg = as_svg(name, figure).map_err(failed)?;
-        let png = as_png(name, figure).map_err(failed)?;
-        for (format, bytes) in FORMATS.iter().zip([svg, png]) {
+        let drawn = figure::files(&Named { name, figure }).map_err(failed)?;
+        for (format, bytes) in FORMATS.iter().zip(drawn) {
             let file = folder.join(format!("{name}.{format}"));
             fs::write(&file, bytes).map_err(|source| PlotError::Write { file, source })?;
         }
@@ -95,49 +75,24 @@ pub(super) fn draw(figure: &Figure, folder: &Path) -> Result<Vec<String>, PlotEr
     Ok(names)
 }
 
-fn paint<DB>(name: &str, figure: &Figure, area: &DrawingArea<DB, Shift>, scale: Scale) -> Drawn
-where
-    DB: DrawingBackend,
-    DB::ErrorType: 'static,
-{
-    register_font("sans-serif", FontStyle::Normal, FONT).map_err(|_| "the font is damaged")?;
-    match name.split_once('-').map(|(kind, _)| kind) {
-        Some("utility") => charts::utility(figure, area, scale),
-        Some("rates") => charts::rates(figure, area, scale),
-        _ => charts::drift(figure, area, scale),
-    }?;
-    area.present()?;
-    Ok(())
+/// One figure of a regime.
+struct Named<'a> {
+    name: &'a str,
+    figure: &'a Figure,
 }
 
-fn as_svg(
-    name: &str,
-    figure: &Figure,
-) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
-    let mut text = String::new();
-    paint(name, figure, &SVGBackend::with_string(&mut text, SIZE).into_drawing_area(), Scale(1))?;
-    Ok(text.into_bytes())
-}
-
-fn as_png(
-    name: &str,
-    figure: &Figure,
-) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
-    let (width, height) = (SIZE.0 * PNG_SCALE, SIZE.1 * PNG_SCALE);
-    // Three bytes a pixel.
-    let mut pixels = vec![0; 3 * (width as usize) * (height as usize)];
-    let bitmap = BitMapBackend::with_buffer(&mut pixels, (width, height));
-    let area = Raster(bitmap).into_drawing_area();
-    paint(name, figure, &area, Scale(PNG_SCALE))?;
-    drop(area);
-    let mut file = Vec::new();
-    let mut encoder = png::Encoder::new(&mut file, width, height);
-    encoder.set_color(png::ColorType::Rgb);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(&pixels)?;
-    writer.finish()?;
-    Ok(file)
+impl figure::Figure for Named<'_> {
+    fn paint<DB>(&self, area: &DrawingArea<DB, Shift>, scale: Scale) -> Drawn
+    where
+        DB: DrawingBackend,
+        DB::ErrorType: 'static,
+    {
+        match self.name.split_once('-').map(|(kind, _)| kind) {
+            Some("utility") => charts::utility(self.figure, area, scale),
+            Some("rates") => charts::rates(self.figure, area, scale),
+            _ => charts::drift(self.figure, area, scale),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -34,8 +34,9 @@ fn ink(pixels: &[u8], width: u32, rows: std::ops::Range<u32>) -> usize {
 fn a_png_has_twice_the_size_and_its_title_is_painted_without_a_font_of_the_system() {
     let figure = figure(&[PolicyName::Static, PolicyName::PriceTrust]);
     for name in ["utility-base", "rates-base", "drift-base"] {
-        let (width, height, pixels) = decode(&as_png(name, &figure).unwrap());
-        assert_eq!((width, height), (2 * SIZE.0, 2 * SIZE.1));
+        let (width, height, pixels) =
+            decode(&figure::png(&Named { name, figure: &figure }).unwrap());
+        assert_eq!((width, height), (2 * figure::SIZE.0, 2 * figure::SIZE.1));
         // Nothing but the title stands there.
         assert!(ink(&pixels, width, 16..72) > 300, "{name}");
         assert!(ink(&pixels, width, 0..12) == 0, "{name}");
@@ -46,7 +47,8 @@ fn a_png_has_twice_the_size_and_its_title_is_painted_without_a_font_of_the_syste
 fn an_svg_names_every_policy_and_holds_no_number_that_is_none() {
     let figure = figure(&PolicyName::DEFAULT);
     for name in ["utility-base", "rates-base", "drift-base"] {
-        let svg = String::from_utf8(as_svg(name, &figure).unwrap()).unwrap();
+        let svg =
+            String::from_utf8(figure::svg(&Named { name, figure: &figure }).unwrap()).unwrap();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{name}");
         for policy in PolicyName::DEFAULT {
@@ -60,7 +62,7 @@ fn an_svg_names_every_policy_and_holds_no_number_that_is_none() {
 fn the_font_has_every_sign_that_figures_say() {
     let regimes = crate::simulate::REGIMES.iter().map(|regime| regime.about);
     let said: String = regimes.chain(["Utility over time, regime α Δ – %"]).collect();
-    let font = ttf_glyphs(FONT);
+    let font = ttf_glyphs(figure::FONT);
     for sign in said.chars() {
         assert!(font.contains(&u32::from(sign)), "{sign}");
     }

@@ -6,34 +6,34 @@ use plotters::{
     style::{Color, IntoFont, ShapeStyle, TextStyle, WHITE},
 };
 
-use super::Drawn;
+use super::Failure;
 
 /// How many pixels one pixel of the design has.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Scale(pub(super) u32);
+pub(crate) struct Scale(pub(crate) u32);
 
 impl Scale {
-    pub(super) fn px(self, pixels: u32) -> u32 {
+    pub(crate) fn px(self, pixels: u32) -> u32 {
         pixels * self.0
     }
 
-    pub(super) fn at(self, pixels: i32) -> i32 {
+    pub(crate) fn at(self, pixels: i32) -> i32 {
         pixels * i32::try_from(self.0).expect("a scale is 1 or 2")
     }
 
-    pub(super) fn text(self, pixels: u32) -> TextStyle<'static> {
+    pub(crate) fn text(self, pixels: u32) -> TextStyle<'static> {
         TextStyle::from(("sans-serif", self.px(pixels)).into_font()).color(&INK)
     }
 }
 
-pub(super) const INK: RGBColor = RGBColor(40, 40, 40);
-pub(super) const PALE: RGBColor = RGBColor(150, 150, 150);
+pub(crate) const INK: RGBColor = RGBColor(40, 40, 40);
+pub(crate) const PALE: RGBColor = RGBColor(150, 150, 150);
 /// Of what explains.
-pub(super) const SOFT: RGBColor = RGBColor(105, 105, 105);
-pub(super) const GRID: RGBColor = RGBColor(232, 232, 232);
+pub(crate) const SOFT: RGBColor = RGBColor(105, 105, 105);
+pub(crate) const GRID: RGBColor = RGBColor(232, 232, 232);
 
 /// Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that paper swallows.
-const COLOURS: [RGBColor; 6] = [
+pub(crate) const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -44,18 +44,18 @@ const COLOURS: [RGBColor; 6] = [
 
 /// How a line is drawn.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Stroke {
-    pub(super) colour: RGBColor,
-    pub(super) width: u32,
-    pub(super) dashed: bool,
+pub(crate) struct Stroke {
+    pub(crate) colour: RGBColor,
+    pub(crate) width: u32,
+    pub(crate) dashed: bool,
 }
 
 /// Dashes and the gaps between them, in pixels.
-pub(super) const DASH: (u32, u32) = (7, 4);
+pub(crate) const DASH: (u32, u32) = (7, 4);
 
 impl Stroke {
     /// Returns the stroke of the line `n` of a figure; the first is what the others are measured by.
-    pub(super) fn of(n: usize) -> Self {
+    pub(crate) fn of(n: usize) -> Self {
         match n.checked_sub(1) {
             None => Self { colour: INK, width: 3, dashed: false },
             Some(n) => Self {
@@ -66,13 +66,13 @@ impl Stroke {
         }
     }
 
-    pub(super) fn style(self, scale: Scale) -> ShapeStyle {
+    pub(crate) fn style(self, scale: Scale) -> ShapeStyle {
         self.colour.stroke_width(scale.px(self.width))
     }
 }
 
 /// Pixels around everything.
-pub(super) const MARGIN: i32 = 14;
+pub(crate) const MARGIN: i32 = 14;
 /// Pixels that the legend is wide.
 const LEGEND_WIDTH: i32 = 190;
 /// Pixels from one entry of the legend to the next.
@@ -83,12 +83,12 @@ const LEGEND_STROKE: i32 = 26;
 const HEAD: i32 = 62;
 
 /// Paints the ground, title, subtitle and legend; returns what is left for the chart.
-pub(super) fn frame<DB>(
+pub(crate) fn frame<DB>(
     area: &DrawingArea<DB, Shift>,
     scale: Scale,
     (title, subtitle): (&str, &str),
     legend: &[(String, Stroke)],
-) -> Result<DrawingArea<DB, Shift>, Box<dyn std::error::Error + Send + Sync>>
+) -> Result<DrawingArea<DB, Shift>, Failure>
 where
     DB: DrawingBackend,
     DB::ErrorType: 'static,
@@ -117,7 +117,7 @@ fn entry<DB>(
     (x, y): (i32, i32),
     name: &str,
     stroke: Stroke,
-) -> Drawn
+) -> Result<(), Failure>
 where
     DB: DrawingBackend,
     DB::ErrorType: 'static,
