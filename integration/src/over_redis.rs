@@ -5,8 +5,11 @@ use std::time::Duration;
 use redis::aio::ConnectionLike;
 use tower_merit::{
     AgentId, RedisStore,
-    bucket::Limits,
-    store::{contract, redis::DENIAL_MAX},
+    bucket::{BucketName, Limits},
+    store::{
+        contract,
+        redis::{DENIAL_MAX, RedisStoreBuilder},
+    },
 };
 
 /// A store and a connection behind its back. Time passes for an agent by moving its level's last
@@ -14,6 +17,8 @@ use tower_merit::{
 pub struct OverRedis<C> {
     /// The store under test.
     pub store: RedisStore,
+    /// What other nodes are made with.
+    pub builder: RedisStoreBuilder,
     /// The test's own connection, which finds the agent's keys.
     pub link: C,
 }
@@ -49,7 +54,36 @@ impl<C: ConnectionLike + Clone + Send + Sync> contract::Harness for OverRedis<C>
         self.set(agent, &[("capacity", capacity), ("refill_rate", rate)]).await;
     }
 
+    async fn operator_sets_named(
+        &self,
+        agent: &AgentId,
+        bucket: &BucketName,
+        limits: Option<Limits>,
+    ) {
+        let fields = [format!("{bucket}.capacity"), format!("{bucket}.refill_rate")];
+        let [capacity, rate] = &fields;
+        let Some(limits) = limits else {
+            let mut command = redis::cmd("HDEL");
+            command.arg(format!("tb:{agent}")).arg(&fields[..]);
+            return command.exec_async(&mut self.link.clone()).await.expect("the server answers");
+        };
+        let (c, q) = (limits.capacity().to_string(), limits.refill().to_string());
+        self.set(agent, &[(capacity, c), (rate, q)]).await;
+    }
+
     async fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
         self.set(agent, &[("banned_until", until_unix_ms.to_string())]).await;
+    }
+
+    async fn advance_market(&self, duration: Duration) {
+        contract::age_market(&mut self.link.clone(), duration).await;
+    }
+
+    async fn nodes(&self) -> [(String, RedisStore); 2] {
+        let node = async || {
+            let store = self.builder.clone().connect().await.expect("the server answers");
+            (store.node().to_owned(), store)
+        };
+        [node().await, node().await]
     }
 }

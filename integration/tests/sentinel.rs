@@ -10,7 +10,7 @@ use merit_integration::{
 };
 use tower_merit::{
     AgentId, RedisStore,
-    store::{Life, Spend, Tune, contract},
+    store::{Life, Spend, Tune, contract, redis::RedisStoreBuilder},
 };
 
 /// How long a failover may take: a bound against waiting for ever, not a promise.
@@ -20,10 +20,19 @@ const SETTLE: Duration = Duration::from_secs(60);
 
 const MASTER: &str = "mymaster";
 
-async fn store(sentinel: &RedisSentinel) -> RedisStore {
+fn builder(sentinel: &RedisSentinel) -> RedisStoreBuilder {
     // Generous: these tests are about answers, not about their speed.
-    let store = RedisStore::sentinel(MASTER, sentinel.urls()).timeout(Duration::from_secs(5));
-    store.connect().await.unwrap()
+    RedisStore::sentinel(MASTER, sentinel.urls()).timeout(Duration::from_secs(5))
+}
+
+async fn store(sentinel: &RedisSentinel) -> RedisStore {
+    builder(sentinel).connect().await.unwrap()
+}
+
+/// Holds the store to the contract of all stores, with `master` asked behind its back.
+async fn keeps_the_contract(sentinel: &RedisSentinel, store: RedisStore, master: usize) {
+    let (builder, link) = (builder(sentinel), sentinel.servers[master].connect().await);
+    contract::run(&OverRedis { store, builder, link }).await;
 }
 
 /// Returns what a server answers; `None` while sentinels cut its connections to tell it anew.
@@ -70,8 +79,7 @@ async fn the_store_keeps_the_contract_behind_sentinels_also_right_after_the_mast
     let mut sentinel = RedisSentinel::start().await;
     let store = store(&sentinel).await;
     let quick = RedisStore::sentinel(MASTER, sentinel.urls()).connect().await.unwrap();
-    contract::run(&OverRedis { store: store.clone(), link: sentinel.servers[0].connect().await })
-        .await;
+    keeps_the_contract(&sentinel, store.clone(), 0).await;
     let before = life(&store).await;
 
     sentinel.servers[0].kill9();
@@ -84,7 +92,7 @@ async fn the_store_keeps_the_contract_behind_sentinels_also_right_after_the_mast
     // A connection that was idle meanwhile learns of it by its first decision, at the latest.
     contract::spend_one(&store, &"before".parse().unwrap()).await;
     let _: String = sentinel.servers[1].ask(&["FLUSHALL"]).await;
-    contract::run(&OverRedis { store, link: sentinel.servers[1].connect().await }).await;
+    keeps_the_contract(&sentinel, store, 1).await;
 }
 
 #[tokio::test]

@@ -31,8 +31,8 @@ async fn store(redis: &Redis) -> RedisStore {
 #[tokio::test]
 async fn the_redis_store_keeps_the_contract() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
-    let store = store(&redis).await;
-    let redis = OverRedis { store, link: redis.connect().await };
+    let (store, builder) = (store(&redis).await, builder(&redis));
+    let redis = OverRedis { store, builder, link: redis.connect().await };
     contract::run(&redis).await;
     contract::run_lending(&redis).await;
 }
@@ -40,8 +40,9 @@ async fn the_redis_store_keeps_the_contract() {
 #[tokio::test]
 async fn the_redis_store_keeps_the_contract_one_call_per_request() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
-    let store = builder(&redis).coalesce(false).cache_denials(false).connect().await.unwrap();
-    let redis = OverRedis { store, link: redis.connect().await };
+    let builder = builder(&redis).coalesce(false).cache_denials(false);
+    let store = builder.clone().connect().await.unwrap();
+    let redis = OverRedis { store, builder, link: redis.connect().await };
     contract::run(&redis).await;
     contract::run_lending(&redis).await;
 }

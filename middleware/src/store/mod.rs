@@ -12,6 +12,8 @@ pub mod redis;
 
 pub mod leased;
 
+mod market;
+
 #[cfg(any(test, feature = "test-util"))]
 pub mod contract;
 
@@ -20,6 +22,8 @@ pub use memory::MemoryStore;
 pub use redis::{RedisStore, RedisStoreBuilder};
 
 pub use leased::{Leased, LeasedBuilder, LeasedError, LeasedFuture};
+
+pub use market::{BID_TERM_MAX, Bid, Quote, Traded};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -35,6 +39,9 @@ pub const BUCKET_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// How long the control plane's record of an agent is kept after its last write: 90 days.
 pub const RECORD_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// How long a node of the data plane that takes no tokens is still among those of [`Tune::used`]: 10 s.
+pub const USE_TTL: Duration = Duration::from_secs(10);
 
 /// A bucket as configured: its name, and the limits of agents that have none of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -259,13 +266,17 @@ pub struct Record {
     pub demand: Demand,
 }
 
-/// Whole tokens asked for in the default bucket since it was made.
+/// What an agent asked of its default bucket since that was made, in whole tokens. Counts that went
+/// back are those of a new bucket, or of one from which tokens were given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// Tokens taken.
     pub admitted: u64,
     /// Tokens refused.
     pub denied: u64,
+    /// Tokens left after the last spend, without what has refilled since; 0 in debt, and 0 when
+    /// nothing was ever spent.
+    pub left: u64,
 }
 
 /// One agent's new limits and record, written together or not at all.
@@ -277,6 +288,9 @@ pub struct Change {
     pub rev: u64,
     /// New limits of the default bucket.
     pub limits: Limits,
+    /// New limits of named buckets, each bucket once. One whose limits an operator set keeps them,
+    /// and the rest of the change is written: see [`Tune::write`].
+    pub named: Vec<(BucketName, Limits)>,
     /// Limits found in force that were an operator's and that `limits` starts from.
     pub adopts: Option<Limits>,
     /// The policy's state.
@@ -318,6 +332,26 @@ pub struct Life {
     pub epoch: Option<String>,
 }
 
+/// A place in the walk of [`Tune::agents`]. Good for the store that gave it, within one life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The part of the store, from 0.
+    part: usize,
+    /// The place in that part; 0 is its beginning.
+    at: u64,
+}
+
+impl Cursor {
+    /// Where a walk begins.
+    pub const START: Self = Self { part: 0, at: 0 };
+}
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self::START
+    }
+}
+
 /// Sets limits. All calls take batches: one round trip for many agents.
 pub trait Tune: Send + Sync + 'static {
     /// Returns the records of `agents`, in their order. A record that cannot be read is an error of
@@ -327,13 +361,52 @@ pub trait Tune: Send + Sync + 'static {
         agents: &[AgentId],
     ) -> impl Future<Output = Result<Vec<Result<Record, StoreError>>, StoreError>> + Send;
 
+    /// Returns what `agents` asked for, in their order, without their records: cheap enough for a
+    /// sweep over many. An agent without a bucket, who never spent, is all zero.
+    fn demand(
+        &self,
+        agents: &[AgentId],
+    ) -> impl Future<Output = Result<Vec<Result<Demand, StoreError>>, StoreError>> + Send;
+
     /// Writes `changes`, each by itself atomic and fenced by its revision. The answers come in
     /// order; an agent whose keys are malformed is an error of its own. After an error of the call
     /// some of the changes may have been written: load before writing again.
+    ///
+    /// Limits of a named bucket that are not what was written last are an operator's: they hold, and
+    /// no write changes them, until the operator removes both of them.
     fn write(
         &self,
         changes: &[Change],
     ) -> impl Future<Output = Result<Vec<Result<Written, StoreError>>, StoreError>> + Send;
+
+    /// Returns some agents that have a record, and where to go on; `None` behind the last. A page
+    /// holds `about` agents: fewer or more, and none at all before the end, are possible.
+    ///
+    /// A walk from [`Cursor::START`] to the end finds everybody who had a record all the while, once
+    /// when nothing is written meanwhile, perhaps twice otherwise. Servers that change places during
+    /// the walk may hide agents from it: the next walk finds them.
+    fn agents(
+        &self,
+        from: Cursor,
+        about: usize,
+    ) -> impl Future<Output = Result<(Vec<AgentId>, Option<Cursor>), StoreError>> + Send;
+
+    /// Returns how many tokens each node of the data plane took from default buckets so far, by the
+    /// name of the node. A node's count begins at 0 with the node and never goes back: tokens that
+    /// come back are taken off what it takes later. A node that took nothing for
+    /// [`USE_TTL`] may be absent, and is there again, at its old count, when it goes on.
+    ///
+    /// Calls whose answer was lost are not counted, nor are decisions of the outage policy.
+    fn used(&self) -> impl Future<Output = Result<Vec<(String, u64)>, StoreError>> + Send;
+
+    /// Takes or renews the lease of the market for `bid.who`, and posts `bid.quote` if they held it
+    /// already; returns who leads, and the quote in force.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Quote`] when the quote is none; nothing was done then, and the connection is
+    /// still good.
+    fn trade(&self, bid: &Bid) -> impl Future<Output = Result<Traded, StoreError>> + Send;
 
     /// Returns which life of the store this is, over a new connection when the last one broke.
     ///
@@ -387,6 +460,9 @@ pub enum StoreError {
         /// What came instead.
         what: String,
     },
+    /// A [`Quote`] of numbers that are not finite, or below 0.
+    #[error("a quote needs finite numbers of at least 0, not {} and {}", .0.price, .0.use_share)]
+    Quote(Quote),
     /// The address cannot be used.
     #[error("bucket store address is not usable")]
     Address(#[source] ::redis::RedisError),

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tower_merit::{
     AgentId, MemoryStore, RedisStore, Spend, Tune,
     store::{
-        Change, Charge, Leased, LeasedFuture, Life, Record, Settlement, StoreError, Take, Verdict,
-        Written,
+        Bid, Change, Charge, Cursor, Demand, Leased, LeasedFuture, Life, Record, Settlement,
+        StoreError, Take, Traded, Verdict, Written,
     },
 };
 
@@ -138,6 +138,13 @@ impl Tune for Store {
         each!(self, load(agents))
     }
 
+    async fn demand(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Demand, StoreError>>, StoreError> {
+        each!(self, demand(agents))
+    }
+
     async fn write(
         &self,
         changes: &[Change],
@@ -159,5 +166,21 @@ impl Tune for Store {
 
     async fn note_progress(&self, progress: &[(String, u64)]) -> Result<(), StoreError> {
         each!(self, note_progress(progress))
+    }
+
+    async fn agents(
+        &self,
+        from: Cursor,
+        about: usize,
+    ) -> Result<(Vec<AgentId>, Option<Cursor>), StoreError> {
+        each!(self, agents(from, about))
+    }
+
+    async fn used(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        each!(self, used())
+    }
+
+    async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
+        each!(self, trade(bid))
     }
 }

@@ -220,6 +220,7 @@ impl Agents {
             agent: agent.clone(),
             rev: known.rev,
             limits: policy.limits(&known.state),
+            named: Vec::new(),
             adopts: known.adopts,
             state: serde_json::to_string(&kept).expect("a state is plain data"),
             applied: if durable { moved } else { Vec::new() },

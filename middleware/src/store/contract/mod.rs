@@ -9,9 +9,11 @@ mod draw;
 
 mod scripts;
 
+mod tuning;
+
 pub use draw::Draw;
 
-pub use scripts::{age, level_of, lua_agrees_with_rust, redis_follows_the_model};
+pub use scripts::{age, age_market, level_of, lua_agrees_with_rust, redis_follows_the_model};
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -40,8 +42,23 @@ pub trait Harness: Sync {
     /// Sets limits behind the control plane's back.
     fn operator_sets(&self, agent: &AgentId, limits: Limits) -> impl Future<Output = ()> + Send;
 
+    /// Sets limits of a named bucket behind the control plane's back; `None` removes them.
+    fn operator_sets_named(
+        &self,
+        agent: &AgentId,
+        bucket: &BucketName,
+        limits: Option<Limits>,
+    ) -> impl Future<Output = ()> + Send;
+
     /// Bans the agent until `until_unix_ms`.
     fn ban(&self, agent: &AgentId, until_unix_ms: u64) -> impl Future<Output = ()> + Send;
+
+    /// Lets `duration` pass for the lease of the market.
+    fn advance_market(&self, duration: Duration) -> impl Future<Output = ()> + Send;
+
+    /// Returns two nodes over the same data, and what [`Tune::used`] calls them: one name where there
+    /// can be one node only. No other node spends meanwhile under either name.
+    fn nodes(&self) -> impl Future<Output = [(String, Self::Store); 2]> + Send;
 }
 
 /// The in-process store under tokio's paused clock.
@@ -62,8 +79,25 @@ impl Harness for Memory {
         self.0.set_by_operator(agent, limits);
     }
 
+    async fn operator_sets_named(
+        &self,
+        agent: &AgentId,
+        bucket: &BucketName,
+        limits: Option<Limits>,
+    ) {
+        self.0.set_named_by_operator(agent, bucket, limits);
+    }
+
     async fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
         self.0.ban(agent, until_unix_ms);
+    }
+
+    async fn advance_market(&self, duration: Duration) {
+        tokio::time::advance(duration).await;
+    }
+
+    async fn nodes(&self) -> [(String, MemoryStore); 2] {
+        [(); 2].map(|()| (MemoryStore::NODE.to_owned(), self.0.clone()))
     }
 }
 
@@ -159,6 +193,7 @@ fn change(agent: &AgentId, rev: u64, limits: Limits) -> Change {
         agent: agent.clone(),
         rev,
         limits,
+        named: Vec::new(),
         adopts: None,
         state: format!("state {rev}"),
         applied: vec![("source/0".to_owned(), 10 + rev)],
@@ -198,6 +233,7 @@ pub async fn run<H: Harness>(harness: &H) {
     requests_at_once_pay_a_watched_bucket_as_far_as_it_goes(harness).await;
     what_was_given_back_can_be_spent_again_and_never_overfills(harness).await;
     a_request_that_cost_more_leaves_debt(harness).await;
+    tuning::run(harness).await;
 }
 
 /// Runs the promises of a store that hands out tokens ahead against `harness`.

@@ -87,8 +87,8 @@ use self::{
     lease::{Bounds, multiplied},
 };
 use super::{
-    Change, Charge, Direction, Lend, Life, Record, Settlement, Spend, StoreError, Take, Tune,
-    Verdict, Written,
+    Bid, Change, Charge, Cursor, Demand, Direction, Lend, Life, Record, Settlement, Spend,
+    StoreError, Take, Traded, Tune, Verdict, Written,
 };
 use crate::{AgentId, bucket::Tokens};
 
@@ -463,6 +463,13 @@ impl<S: Lend + Tune> Tune for Leased<S> {
         self.inner.store.load(agents).await
     }
 
+    async fn demand(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Demand, StoreError>>, StoreError> {
+        self.inner.store.demand(agents).await
+    }
+
     async fn write(
         &self,
         changes: &[Change],
@@ -491,5 +498,22 @@ impl<S: Lend + Tune> Tune for Leased<S> {
 
     async fn note_progress(&self, progress: &[(String, u64)]) -> Result<(), StoreError> {
         self.inner.store.note_progress(progress).await
+    }
+
+    async fn agents(
+        &self,
+        from: Cursor,
+        about: usize,
+    ) -> Result<(Vec<AgentId>, Option<Cursor>), StoreError> {
+        self.inner.store.agents(from, about).await
+    }
+
+    /// What leases hold counts as used from the loan on, and no longer once it is returned.
+    async fn used(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        self.inner.store.used().await
+    }
+
+    async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
+        self.inner.store.trade(bid).await
     }
 }

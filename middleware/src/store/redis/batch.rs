@@ -277,6 +277,24 @@ impl Outcome {
         }
     }
 
+    /// Returns the tokens that the default bucket gave to the group; below 0 when they came back.
+    pub(super) fn taken(&self, group: &Group) -> i64 {
+        let default = group.takes.iter().position(|take| take.bucket.is_default);
+        let Some(at) = default else { return 0 };
+        let charges = match (self, group.kind) {
+            (Self::Spent(spent), _) => {
+                let after = if at == 0 { &spent.first } else { &spent.rest[at - 1] };
+                i64::from(after.paid) + i64::from(spent.ahead)
+            }
+            (Self::Done, Kind::GiveBack) => -i64::from(group.count),
+            (Self::Done, Kind::TakeMore) => i64::from(group.count),
+            _ => 0,
+        };
+        let cost = group.takes[at].cost.get().cast_signed();
+        // At most 2^33 charges of at most 2^24 tokens.
+        charges * cost
+    }
+
     /// Returns the verdict on the first of the group's charges that was denied.
     pub(super) fn refusal(&self, group: &Group) -> Option<Verdict> {
         match self {

@@ -35,6 +35,7 @@ use super::{
     batch::{self, Group, Kind, Outcome},
     denials::{DENIAL_MAX, Denials},
     link::Link,
+    usage::Usage,
     wire::{is_no_script, malformed},
 };
 use crate::{
@@ -75,6 +76,7 @@ pub(super) struct Coalescer {
     /// False: one call per request.
     on: bool,
     denials: Denials,
+    usage: Arc<Usage>,
     lanes: Box<[Mutex<Lane>]>,
     runtime: Handle,
 }
@@ -220,6 +222,7 @@ impl Coalescer {
     pub(super) fn new(options: Options, link: Link, address: String) -> Arc<Self> {
         let Options { timeout, coalesce, cache_denials } = options;
         Arc::new(Self {
+            usage: Usage::begin(link.clone()),
             link,
             spend: redis::Script::new(SPEND_LUA),
             address,
@@ -229,6 +232,11 @@ impl Coalescer {
             lanes: (0..LANES).map(|_| Mutex::default()).collect(),
             runtime: Handle::current(),
         })
+    }
+
+    /// Returns what counts the tokens that this node takes.
+    pub(super) fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// Returns the refusal of a charge that was just refused.
@@ -379,6 +387,8 @@ impl Coalescer {
         match &answered {
             Err(_) => groups.for_each(lost),
             Ok(outcomes) => {
+                let taken = groups.clone().zip(outcomes).map(|(group, o)| o.taken(group));
+                self.usage.count(taken.sum());
                 let faulty = groups.zip(outcomes).filter(|(_, o)| **o == Outcome::NoHash);
                 faulty.for_each(|(group, _)| lost(group));
             }

@@ -6,18 +6,22 @@ use redis::{Cmd, Value};
 use tracing::warn;
 
 use super::{
-    EPOCH_KEY, PROGRESS_KEY, RedisStore,
-    cluster::slot_of_agent,
+    EPOCH_KEY, PRICE_KEY, PROGRESS_KEY, RedisStore, TRADE_LUA,
+    cluster::{slot_of_agent, slot_of_tag},
     marks::{self, Said, marks},
     masters::{Control, Masters},
+    usage::{self, NODES_KEY},
     wire::{
-        APPLIED, HELD, SEEN, bucket_key, is_fault, malformed, of_another_type, record, record_key,
-        text, written,
+        APPLIED, HELD, RECORDS, SEEN, agent_of_record, bucket_key, demand, is_fault, items,
+        malformed, of_another_type, record, record_key, text, traded, written,
     },
 };
 use crate::{
     AgentId,
-    store::{BUCKET_TTL, Change, Life, RECORD_TTL, Record, StoreError, Tune, Written},
+    store::{
+        BUCKET_TTL, Bid, Change, Cursor, Demand, Life, RECORD_TTL, Record, StoreError, Traded,
+        Tune, Written,
+    },
 };
 
 impl Tune for RedisStore {
@@ -45,6 +49,28 @@ impl Tune for RedisStore {
             record(&pair[0], &pair[1]).ok_or_else(|| malformed(&pair[0]))
         };
         Ok(answers.chunks_exact(2).map(read).collect())
+    }
+
+    async fn demand(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Demand, StoreError>>, StoreError> {
+        if agents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ask = |agent: &AgentId| {
+            let mut held = redis::cmd("HMGET");
+            held.arg(bucket_key(agent)).arg(HELD);
+            (slot_of_agent(agent.as_str()), held)
+        };
+        let commands: Vec<(u16, Cmd)> = agents.iter().map(ask).collect();
+        let answers = self.control(async |masters| masters.send(&commands).await).await?;
+        let read = |answer: &Value| match items(answer) {
+            Some([held]) => Ok(demand(held)),
+            _ if is_fault(answer) => Err(of_another_type()),
+            _ => Err(malformed(answer)),
+        };
+        Ok(answers.iter().map(read).collect())
     }
 
     async fn write(
@@ -115,7 +141,76 @@ impl Tune for RedisStore {
         })
         .await
     }
+
+    async fn agents(
+        &self,
+        from: Cursor,
+        about: usize,
+    ) -> Result<(Vec<AgentId>, Option<Cursor>), StoreError> {
+        let mut scan = redis::cmd("SCAN");
+        // Nearly every record has a bucket beside it, which the server counts as well.
+        let count = about.saturating_mul(2).clamp(SCAN_MIN, SCAN_MAX);
+        scan.arg(from.at).arg("MATCH").arg(RECORDS).arg("COUNT").arg(count);
+        let (masters, answer) = self
+            .control(async |masters| Ok((masters.count(), masters.ask(from.part, &scan).await?)))
+            .await?;
+        // Masters have become fewer since the walk began.
+        let Some(answer) = answer else { return Ok((Vec::new(), None)) };
+        let Some([at, keys]) = items(&answer) else { return Err(malformed(&answer)) };
+        let at = text(at).and_then(|at| at.parse().ok()).ok_or_else(|| malformed(&answer))?;
+        let keys = items(keys).ok_or_else(|| malformed(&answer))?;
+        let found = keys.iter().filter_map(text).filter_map(agent_of_record).collect();
+        let next = if at == 0 { Cursor { part: from.part + 1, at } } else { Cursor { at, ..from } };
+        Ok((found, (next.part < masters).then_some(next)))
+    }
+
+    async fn used(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let mut list = redis::cmd("ZRANGE");
+        list.arg(NODES_KEY).arg(0).arg(-1);
+        self.control(async |masters| {
+            let listed = masters.send(&[(slot_of_tag(NODES_KEY), list)]).await?;
+            let nodes: Vec<&str> =
+                listed.iter().filter_map(items).flatten().filter_map(text).collect();
+            if nodes.is_empty() {
+                return Ok(Vec::new());
+            }
+            let count = |node: &&str| {
+                let key = usage::key(node);
+                let mut get = redis::cmd("GET");
+                get.arg(&key);
+                (slot_of_tag(&key), get)
+            };
+            let counts: Vec<(u16, Cmd)> = nodes.iter().map(count).collect();
+            let counts = masters.send(&counts).await?;
+            let read = |(node, count): (&&str, &Value)| {
+                Some(((*node).to_owned(), text(count)?.parse().ok()?))
+            };
+            Ok(nodes.iter().zip(&counts).filter_map(read).collect())
+        })
+        .await
+    }
+
+    async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
+        bid.check()?;
+        let mut command = redis::cmd("EVAL");
+        command.arg(TRADE_LUA).arg(1).arg(PRICE_KEY).arg(&bid.who).arg(bid.term_ms());
+        if let Some(quote) = bid.quote {
+            // The shortest decimals that read back as these very numbers.
+            command.arg(quote.price.to_string()).arg(quote.use_share.to_string());
+        }
+        let slot = slot_of_tag(PRICE_KEY);
+        let answers = self.control(async |masters| masters.send(&[(slot, command)]).await).await?;
+        match &answers[..] {
+            [fault] if is_fault(fault) => Err(of_another_type()),
+            [answer] => traded(answer).ok_or_else(|| malformed(answer)),
+            _ => Err(StoreError::Malformed { what: "nothing".to_owned() }),
+        }
+    }
 }
+
+/// Bounds of how many keys one `SCAN` looks at: it holds the server up for under 5 ms.
+const SCAN_MIN: usize = 10;
+const SCAN_MAX: usize = 10_000;
 
 impl RedisStore {
     async fn control<T>(
@@ -139,6 +234,13 @@ impl RedisStore {
         };
         command.arg(&change.state);
         command.arg(milliseconds(BUCKET_TTL)).arg(milliseconds(RECORD_TTL));
+        command.arg(change.named.len());
+        for (name, limits) in &change.named {
+            command
+                .arg(name.as_str())
+                .arg(limits.capacity().get())
+                .arg(limits.refill().to_string());
+        }
         for (source, offset) in &change.applied {
             command.arg(format!("{APPLIED}{source}")).arg(offset);
         }

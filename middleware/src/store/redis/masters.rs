@@ -220,11 +220,30 @@ impl Masters {
         self.slots.as_ref()
     }
 
+    /// Returns how many masters there are.
+    pub(super) fn count(&self) -> usize {
+        self.slots.as_ref().map_or(1, |slots| slots.masters.len())
+    }
+
+    /// Asks one master, whatever its slots; `None` when there are fewer.
+    pub(super) async fn ask(
+        &mut self,
+        master: usize,
+        command: &Cmd,
+    ) -> Result<Option<Value>, StoreError> {
+        if master >= self.count() {
+            return Ok(None);
+        }
+        let pending = Pending { index: 0, node: master, asking: false };
+        let mut answers = self.deliver(vec![pending], std::slice::from_ref(command)).await?;
+        Ok(answers.pop())
+    }
+
     /// Asks every master for its run id.
     pub(super) async fn run_ids(&mut self) -> Result<BTreeMap<String, String>, StoreError> {
         let mut command = redis::cmd("INFO");
         command.arg("server");
-        let masters = self.slots.as_ref().map_or(1, |slots| slots.masters.len());
+        let masters = self.count();
         let all = (0..masters).map(|node| Pending { index: node, node, asking: false });
         let commands = vec![command; masters];
         let answers = self.deliver(all.collect(), &commands).await?;

@@ -31,6 +31,8 @@ mod marks;
 
 mod control;
 
+mod usage;
+
 mod wire;
 
 use std::{
@@ -72,11 +74,15 @@ const PIPELINE_MAX: usize = 1024;
 const EPOCH_KEY: &str = "merit:epoch";
 const PROGRESS_KEY: &str = "merit:progress";
 
+/// The market: price, use_share, holder, until.
+const PRICE_KEY: &str = "merit:price";
+
 #[cfg(any(test, feature = "test-util"))]
 pub(super) const BUCKET_LUA: &str = include_str!("bucket.lua");
 #[cfg(any(test, feature = "test-util"))]
 pub(super) use self::wire::HELD;
 const SPEND_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("spend.lua"));
+const TRADE_LUA: &str = include_str!("trade.lua");
 const SET_LIMITS_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("set_limits.lua"));
 
 /// Buckets in Redis. Clones share one connection.
@@ -117,6 +123,13 @@ impl RedisStore {
     pub async fn ping(&self) -> Result<(), StoreError> {
         let answer = within(CONTROL_TIMEOUT, self.inner.link.ping()).await?;
         answer.map_err(|error| self.unavailable(error))
+    }
+
+    /// Returns the name of this node in [`Tune::used`](super::Tune::used): random, and the same for
+    /// all clones.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        self.inner.coalescer.usage().node()
     }
 
     /// Returns the longest a decision waits.

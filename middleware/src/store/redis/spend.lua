@@ -108,7 +108,7 @@ repeat
         end
         for b = 2, #wanted do
           local f, w = b * 3 - 4, #lost
-          local c, q = string.match(kept[b] or '', '^(%S+) (%S+)$')
+          local c, q = string.match(kept[b] or '', '^(%S+) (%S+)')
           if c and not (found[f] or found[f + 1] or found[f + 2]) then
             found[f], found[f + 1] = c, q
             lost[w + 1], lost[w + 2], lost[w + 3], lost[w + 4] = fields[f], c, fields[f + 1], q

@@ -4,8 +4,8 @@ use redis::{ErrorKind, RedisError, ServerErrorKind, Value};
 
 use crate::{
     AgentId,
-    bucket::{Limits, MicroTokensPerSecond, Tokens},
-    store::{Demand, Record, StoreError, Written},
+    bucket::{Limits, MicroTokensPerSecond, NanoTokens, Tokens},
+    store::{Demand, Quote, Record, StoreError, Traded, Written},
 };
 
 pub(super) fn bucket_key(agent: &AgentId) -> String {
@@ -78,29 +78,44 @@ fn limits_from_text(capacity: Option<&str>, rate: Option<&str>) -> Option<Limits
     Limits::per_second(rate?.parse().ok()?, capacity).ok()
 }
 
-/// The field of a bucket's level: six little-endian doubles, of which the third and fourth count what
-/// was admitted and denied. `spend.lua` has the others.
+/// The agent whose record stands under a key; `None` when the key is not of our making.
+pub(super) fn agent_of_record(key: &str) -> Option<AgentId> {
+    AgentId::new(key.strip_prefix("merit:{tb:")?.strip_suffix('}')?).ok()
+}
+
+/// What the keys of all records match, for `SCAN`.
+pub(super) const RECORDS: &str = "merit:{tb:*}";
+
+/// The field of a bucket's level: six little-endian doubles, of which the first is the level and the
+/// third and fourth count what was admitted and denied. `spend.lua` has the others.
 pub(in crate::store) const HELD: &str = "held";
 
-fn demand(held: &Value) -> Demand {
+pub(super) fn demand(held: &Value) -> Demand {
     let Value::BulkString(bytes) = held else { return Demand::default() };
     let (numbers, rest) = bytes.as_chunks::<8>();
-    let whole = |bytes: &[u8; 8]| {
-        let number = f64::from_le_bytes(*bytes);
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "`as` saturates, and the scripts write whole numbers below 2^53"
-        )]
-        let whole = number as u64;
-        whole
-    };
+    #[allow(
+        clippy::cast_possible_truncation,
+        reason = "`as` saturates, and the scripts write whole numbers below 2^53"
+    )]
+    let whole = |bytes: &[u8; 8]| f64::from_le_bytes(*bytes) as i64;
+    let count = |bytes| u64::try_from(whole(bytes)).unwrap_or(0);
     match (numbers, rest) {
-        ([_, _, admitted, denied, _, _], []) => {
-            Demand { admitted: whole(admitted), denied: whole(denied) }
-        }
+        ([level, _, admitted, denied, _, _], []) => Demand {
+            admitted: count(admitted),
+            denied: count(denied),
+            left: NanoTokens(whole(level)).whole(),
+        },
         _ => Demand::default(),
     }
+}
+
+/// Reads what `trade.lua` replies. A quote that cannot be read is none: whoever leads posts another.
+pub(super) fn traded(answer: &Value) -> Option<Traded> {
+    let [leads, price, use_share] = items(answer)? else { return None };
+    let number = |value| text(value).and_then(|number| number.parse().ok());
+    let quote = number(price).zip(number(use_share));
+    let quote = quote.map(|(price, use_share)| Quote { price, use_share });
+    Some(Traded { leads: integer(leads)? == 1, quote: quote.filter(Quote::is_sound) })
 }
 
 pub(super) const APPLIED: &str = "applied:";

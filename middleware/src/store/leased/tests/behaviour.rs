@@ -31,9 +31,29 @@ impl Harness for Near {
         advance(LEASE_TERM_MAX).await;
     }
 
+    async fn operator_sets_named(
+        &self,
+        agent: &AgentId,
+        bucket: &BucketName,
+        limits: Option<Limits>,
+    ) {
+        self.store.set_named_by_operator(agent, bucket, limits);
+        advance(LEASE_TERM_MAX).await;
+    }
+
     async fn ban(&self, agent: &AgentId, until_unix_ms: u64) {
         self.store.ban(agent, until_unix_ms);
         advance(LEASE_TERM_MAX).await;
+    }
+
+    async fn advance_market(&self, duration: Duration) {
+        advance(duration).await;
+    }
+
+    /// What leases of the suite so far hold goes back first.
+    async fn nodes(&self) -> [(String, Self::Store); 2] {
+        advance(LEASE_TERM_MAX * 2).await;
+        [(); 2].map(|()| (MemoryStore::NODE.to_owned(), Leased::new(self.store.clone())))
     }
 }
 

@@ -3,13 +3,15 @@
 //! Bounded: beyond [`MemoryStore::AGENTS_MAX`] agents the one that spent least recently is
 //! forgotten, and starts anew with a full bucket when it comes back. Nothing survives the process.
 
+mod tune;
+
 use std::{
     borrow::Borrow,
     collections::BTreeMap,
     future::{Ready, ready},
     hash::{BuildHasher, BuildHasherDefault, Hash, Hasher},
     num::NonZeroUsize,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -17,8 +19,8 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::{
-    BucketRule, Change, Charge, Decision, Demand, Direction, Held, Lend, Life, Loan, Record,
-    Settlement, Spend, StoreError, Take, Tune, Verdict, Written,
+    BucketRule, Charge, Decision, Direction, Held, Lend, Loan, Settlement, Spend, StoreError, Take,
+    Verdict, market::Market,
 };
 use crate::{
     AgentId,
@@ -34,8 +36,12 @@ pub struct MemoryStore {
     inner: Arc<Inner>,
 }
 
-/// Agents by name, the one that spent last in front.
-type Shard = LruCache<Hashed, Entry, BuildHasherDefault<Known>>;
+struct Shard {
+    /// By name, the one that spent last in front.
+    agents: LruCache<Hashed, Entry, BuildHasherDefault<Known>>,
+    /// Tokens that default buckets gave here, less those that came back.
+    used: i64,
+}
 
 /// An agent with the hash of its name, which is computed once: it picks the shard and the place there.
 struct Hashed {
@@ -140,6 +146,9 @@ struct Inner {
     started_unix_ms: u64,
     epoch: Mutex<Option<String>>,
     progress: Mutex<BTreeMap<String, u64>>,
+    market: Mutex<Market>,
+    /// The most that was ever told of as used.
+    used: AtomicU64,
 }
 
 /// All that is known of one agent.
@@ -162,6 +171,8 @@ struct Slot {
 struct Kept {
     rev: u64,
     written: Option<Limits>,
+    /// Limits of named buckets, as they were written last.
+    named: BTreeMap<BucketName, Limits>,
     state: String,
     applied: BTreeMap<String, u64>,
     seen: BTreeMap<String, String>,
@@ -169,15 +180,21 @@ struct Kept {
 
 impl Entry {
     fn slot(&mut self, bucket: &BucketRule) -> &mut Slot {
-        if bucket.is_default {
-            return &mut self.default;
-        }
-        let found = self.named.iter().position(|(name, _)| *name == bucket.name);
+        if bucket.is_default { &mut self.default } else { self.named(&bucket.name) }
+    }
+
+    fn named(&mut self, name: &BucketName) -> &mut Slot {
+        let found = self.named.iter().position(|(named, _)| named == name);
         let index = found.unwrap_or_else(|| {
-            self.named.push((bucket.name.clone(), Slot::default()));
+            self.named.push((name.clone(), Slot::default()));
             self.named.len() - 1
         });
         &mut self.named[index].1
+    }
+
+    /// Returns the tokens that the default bucket counts as admitted: below 2^53.
+    fn admitted(&self) -> i64 {
+        self.default.level.map_or(0, |level| level.admitted.cast_signed())
     }
 
     /// Returns the bucket's level, settled at `now_ms` at the limits in force.
@@ -224,9 +241,9 @@ impl MemoryStore {
         let each = NonZeroUsize::new(agents.div_ceil(SHARDS)).unwrap_or(NonZeroUsize::MIN);
         let shard = |_| {
             // The map grows as agents come: only the bound is fixed here.
-            let mut shard = Shard::unbounded_with_hasher(BuildHasherDefault::default());
-            shard.resize(each);
-            Mutex::new(shard)
+            let mut agents = LruCache::unbounded_with_hasher(BuildHasherDefault::default());
+            agents.resize(each);
+            Mutex::new(Shard { agents, used: 0 })
         };
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -237,6 +254,8 @@ impl MemoryStore {
                 started_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
                 epoch: Mutex::new(None),
                 progress: Mutex::new(BTreeMap::new()),
+                market: Mutex::default(),
+                used: AtomicU64::new(0),
             }),
         }
     }
@@ -244,6 +263,17 @@ impl MemoryStore {
     /// Sets the limits of an agent's default bucket, as an operator would with `HSET`.
     pub fn set_by_operator(&self, agent: &AgentId, limits: Limits) {
         self.with(agent, |entry| entry.default.limits = Some(limits));
+    }
+
+    /// Sets the limits of an agent's bucket `name`, as an operator would with `HSET`; with `None` it
+    /// removes them, as with `HDEL`.
+    pub fn set_named_by_operator(
+        &self,
+        agent: &AgentId,
+        name: &BucketName,
+        limits: Option<Limits>,
+    ) {
+        self.with(agent, |entry| entry.named(name).limits = limits);
     }
 
     /// Bans an agent until `until_unix_ms`, in Unix milliseconds; 0 lifts the ban.
@@ -254,7 +284,7 @@ impl MemoryStore {
     /// Returns the number of agents kept.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.inner.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.inner.shards.iter().map(|shard| lock(shard).agents.len()).sum()
     }
 
     /// Returns true when no agent is kept.
@@ -275,13 +305,24 @@ impl MemoryStore {
     fn with<T>(&self, agent: &AgentId, change: impl FnOnce(&mut Entry) -> T) -> T {
         let sought = self.sought(agent);
         let mut shard = self.shard(sought.hash);
-        if let Some(entry) = shard.get_mut::<dyn Name>(&sought) {
-            return change(entry);
+        let Shard { agents, used } = &mut *shard;
+        if let Some(entry) = agents.get_mut::<dyn Name>(&sought) {
+            let before = entry.admitted();
+            let answer = change(entry);
+            *used += entry.admitted() - before;
+            return answer;
         }
         let mut entry = Entry::default();
         let answer = change(&mut entry);
-        shard.put(sought.owned(), entry);
+        *used += entry.admitted();
+        agents.put(sought.owned(), entry);
         answer
+    }
+
+    /// Returns what `look` reads of an agent that is kept, without counting as use of it.
+    fn peek<T>(&self, agent: &AgentId, look: impl FnOnce(&Entry) -> T) -> Option<T> {
+        let sought = self.sought(agent);
+        self.shard(sought.hash).agents.peek::<dyn Name>(&sought).map(look)
     }
 
     fn sought<'a>(&self, agent: &'a AgentId) -> Sought<'a> {
@@ -299,7 +340,7 @@ impl MemoryStore {
     pub(crate) fn learn(&self, agent: &AgentId, bucket: &BucketRule, limits: Option<Limits>) {
         let sought = self.sought(agent);
         let mut shard = self.shard(sought.hash);
-        match shard.get_mut::<dyn Name>(&sought) {
+        match shard.agents.get_mut::<dyn Name>(&sought) {
             Some(entry) => {
                 entry.slot(bucket).limits = limits;
                 entry.banned_until_ms = 0;
@@ -307,7 +348,7 @@ impl MemoryStore {
             None if limits.is_some() => {
                 let mut entry = Entry::default();
                 entry.slot(bucket).limits = limits;
-                shard.put(sought.owned(), entry);
+                shard.agents.put(sought.owned(), entry);
             }
             None => {}
         }
@@ -431,92 +472,6 @@ impl Lend for MemoryStore {
     fn lend(&self, charge: Charge, most: u32) -> Self::Loan {
         ready(Ok(self.take(&charge.agent, &charge.takes, most, self.now_ms())))
     }
-}
-
-impl Tune for MemoryStore {
-    async fn load(
-        &self,
-        agents: &[AgentId],
-    ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
-        let load = |agent: &AgentId| {
-            self.with(agent, |entry| {
-                let demand = demand(&entry.default);
-                let limits = entry.default.limits;
-                let Some(kept) = &entry.record else {
-                    let operator = limits.is_some();
-                    return Record { limits, operator, demand, ..Record::default() };
-                };
-                Record {
-                    rev: kept.rev,
-                    limits,
-                    operator: limits != kept.written,
-                    state: kept.state.clone(),
-                    applied: kept.applied.clone().into_iter().collect(),
-                    seen: kept.seen.clone().into_iter().collect(),
-                    demand,
-                }
-            })
-        };
-        Ok(agents.iter().map(load).map(Ok).collect())
-    }
-
-    async fn write(
-        &self,
-        changes: &[Change],
-    ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
-        let write = |change: &Change| {
-            self.with(&change.agent, |entry| {
-                let demand = demand(&entry.default);
-                let kept = entry.record.get_or_insert_default();
-                if kept.rev != change.rev {
-                    return Written::Stale;
-                }
-                if let Some(found) = entry.default.limits
-                    && Some(found) != kept.written
-                    && Some(found) != change.adopts
-                {
-                    return Written::Operator {
-                        capacity: Some(found.capacity()),
-                        refill: Some(found.refill()),
-                    };
-                }
-                kept.rev += 1;
-                kept.written = Some(change.limits);
-                kept.state.clone_from(&change.state);
-                kept.applied.extend(change.applied.iter().cloned());
-                kept.seen.extend(change.seen.iter().cloned());
-                entry.default.limits = Some(change.limits);
-                Written::Done { rev: kept.rev, demand }
-            })
-        };
-        Ok(changes.iter().map(write).map(Ok).collect())
-    }
-
-    async fn life(&self) -> Result<Life, StoreError> {
-        let epoch = lock(&self.inner.epoch).clone();
-        Ok(Life { run_id: "in-process".to_owned(), epoch })
-    }
-
-    async fn begin_epoch(&self, epoch: &str) -> Result<(), StoreError> {
-        lock(&self.inner.epoch).get_or_insert_with(|| epoch.to_owned());
-        Ok(())
-    }
-
-    async fn progress(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        Ok(lock(&self.inner.progress).clone().into_iter().collect())
-    }
-
-    async fn note_progress(&self, progress: &[(String, u64)]) -> Result<(), StoreError> {
-        lock(&self.inner.progress).extend(progress.iter().cloned());
-        Ok(())
-    }
-}
-
-fn demand(slot: &Slot) -> Demand {
-    slot.level.map_or_else(Demand::default, |level| Demand {
-        admitted: level.admitted,
-        denied: level.denied,
-    })
 }
 
 #[cfg(test)]
