@@ -1,11 +1,13 @@
 //! `[policy]`: which rule turns ratings into limits, and its numbers.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use tower_merit::bucket::REFILL_RATE_MAX;
 
 use super::{
     AdditiveConfig, BaseLaw, EstimatorConfig, EstimatorKind, GuardConfig, Integrator, Mode,
-    PriceConfig,
+    PriceConfig, Residual, ppo, residual,
 };
 
 /// The policies there are.
@@ -19,6 +21,8 @@ pub enum Kind {
     Price,
     /// `price`, with Thompson sampling over multipliers of its rate.
     Bandit,
+    /// `price`, with a residual that learns.
+    Ppo,
 }
 
 impl TryFrom<String> for Kind {
@@ -29,8 +33,8 @@ impl TryFrom<String> for Kind {
             "additive" => Ok(Self::Additive),
             "price" => Ok(Self::Price),
             "bandit" => Ok(Self::Bandit),
-            "ppo" => Err("policy `ppo` is not in this version yet: use `price`".to_owned()),
-            _ => Err("must be `additive`, `price` or `bandit`".to_owned()),
+            "ppo" => Ok(Self::Ppo),
+            _ => Err("must be `additive`, `price`, `bandit` or `ppo`".to_owned()),
         }
     }
 }
@@ -39,7 +43,7 @@ impl TryFrom<String> for Kind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Which policy: `additive`, `price` or `bandit`; default additive.
+    /// Which policy: `additive`, `price`, `bandit` or `ppo`; default additive.
     pub kind: Kind,
     /// `additive`: tokens per second that one point of score above 3 is worth; default 0.1: a steady
     /// stream of fives takes an agent from 20 to 40 in a hundred ratings.
@@ -73,8 +77,10 @@ pub struct Config {
     pub softness: f64,
     /// Points of score that the price moves in a tick when use is one capacity off; default 0.25.
     pub price_gain: f64,
-    /// What the chance of `bandit` starts from; default 1.
+    /// What the chance of `bandit` and `ppo` starts from; default 1.
     pub seed: u64,
+    /// How `ppo` acts and learns.
+    pub ppo: ppo::Config,
 }
 
 /// Slack of the step, tokens per second: lets a rate near 0 move.
@@ -105,6 +111,7 @@ impl Default for Config {
             softness: base.softness,
             price_gain: Integrator::default().gain,
             seed: 1,
+            ppo: ppo::Config::default(),
         }
     }
 }
@@ -134,6 +141,7 @@ impl Config {
         range("optimism", self.optimism, 0.0, 10.0);
         range("softness", self.softness, 0.001, 10.0);
         range("price_gain", self.price_gain, 0.000_1, 10.0);
+        self.ppo.validate(&format!("{path}.ppo"), faults);
         if self.r_min > self.r_max {
             let (low, high) = (self.r_min, self.r_max);
             faults.push(format!("{path}.r_min: must be at most {path}.r_max ({high}), is {low}"));
@@ -178,6 +186,20 @@ impl Config {
         let guard = GuardConfig { r_min, r_max, step, slack: STEP_SLACK, evidence_min, mode };
         PriceConfig { base, estimator, guard, burst_seconds }
     }
+
+    /// Returns the learner that `ppo` starts from when nobody has learned anything here yet: the shipped
+    /// one where its shape is the configured one, else one that has seen nothing.
+    #[must_use]
+    pub fn beginner(&self) -> ppo::Learner<ppo::Gaussian> {
+        residual::beginner(&self.ppo, self.seed)
+    }
+
+    pub(super) fn residual(&self) -> Residual {
+        let learner = self.beginner();
+        let network = Arc::new(learner.network().clone());
+        Residual::new(self.price(), self.seed, network, learner.updates())
+            .exploring(self.ppo.explore, self.ppo.learn)
+    }
 }
 
 /// Returns the milliseconds of a tick as configuration writes it: whole `ms`, `s` or `m`.
@@ -204,12 +226,12 @@ mod tests {
     }
 
     #[test]
-    fn policies_go_by_their_names_and_one_that_is_not_there_yet_says_so() {
+    fn policies_go_by_their_names() {
         let kind = |name: &str| Kind::try_from(name.to_owned());
         assert_eq!(kind("price"), Ok(Kind::Price));
         assert_eq!(kind("bandit"), Ok(Kind::Bandit));
-        assert!(kind("ppo").unwrap_err().contains("use `price`"));
-        assert_eq!(kind("oracle").unwrap_err(), "must be `additive`, `price` or `bandit`");
+        assert_eq!(kind("ppo"), Ok(Kind::Ppo));
+        assert_eq!(kind("oracle").unwrap_err(), "must be `additive`, `price`, `bandit` or `ppo`");
     }
 
     #[test]

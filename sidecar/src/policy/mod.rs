@@ -6,8 +6,8 @@
 //!
 //! In the order in which they build on each other: [`Law`] says what all have in common; [`Estimator`],
 //! [`PageHinkley`], [`Raters`] and [`Demand`] say what is known; [`BaseLaw`] and [`Integrator`] price
-//! capacity; [`GuardConfig`] holds whatever is decided within bounds; [`Additive`], [`Price`] and
-//! [`Bandit`] decide; [`Policy`] is the one that is configured.
+//! capacity; [`GuardConfig`] holds whatever is decided within bounds; [`Additive`], [`Price`], [`Bandit`]
+//! and [`Residual`] decide; [`Policy`] is the one that is configured.
 
 pub mod law;
 
@@ -23,6 +23,7 @@ mod estimator;
 mod guard;
 pub mod ppo;
 mod price;
+mod residual;
 mod standing;
 mod trust;
 
@@ -40,6 +41,7 @@ pub use estimator::{
 pub use guard::{GuardConfig, Hold, Mode, Track};
 pub use law::{Asked, Decision, Drift, Law, Market, Reason, Vote};
 pub use price::{BaseLaw, Integrator, PRICE_MAX, Price, PriceConfig};
+pub use residual::{DELTA_MAX, Lesson, Network, Residual, ResidualState};
 pub use standing::{OBSERVATION, Standing};
 pub use trust::{FAIR, RATERS_MAX, Raters};
 
@@ -60,6 +62,8 @@ pub enum State {
     Price(Box<Standing>),
     /// Of [`Bandit`].
     Bandit(Box<BanditState>),
+    /// Of [`Residual`].
+    Ppo(Box<ResidualState>),
 }
 
 impl State {
@@ -70,6 +74,7 @@ impl State {
             Self::Additive(_) => None,
             Self::Price(standing) => Some(standing),
             Self::Bandit(state) => Some(&state.standing),
+            Self::Ppo(state) => Some(&state.standing),
         }
     }
 
@@ -79,6 +84,15 @@ impl State {
             Self::Additive(_) => None,
             Self::Price(standing) => Some(standing),
             Self::Bandit(state) => Some(&mut state.standing),
+            Self::Ppo(state) => Some(&mut state.standing),
+        }
+    }
+
+    /// Takes what the last tick taught, if it is a state of [`Residual`] and taught something.
+    pub fn take_lesson(&mut self) -> Option<Box<Lesson>> {
+        match self {
+            Self::Ppo(state) => state.take_lesson(),
+            Self::Additive(_) | Self::Price(_) | Self::Bandit(_) => None,
         }
     }
 
@@ -89,6 +103,7 @@ impl State {
             Self::Additive(state) => (state.rate, state.burst),
             Self::Price(standing) => (standing.track().rate(), standing.track().burst()),
             Self::Bandit(state) => (state.standing.track().rate(), state.standing.track().burst()),
+            Self::Ppo(state) => (state.standing.track().rate(), state.standing.track().burst()),
         };
         burst.limits(rate_of(rate))
     }
@@ -103,6 +118,8 @@ pub enum AnyLaw {
     Price(Price),
     /// Thompson sampling over multipliers of `price`.
     Bandit(Box<Bandit>),
+    /// A learned residual over `price`.
+    Ppo(Box<Residual>),
 }
 
 /// The policy in force: a law, what agents start from, and the last market seen.
@@ -121,6 +138,7 @@ impl Policy {
             Kind::Additive => AnyLaw::Additive(Additive::new(config.additive())),
             Kind::Price => AnyLaw::Price(Price::new(config.price())),
             Kind::Bandit => AnyLaw::Bandit(Box::new(Bandit::new(config.price(), config.seed))),
+            Kind::Ppo => AnyLaw::Ppo(Box::new(config.residual())),
         };
         let market = Market { price: 0.0, use_share: 0.0, tick_ms: config.tick_ms() };
         Self { law, start: configured, market }
@@ -169,6 +187,7 @@ impl Policy {
             (AnyLaw::Additive(law), State::Additive(state)) => law.adopt(state, limits),
             (AnyLaw::Price(law), State::Price(standing)) => law.adopt(standing, limits),
             (AnyLaw::Bandit(law), State::Bandit(state)) => law.adopt(state, limits),
+            (AnyLaw::Ppo(law), State::Ppo(state)) => law.adopt(state, limits),
             _ => *state = self.adopt(limits),
         }
     }
@@ -180,6 +199,7 @@ impl Policy {
             (AnyLaw::Additive(law), State::Additive(state)) => law.vote(state, vote, &self.market),
             (AnyLaw::Price(law), State::Price(state)) => law.vote(state, vote, &self.market),
             (AnyLaw::Bandit(law), State::Bandit(state)) => law.vote(state, vote, &self.market),
+            (AnyLaw::Ppo(law), State::Ppo(state)) => law.vote(state, vote, &self.market),
             _ => unreachable!("claimed above"),
         }
     }
@@ -191,6 +211,7 @@ impl Policy {
             (AnyLaw::Additive(law), State::Additive(state)) => law.tick(state, asked, &self.market),
             (AnyLaw::Price(law), State::Price(state)) => law.tick(state, asked, &self.market),
             (AnyLaw::Bandit(law), State::Bandit(state)) => law.tick(state, asked, &self.market),
+            (AnyLaw::Ppo(law), State::Ppo(state)) => law.tick(state, asked, &self.market),
             _ => unreachable!("claimed above"),
         }
     }
@@ -223,6 +244,7 @@ impl Policy {
             AnyLaw::Additive(law) => State::Additive(law.begin(start)),
             AnyLaw::Price(law) => State::Price(Box::new(law.begin(start))),
             AnyLaw::Bandit(law) => State::Bandit(Box::new(law.begin(start))),
+            AnyLaw::Ppo(law) => State::Ppo(Box::new(law.begin(start))),
         }
     }
 
@@ -233,6 +255,7 @@ impl Policy {
             (AnyLaw::Additive(_), State::Additive(_))
                 | (AnyLaw::Price(_), State::Price(_))
                 | (AnyLaw::Bandit(_), State::Bandit(_))
+                | (AnyLaw::Ppo(_), State::Ppo(_))
         );
         if own {
             return;

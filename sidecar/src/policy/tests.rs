@@ -74,7 +74,7 @@ fn the_additive_fold_is_bit_for_bit_the_guides_rule_and_its_state_reads_as_ever(
 
 #[test]
 fn a_good_agent_earns_what_it_wants_and_a_bad_one_the_floor() {
-    for kind in [Kind::Price, Kind::Bandit] {
+    for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
         let policy = policy(kind);
         let (mut good, mut bad) = (policy.begin(), policy.begin());
         for n in 0..60 {
@@ -111,7 +111,7 @@ fn the_last_market_seen_is_the_one_that_ratings_are_decided_at() {
 
 #[test]
 fn one_raters_thousand_ratings_of_one_in_a_second_move_a_rate_by_a_step_at_most() {
-    for kind in [Kind::Price, Kind::Bandit] {
+    for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
         let policy = policy(kind);
         let mut raters = Raters::default();
         let mut state = policy.begin();
@@ -151,7 +151,7 @@ fn a_bombed_agent_stays_within_a_tenth_of_its_twin_once_its_rater_is_known() {
 
 #[test]
 fn ticks_move_neither_mean_nor_variance() {
-    for kind in [Kind::Price, Kind::Bandit] {
+    for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
         let policy = policy(kind);
         let (mut ticked, mut quiet) = (policy.begin(), policy.begin());
         for n in 0..300 {
@@ -182,7 +182,7 @@ fn every_input_that_is_no_number_is_named_and_moves_nothing_it_should_not() {
         (fine, Market { use_share: f64::INFINITY, ..market(0.1) }, Reason::Market),
         (fine, Market { tick_ms: 0, ..market(0.1) }, Reason::Market),
     ];
-    for kind in [Kind::Price, Kind::Bandit] {
+    for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
         let mut policy = policy(kind);
         policy.see(market(0.1));
         let mut known = policy.begin();
@@ -236,7 +236,7 @@ fn a_state_that_is_no_number_starts_again_at_the_rate_it_had() {
 
 #[test]
 fn an_operators_limits_are_a_new_start_that_keeps_what_is_known_of_the_quality() {
-    for kind in [Kind::Additive, Kind::Price, Kind::Bandit] {
+    for kind in [Kind::Additive, Kind::Price, Kind::Bandit, Kind::Ppo] {
         let policy = policy(kind);
         let mut state = policy.begin();
         for n in 0..60 {
@@ -254,7 +254,7 @@ fn an_operators_limits_are_a_new_start_that_keeps_what_is_known_of_the_quality()
 
 #[test]
 fn switching_the_policy_moves_no_limit_and_loses_no_quality_it_can_keep() {
-    let kinds = [Kind::Additive, Kind::Price, Kind::Bandit];
+    let kinds = [Kind::Additive, Kind::Price, Kind::Bandit, Kind::Ppo];
     for from in kinds {
         for to in kinds {
             let (before, after) = (policy(from), policy(to));
@@ -300,7 +300,7 @@ fn an_agent_is_small_in_memory_and_in_the_store() {
     const { assert!(Mixture::BYTES == 208 && Standing::BYTES == 360) };
     assert!(size_of::<BanditState>() <= Standing::BYTES + 96, "{}", size_of::<BanditState>());
     assert!(size_of::<State>() <= 32);
-    for kind in [Kind::Price, Kind::Bandit] {
+    for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
         let policy = policy(kind);
         let mut state = policy.begin();
         let mut raters = Raters::default();
@@ -376,7 +376,7 @@ fn calls() -> impl Strategy<Value = Vec<(Call, u64)>> {
 proptest! {
     #[test]
     fn a_rate_stays_within_bounds_and_a_state_readable_whatever_comes(calls in calls()) {
-        for kind in [Kind::Price, Kind::Bandit] {
+        for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
             let mut policy = policy(kind);
             let (mut state, mut now_ms) = (policy.begin(), START_MS);
             for (call, gap_ms) in &calls {
@@ -392,7 +392,9 @@ proptest! {
                 };
                 prop_assert!((0.5..=40.0).contains(&decision.rate), "{:?}", decision);
                 prop_assert!(decision.base.is_finite() && decision.reward.is_finite());
-                prop_assert!(decision.propensity > 0.0 && decision.propensity <= 1.0);
+                // Of an arm a probability, of a residual a density.
+                let most = if kind == Kind::Ppo { f64::MAX } else { 1.0 };
+                prop_assert!(decision.propensity > 0.0 && decision.propensity <= most);
                 // One call, at most one window: from one edge of a step to the other of the next.
                 let low = (before * 0.6 - 0.1) * 0.75 - 0.05;
                 prop_assert!(decision.rate >= low.max(0.5) - 1e-5, "{} to {:?}", before, decision);
@@ -407,7 +409,7 @@ proptest! {
         scores in prop::collection::vec((1.0..=5.0, 0.0..=1.0, any::<u64>(), 0..999_u64), 1..300),
         price in 0.0..2.0,
     ) {
-        for kind in [Kind::Price, Kind::Bandit] {
+        for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
             let mut policy = policy(kind);
             policy.see(market(price));
             let mut state = policy.begin();
@@ -426,7 +428,7 @@ proptest! {
     fn however_often_a_state_is_stored_and_read_the_fold_is_the_same(
         ratings in prop::collection::vec((1.0..=5.0, 0..4_000_u64, any::<bool>()), 1..60),
     ) {
-        for kind in [Kind::Additive, Kind::Price, Kind::Bandit] {
+        for kind in [Kind::Additive, Kind::Price, Kind::Bandit, Kind::Ppo] {
             let policy = policy(kind);
             let (mut kept, mut restarted) = (policy.begin(), policy.begin());
             let mut at_ms = START_MS;
@@ -447,7 +449,7 @@ proptest! {
 
     #[test]
     fn the_same_calls_give_the_same_decisions(calls in calls()) {
-        for kind in [Kind::Price, Kind::Bandit] {
+        for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {
             let run = || {
                 let mut policy = policy(kind);
                 let mut state = policy.begin();

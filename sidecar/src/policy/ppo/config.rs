@@ -8,6 +8,12 @@ use super::{gae::Horizon, loss::Weights};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Whether the residual learns from what happens here; default true. What it learns from is what it
+    /// did, so it needs `explore`.
+    pub learn: bool,
+    /// Whether the residual tries actions around the one that it holds for the best; without it nothing
+    /// is drawn, and nothing can be learned; default true.
+    pub explore: bool,
     /// Units of each hidden layer, 1 to 512; default 64.
     pub hidden: usize,
     /// γ: what a reward one tick later is worth, 0 to 1; default 0.97.
@@ -46,6 +52,8 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            learn: true,
+            explore: true,
             hidden: 64,
             discount: 0.97,
             lambda: 0.95,
@@ -93,6 +101,11 @@ impl Config {
             ("kl_max", self.kl_max, 0.001, 100.0),
         ] {
             range(name, value, low, high);
+        }
+        if self.learn && !self.explore {
+            faults.push(format!(
+                "{path}.learn: needs {path}.explore = true: what is never tried cannot be learned from"
+            ));
         }
     }
 
