@@ -191,8 +191,9 @@ pub struct CheckConfig {
 /// `merit simulate`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Simulate {
-    /// Which policies, separated by commas: static, static-max, `additive[:ALPHA]`, price, price-trust,
-    /// greedy, thompson, reference, clairvoyant; all but the reference by default
+    /// Which policies, separated by commas: static, static-max, `additive[:ALPHA]`, price,
+    /// price-page-hinkley, bandit; of the prototype price-kalman, price-trust, greedy, thompson; and
+    /// reference, clairvoyant, which see the world; all but the reference by default
     #[arg(long, visible_alias = "policy", value_delimiter = ',', default_values_t = PolicyName::DEFAULT, hide_default_value = true)]
     pub policies: Vec<PolicyName>,
     /// Which regimes, separated by commas, as listed below; all by default
@@ -227,7 +228,7 @@ fn simulate_help() -> String {
         help.push_str(&format!("  {:14} {}\n", regime.name, regime.about));
     }
     help.push_str(
-        "\nExamples:\n  merit simulate --regimes base,attack --policies additive:5,price-trust\n  \
+        "\nExamples:\n  merit simulate --regimes base,attack --policies additive:5,price\n  \
          merit simulate --seeds 1..20 --plot figures\n  \
          merit simulate --policies additive:5,price --versus additive:5 --json",
     );

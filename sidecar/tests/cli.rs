@@ -397,7 +397,7 @@ fn simulate_prints_one_object_and_draws_its_figures_without_a_system() {
         let png = std::fs::read(folder.join(format!("{figure}.png"))).unwrap();
         assert!(png.starts_with(b"\x89PNG"), "{figure}");
         let svg = std::fs::read_to_string(folder.join(format!("{figure}.svg"))).unwrap();
-        assert!(svg.contains("price-kalman"), "{figure}");
+        assert!(svg.contains("price"), "{figure}");
     }
 }
 

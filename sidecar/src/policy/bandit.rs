@@ -177,6 +177,12 @@ impl BanditState {
         self.done.take()
     }
 
+    /// Returns what is known of the agent's quality, demand and rate.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
     /// Returns the arm that the agent follows, of [`MULTIPLIERS`].
     #[must_use]
     pub fn arm(&self) -> Option<u8> {

@@ -174,7 +174,9 @@ impl Config {
         AdditiveConfig { alpha, r_min, r_max, burst_seconds }
     }
 
-    pub(super) fn price(&self) -> PriceConfig {
+    /// Returns what the base law, its estimator and its guardrails are tuned by.
+    #[must_use]
+    pub fn price(&self) -> PriceConfig {
         let Self { r_min, r_max, burst_seconds, step, evidence_min, mode, .. } = *self;
         let base = BaseLaw {
             optimism: self.optimism,

@@ -9,7 +9,8 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Outcome, PolicyName, Recovery, Regime, World,
+    Detection, Outcome, PolicyName, Recovery, Regime, World,
+    detection::median_delay,
     interval::Interval,
     run::{Watched, run},
     world::count,
@@ -133,6 +134,11 @@ pub struct Row {
     pub recovery_ticks: Option<f64>,
     /// How many seeds came back.
     pub recovered_seeds: usize,
+    /// Ratings until half of the agents that fell by about 1.5 were reported, and the ends of its
+    /// 95 % interval; none of policies that report nothing and where nobody falls.
+    pub drift_ratings: Option<[Option<f64>; 3]>,
+    /// False reports in 10,000 ratings, and the ends of its 95 % interval.
+    pub false_alarms: Option<[Option<f64>; 3]>,
     /// Requests served per 100 of capacity.
     pub used_percent: f64,
     /// Jain's index of fairness, 0 to 1.
@@ -282,10 +288,14 @@ fn rows(request: &Request, regime: Regime, seeds: &[Seed]) -> Vec<Row> {
             let difference = versus.as_ref().map(|versus| {
                 let pairs: Vec<f64> =
                     by_seed.iter().zip(versus).map(|(ours, theirs)| ours - theirs).collect();
-                let interval = Interval::of(&pairs);
-                let end = |end: f64| interval.half_width.map(|_| end);
-                [Some(interval.mean), end(interval.low()), end(interval.high())]
+                ends(&pairs)
             });
+            let detections: Vec<&Detection> =
+                seeds.iter().filter_map(|seed| seed.runs[n].outcome.detection.as_ref()).collect();
+            let false_alarms: Vec<f64> = detections
+                .iter()
+                .map(|run| 1e4 * run.false_alarms / run.unchanged.max(1.0))
+                .collect();
             let agents = count(request.agents);
             Row {
                 regime: regime.name,
@@ -300,12 +310,21 @@ fn rows(request: &Request, regime: Regime, seeds: &[Seed]) -> Vec<Row> {
                 recovery_ratings_per_agent: over_back(&|recovery| recovery.ratings / agents),
                 recovery_ticks: over_back(&|recovery| count(recovery.ticks)),
                 recovered_seeds: back.len(),
+                drift_ratings: median_delay(&detections),
+                false_alarms: (!detections.is_empty()).then(|| ends(&false_alarms)),
                 used_percent: 100.0 * mean(&|outcome| outcome.used),
                 fairness: mean(&|outcome| outcome.fairness),
                 starved_percent: 100.0 * mean(&|outcome| outcome.starved),
             }
         })
         .collect()
+}
+
+/// Returns the mean of `values`, and the ends of its interval when there is one.
+fn ends(values: &[f64]) -> [Option<f64>; 3] {
+    let interval = Interval::of(values);
+    let end = |end: f64| interval.half_width.map(|_| end);
+    [Some(interval.mean), end(interval.low()), end(interval.high())]
 }
 
 fn figure(request: &Request, regime: Regime, seeds: Vec<Seed>) -> Figure {

@@ -19,6 +19,8 @@ mod run;
 
 mod recovery;
 
+mod detection;
+
 mod interval;
 
 mod compare;
@@ -27,8 +29,9 @@ mod report;
 
 mod plot;
 
-pub use actors::{Actor, Adapted, Asked, PolicyName, Weigh};
+pub use actors::{Actor, Adapted, Asked, Believed, Found, PolicyName, Teach, Weigh};
 pub use compare::{Comparison, Figure, Line, Request, Row, Seeds, compare};
+pub use detection::{Delay, Detection};
 pub use interval::{Interval, student_t};
 pub use plot::PlotError;
 pub use recovery::Recovery;
@@ -49,5 +52,5 @@ const RATE_MIN: f64 = 0.5;
 /// The largest rate of an agent, in tokens per tick.
 const RATE_MAX: f64 = 40.0;
 
-/// The share of capacity that policies aim at.
+/// The share of capacity that the prototype's policies aim at.
 const USE_TARGET: f64 = 0.98;

@@ -141,6 +141,8 @@ const COLUMNS: &[Column] = &[
     ("shed %", true, |row, _| format!("{:.2}", row.shed_percent)),
     ("mean step %", true, |row, _| format!("{:.2}", row.step_percent)),
     ("ratings/agent to recover", true, recovery),
+    ("ratings to find a fall", true, |row, _| three(row.drift_ratings, 0)),
+    ("false finds / 10⁴", true, |row, _| three(row.false_alarms, 2)),
     ("starved %", true, |row, _| format!("{:.1}", row.starved_percent)),
 ];
 
@@ -202,6 +204,17 @@ fn range(low: Option<f64>, high: Option<f64>, signed: bool) -> String {
         Some((low, high)) if signed => format!("{low:+.1} to {high:+.1}"),
         Some((low, high)) => format!("{low:.1} to {high:.1}"),
         None => "–".to_owned(),
+    }
+}
+
+/// Returns a number and its interval.
+fn three(number: Option<[Option<f64>; 3]>, digits: usize) -> String {
+    match number {
+        Some([Some(mean), Some(low), Some(high)]) => {
+            format!("{mean:.digits$} ({low:.digits$} to {high:.digits$})")
+        }
+        Some([Some(mean), ..]) => format!("{mean:.digits$}"),
+        _ => "–".to_owned(),
     }
 }
 

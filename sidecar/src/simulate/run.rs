@@ -1,7 +1,7 @@
 //! One policy in one world: buckets, capacity, ratings, and what came of it.
 
 use super::{
-    NEUTRAL, PolicyName, SHED_COST, World,
+    Detection, NEUTRAL, PolicyName, SHED_COST, World,
     actors::{Actor, Asked, equal},
     world::{Raters, count, whole},
 };
@@ -33,6 +33,8 @@ pub struct Outcome {
     pub fairness: f64,
     /// The share of agents and times at which an agent got next to nothing.
     pub starved: f64,
+    /// What its reports of changed quality are worth; none of policies that make none.
+    pub detection: Option<Detection>,
     /// The agents' rates at the end.
     pub rates: Vec<f64>,
     /// What was watched of one agent, where asked for.
@@ -78,6 +80,7 @@ pub fn run_actor<'w>(
     let mut held = vec![0.0; agents];
     let mut admitted = vec![0.0; agents];
     let mut served = vec![0.0; agents];
+    let (mut rated, mut rated_by_half) = (vec![0; agents], vec![0; agents]);
     let (mut utility, mut given) = (Vec::with_capacity(ticks), Vec::with_capacity(ticks));
     for tick in 0..ticks {
         let capacity = world.capacity(tick);
@@ -111,13 +114,21 @@ pub fn run_actor<'w>(
         tally.served(tick, &served, demand, shed);
         let ratings = raters.rate(tick, &served);
         given.push(count(ratings.len()));
+        if tick == world.half_time() {
+            rated_by_half.copy_from_slice(&rated);
+        }
+        for agent in &ratings.agents {
+            rated[*agent as usize] += 1;
+        }
         let asked = Asked { tick, demand, admitted: &admitted, tokens: &tokens, capacity: &held };
         actor.learn(asked, ratings);
         if let (Some(watched), Some(agent)) = (&mut watched, watch) {
             watched.belief.extend(actor.belief(agent));
         }
     }
-    tally.outcome(world, utility, given, watched)
+    let found = actor.found();
+    let detection = found.map(|found| Detection::of(world, found, &rated_by_half, &rated));
+    Outcome { detection, ..tally.outcome(world, utility, given, watched) }
 }
 
 /// Factors of a product of changes: each is at most `RATE_MAX` / `RATE_MIN`, so that 64 of them
@@ -218,6 +229,7 @@ impl Tally {
             used: served / capacity,
             fairness: sum * sum / (count(shares.len()) * squares),
             starved: self.starved / f64::max(self.blocks, 1.0),
+            detection: None,
             rates: self.rates,
             watched,
         }
@@ -257,7 +269,9 @@ mod tests {
             let total = |policy| outcome(policy, regime).1.total();
             let reference = total("reference");
             assert!(total("clairvoyant") > reference, "{regime}");
-            for policy in ["static", "static-max", "additive:5", "price", "greedy", "thompson"] {
+            for policy in
+                ["static", "additive:5", "price", "bandit", "price-kalman", "greedy", "thompson"]
+            {
                 assert!(total(policy) < reference, "{policy} in {regime}");
             }
         }

@@ -46,6 +46,12 @@ impl Stream {
         self.0.random()
     }
 
+    /// Returns 64 random bits.
+    #[inline]
+    pub(super) fn bits(&mut self) -> u64 {
+        self.0.random()
+    }
+
     /// Returns a whole number below `end`, which is positive.
     #[inline]
     pub(super) fn below(&mut self, end: u32) -> u32 {

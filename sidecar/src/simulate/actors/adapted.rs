@@ -6,23 +6,27 @@
 
 use tower_merit::bucket::Limits;
 
-use super::{Actor, Asked, fixed::equal};
+use super::{Actor, Asked, Found, fixed::equal};
 use crate::{
-    policy::{self, Law, Market, Vote},
-    simulate::{USE_TARGET, World, world::Ratings},
+    policy::{self, Integrator, Law, Market, Vote},
+    simulate::{World, world::Ratings},
 };
 
 /// A tick of the simulation stands for a second.
 const TICK_MS: u64 = 1000;
 /// When the run begins, in Unix milliseconds: an instant that laws accept, and the same in every run.
 const BEGAN_MS: u64 = 1_700_000_000_000;
-/// How fast the price follows the use of capacity (POLICY section 2, η).
-const PRICE_RATE: f64 = 0.25;
 /// Seconds of its rate that a bucket holds at the start.
 const BURST_SECONDS: f64 = 2.0;
 
 /// What a rating by this rater with this score weighs for an agent in that state, 0 to 1.
 pub type Weigh<'w, S> = Box<dyn FnMut(u64, f64, &S) -> f64 + 'w>;
+
+/// What the tuner's learner does after a tick: what the agents' states tell goes into the law.
+pub type Teach<'w, L> = Box<dyn FnMut(usize, &mut L, &mut [<L as Law>::State]) + 'w>;
+
+/// What is believed of the quality of an agent in that state.
+pub type Believed<S> = fn(&S) -> Option<f64>;
 
 /// A law over all agents of a world.
 pub struct Adapted<'w, L: Law> {
@@ -31,8 +35,14 @@ pub struct Adapted<'w, L: Law> {
     rates: Vec<f64>,
     asked: Vec<policy::Asked>,
     weigh: Weigh<'w, L::State>,
+    teach: Option<Teach<'w, L>>,
+    believed: Option<Believed<L::State>>,
+    integrator: Integrator,
     used: Option<f64>,
     market: Market,
+    /// Ratings of each agent so far, and what the law found in them.
+    ratings: Vec<u32>,
+    found: Vec<Found>,
 }
 
 impl<'w, L: Law> Adapted<'w, L> {
@@ -46,7 +56,38 @@ impl<'w, L: Law> Adapted<'w, L> {
         let asked = rates.iter().map(|_| policy::Asked { seconds: 1.0, ..Default::default() });
         let asked = asked.collect();
         let market = Market { price: 0.0, use_share: 0.0, tick_ms: TICK_MS };
-        Self { law, states, rates, asked, weigh, used: None, market }
+        Self {
+            law,
+            states,
+            ratings: vec![0; rates.len()],
+            rates,
+            asked,
+            weigh,
+            teach: None,
+            believed: None,
+            integrator: Integrator::default(),
+            used: None,
+            market,
+            found: Vec::new(),
+        }
+    }
+
+    /// Has `teach` called after each tick.
+    #[must_use]
+    pub fn taught(self, teach: Teach<'w, L>) -> Self {
+        Self { teach: Some(teach), ..self }
+    }
+
+    /// Says how a state tells what it believes, for the figures.
+    #[must_use]
+    pub fn believing(self, believed: Believed<L::State>) -> Self {
+        Self { believed: Some(believed), ..self }
+    }
+
+    /// Has the price follow use by `integrator`.
+    #[must_use]
+    pub fn priced(self, integrator: Integrator) -> Self {
+        Self { integrator, ..self }
     }
 
     /// Returns the price of a token, in points of score above 3.
@@ -57,15 +98,18 @@ impl<'w, L: Law> Adapted<'w, L> {
 }
 
 impl<L: Law> Actor for Adapted<'_, L> {
-    fn act(&mut self, _tick: usize, capacity: f64) -> &[f64] {
+    fn act(&mut self, tick: usize, capacity: f64) -> &[f64] {
         // Nothing is known before the first tick is over.
         if let Some(used) = self.used.take() {
             let Market { price, use_share, .. } = &mut self.market;
             *use_share = used / capacity;
-            *price = (*price + PRICE_RATE * (*use_share - USE_TARGET)).max(0.0);
+            *price = self.integrator.next(*price, *use_share);
             let agents = self.states.iter_mut().zip(&self.asked).zip(&mut self.rates);
             for ((state, asked), rate) in agents {
                 *rate = self.law.tick(state, *asked, &self.market).rate;
+            }
+            if let Some(teach) = &mut self.teach {
+                teach(tick, &mut self.law, &mut self.states);
             }
         }
         &self.rates
@@ -89,8 +133,26 @@ impl<L: Law> Actor for Adapted<'_, L> {
             let (rater, score) = (hash(ratings.raters[n]), ratings.scores[n]);
             let weight = ratings.weights[n] * (self.weigh)(rater, score, state);
             let vote = Vote { score, rater, at_ms, weight };
-            self.rates[agent] = self.law.vote(state, vote, &self.market).rate;
+            let decision = self.law.vote(state, vote, &self.market);
+            self.rates[agent] = decision.rate;
+            self.ratings[agent] += 1;
+            if let Some(drift) = decision.drift {
+                self.found.push(Found {
+                    agent,
+                    tick: asked.tick,
+                    ratings: self.ratings[agent],
+                    fell: drift.after < drift.before,
+                });
+            }
         }
+    }
+
+    fn belief(&self, agent: usize) -> Option<f64> {
+        self.believed.and_then(|believed| believed(&self.states[agent]))
+    }
+
+    fn found(&self) -> Option<&[Found]> {
+        Some(&self.found)
     }
 }
 
@@ -179,8 +241,8 @@ mod tests {
         for tick in 0..3 {
             step(&mut law, tick, &[4.0; 50]);
         }
-        // Two ticks at twice the capacity: 0.25·(2 − 0.98) each.
-        assert!((law.price() - 2.0 * 0.255).abs() < 1e-9, "{}", law.price());
+        // Two ticks at twice the capacity: one capacity too much is what an update believes.
+        assert!((law.price() - 2.0 * 0.25).abs() < 1e-9, "{}", law.price());
         assert!(law.states.iter().all(|(_, refused)| *refused == 4.0));
         for tick in 3..8 {
             step(&mut law, tick, &nobody);

@@ -12,13 +12,15 @@ mod fill;
 mod fixed;
 mod kalman;
 mod learned;
+mod shipped;
 
-pub use adapted::{Adapted, Weigh};
+pub use adapted::{Adapted, Believed, Teach, Weigh};
 pub(super) use fixed::equal;
 
 use std::{fmt, str::FromStr};
 
 use super::{World, world::Ratings};
+use crate::policy::EstimatorKind;
 
 /// What the agents asked for in one tick, by agent.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +35,19 @@ pub struct Asked<'a> {
     pub tokens: &'a [f64],
     /// The most that the buckets hold, in tokens.
     pub capacity: &'a [f64],
+}
+
+/// A change of an agent's quality that a policy reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Whose.
+    pub agent: usize,
+    /// At which tick.
+    pub tick: usize,
+    /// At which of the agent's ratings, from 1.
+    pub ratings: u32,
+    /// Whether it fell.
+    pub fell: bool,
 }
 
 /// A policy at work in one world.
@@ -53,6 +68,11 @@ pub trait Actor {
     fn belief(&self, _agent: usize) -> Option<f64> {
         None
     }
+
+    /// Returns the changes of quality that it reported so far, when it reports any.
+    fn found(&self) -> Option<&[Found]> {
+        None
+    }
 }
 
 /// The policies there are, with their numbers.
@@ -64,9 +84,15 @@ pub enum PolicyName {
     StaticMax,
     /// r ← clamp(r + α·(score − 3)), at this α in tokens per tick.
     Additive(f64),
-    /// The price law over a Kalman estimate of quality.
+    /// The shipped `price`: changepoint mixture, trust in raters, the constants of `[policy]`.
+    Price,
+    /// The same with `estimator = "kalman"`: a Kalman filter and a Page-Hinkley alarm.
+    PricePageHinkley,
+    /// The shipped `bandit` over that `price`, with cohorts and arms that learn.
+    Bandit,
+    /// The prototype's price law over a Kalman estimate of quality.
     PriceKalman,
-    /// The same, with trust in raters and a Page-Hinkley alarm.
+    /// The prototype's, with trust in raters and a Page-Hinkley alarm.
     PriceTrust,
     /// Fills capacity by the estimated quality.
     Greedy,
@@ -86,13 +112,16 @@ const ALPHA_RANGE: std::ops::RangeInclusive<f64> = 0.000_001..=1_000.0;
 
 impl PolicyName {
     /// Those that are compared when nobody names any.
-    pub const DEFAULT: [Self; 11] = [
+    pub const DEFAULT: [Self; 14] = [
         Self::Static,
         Self::StaticMax,
         Self::Additive(0.1),
         Self::Additive(1.0),
         Self::Additive(5.0),
         Self::Additive(10.0),
+        Self::Price,
+        Self::PricePageHinkley,
+        Self::Bandit,
         Self::PriceKalman,
         Self::PriceTrust,
         Self::Greedy,
@@ -108,6 +137,9 @@ impl PolicyName {
             Self::Static => Box::new(fixed::Fixed::equal(world)),
             Self::StaticMax => Box::new(fixed::Fixed::most(world)),
             Self::Additive(alpha) => Box::new(additive::Additive::new(world, alpha)),
+            Self::Price => shipped::price(world, EstimatorKind::Changepoint),
+            Self::PricePageHinkley => shipped::price(world, EstimatorKind::Kalman),
+            Self::Bandit => shipped::bandit(world),
             Self::PriceKalman => Box::new(Learned::new(world, Law::price(), false)),
             Self::PriceTrust => Box::new(Learned::new(world, Law::price(), true)),
             Self::Greedy => Box::new(Learned::new(world, Law::Greedy, false)),
@@ -124,6 +156,9 @@ impl fmt::Display for PolicyName {
             Self::Static => "static",
             Self::StaticMax => "static-max",
             Self::Additive(alpha) => return write!(out, "additive:{alpha}"),
+            Self::Price => "price",
+            Self::PricePageHinkley => "price-page-hinkley",
+            Self::Bandit => "bandit",
             Self::PriceKalman => "price-kalman",
             Self::PriceTrust => "price-trust",
             Self::Greedy => "greedy",
@@ -163,7 +198,10 @@ impl FromStr for PolicyName {
             }
             "static" => Self::Static,
             "static-max" => Self::StaticMax,
-            "price" | "price-kalman" => Self::PriceKalman,
+            "price" => Self::Price,
+            "price-page-hinkley" => Self::PricePageHinkley,
+            "bandit" => Self::Bandit,
+            "price-kalman" => Self::PriceKalman,
             "price-trust" => Self::PriceTrust,
             "greedy" => Self::Greedy,
             "thompson" => Self::Thompson,
@@ -172,7 +210,7 @@ impl FromStr for PolicyName {
             other => {
                 return Err(format!(
                     "no policy `{other}`: choose from static, static-max, additive[:ALPHA], price, \
-                     price-kalman, price-trust, greedy, thompson, reference, clairvoyant"
+                     price-page-hinkley, bandit, price-kalman, price-trust, greedy, thompson, reference, clairvoyant"
                 ));
             }
         };
