@@ -36,7 +36,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("decisions", &[]),
     ("figure", &[]),
     ("replay", &["policy", "rating", "decisions", "figure"]),
-    ("tuner", &["bus", "checkpoint", "policy", "rating", "clock"]),
+    ("tuner", &["bus", "checkpoint", "policy", "decisions", "rating", "clock"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
     ("admin", &["tuner", "rating", "secret"]),

@@ -8,9 +8,9 @@ use std::time::Duration;
 use merit_integration::{Persistence, Redis, over_redis::OverRedis};
 use merit_sidecar::{
     bus::{Consumer, Publisher, in_process},
-    policy::{self, Policy},
-    rating::{Poster, RatingRequest, SubjectMode},
-    tuner::{self, Tuner},
+    policy,
+    rating::{Poster, RatingRequest},
+    tuner::{Plan, Tuner},
 };
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
@@ -114,14 +114,8 @@ async fn a_store_that_was_replaced_is_noticed_before_anything_is_written_to_it()
 async fn rate_once(store: &RedisStore, agents: &[&str]) {
     let (publisher, consumer) = in_process::channel(&in_process::Config::default());
     let publisher = Publisher::InProcess(publisher);
-    let policy = Policy::new(&policy::Config::default(), Limits::per_second(20.0, 40).unwrap());
-    let tuner = Tuner::new(
-        Consumer::InProcess(consumer),
-        store.clone(),
-        policy,
-        SubjectMode::Agent,
-        &tuner::Config::default(),
-    );
+    let plan = Plan::new(policy::Config::default(), Limits::per_second(20.0, 40).unwrap());
+    let tuner = Tuner::new(Consumer::InProcess(consumer), store.clone(), plan);
     for agent in agents {
         let body = format!(r#"{{"agent_id":"{agent}","user_id":"u","score":5}}"#);
         let request = RatingRequest::from_json(body.as_bytes()).unwrap();

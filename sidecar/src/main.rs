@@ -18,7 +18,10 @@ use merit_sidecar::{
     simulate::{self, SimulateError},
     telemetry,
 };
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
 use tower_merit::{
     AgentId,
     bucket::Limits,
@@ -107,6 +110,8 @@ fn run(options: &Run) -> Result<(), Failure> {
                 other => Failure::Failed(other.into()),
             })?;
         info!(role = ?options.role, version = env!("CARGO_PKG_VERSION"), "merit runs");
+        let hangup = signal(SignalKind::hangup()).context("no signal handler")?;
+        tokio::spawn(reload(hangup, options.clone(), running.policies()));
         let told = async {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -116,6 +121,21 @@ fn run(options: &Run) -> Result<(), Failure> {
         running.until(told).await.map_err(anyhow::Error::from)?;
         Ok(())
     })
+}
+
+/// Reads the configuration again at every hangup; of it, `[policy]` is put in force. One with a fault
+/// changes nothing.
+async fn reload(mut hangup: Signal, options: Run, policies: watch::Sender<policy::Config>) {
+    while hangup.recv().await.is_some() {
+        match Config::load(&options.config, options.role) {
+            Ok(config) => {
+                info!("[policy] was read again; other tables need a restart");
+                // Nobody listens in a role without a tuner.
+                let _ = policies.send(config.policy);
+            }
+            Err(error) => warn!(%error, "the old policy stays in force"),
+        }
+    }
 }
 
 fn demo(options: Demo) -> Result<(), Failure> {

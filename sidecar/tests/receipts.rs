@@ -14,9 +14,9 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use merit_sidecar::{
     bus::{Consumer, Publisher, in_process},
     ingest::{self, ApiKeys, Ingest, Receipts},
-    policy::{self, Policy},
+    policy,
     rating::SubjectMode,
-    tuner::{self, Tuner, TunerError},
+    tuner::{Plan, Tuner, TunerError},
 };
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -75,9 +75,11 @@ impl Loop {
     fn start(receipts: Receipts) -> Self {
         let (publisher, consumer) = in_process::channel(&in_process::Config::default());
         let store = MemoryStore::new();
-        let policy = Policy::new(&policy::Config::default(), Limits::per_second(20.0, 40).unwrap());
         let (consumer, subject) = (Consumer::InProcess(consumer), SubjectMode::Agent);
-        let tuner = Tuner::new(consumer, store.clone(), policy, subject, &tuner::Config::default());
+        let start = Limits::per_second(20.0, 40).unwrap();
+        let mut plan = Plan::new(policy::Config::default(), start);
+        plan.subject = subject;
+        let tuner = Tuner::new(consumer, store.clone(), plan);
         let ingest = Ingest::new(
             ingest::Config::default(),
             Publisher::InProcess(publisher),

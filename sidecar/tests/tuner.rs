@@ -5,9 +5,9 @@
 
 use merit_sidecar::{
     bus::{Consumer, Publisher, in_process},
-    policy::{self, Policy},
+    policy,
     rating::{Poster, Rating, RatingRequest, SubjectMode},
-    tuner::{self, Tuner, TunerError},
+    tuner::{Plan, Tuner, TunerError},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,9 +23,11 @@ impl Loop {
     fn start(subject: SubjectMode) -> Self {
         let (publisher, consumer) = in_process::channel(&in_process::Config::default());
         let store = MemoryStore::new();
-        let policy = Policy::new(&policy::Config::default(), Limits::per_second(20.0, 40).unwrap());
         let consumer = Consumer::InProcess(consumer);
-        let tuner = Tuner::new(consumer, store.clone(), policy, subject, &tuner::Config::default());
+        let start = Limits::per_second(20.0, 40).unwrap();
+        let mut plan = Plan::new(policy::Config::default(), start);
+        plan.subject = subject;
+        let tuner = Tuner::new(consumer, store.clone(), plan);
         let running = tokio::spawn(tuner.run(CancellationToken::new()));
         Self { publisher: Publisher::InProcess(publisher), store, running }
     }

@@ -16,7 +16,7 @@ use std::{future::Future, io, net::SocketAddr, time::Duration};
 
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AdmissionLayer, BuildError, JwtVerifier,
@@ -29,9 +29,9 @@ use crate::{
     admin::{self, Health},
     bus::{BusConfig, BusError, Consumer, Publisher},
     config::{Config, Role},
-    gateway, ingest,
-    policy::Policy,
-    tuner::{Tuner, TunerError},
+    decisions::{Log, LogConfig, LogError, Logging},
+    gateway, ingest, policy,
+    tuner::{self, Tuner, TunerError},
 };
 
 /// Why a process cannot start, or ended before it was told to.
@@ -73,6 +73,9 @@ pub enum AppError {
     /// The admin listener cannot be guarded.
     #[error("admin")]
     Admin(#[from] admin::AdminError),
+    /// Decisions cannot be logged.
+    #[error("policy.decision_log")]
+    Decisions(#[from] LogError),
     /// The tuner ended.
     #[error("tuner")]
     Tuner(#[from] TunerError),
@@ -93,6 +96,8 @@ pub struct Running {
     drains: bool,
     store: Store,
     health: Option<Health>,
+    policies: watch::Sender<policy::Config>,
+    logging: Option<Logging>,
 }
 
 /// Starts the parts of `role`.
@@ -200,14 +205,46 @@ async fn start_with(
 
     let mut tuner = JoinSet::new();
     let drains = matches!(consumer, Some(Consumer::InProcess(_)));
+    let (policies, changes) = watch::channel(config.policy.clone());
+    let mut logging = None;
     if let Some(consumer) = consumer {
-        let policy = Policy::new(&config.policy, config.default_limits());
-        let subject = config.ratings.subject;
-        let loops = Tuner::new(consumer, store.clone(), policy, subject, &config.tuner);
+        let mut plan = tuner::Plan::new(config.policy.clone(), config.default_limits());
+        plan.subject = config.ratings.subject;
+        plan.unproved = unproved(config);
+        plan.tuner = config.tuner.clone();
+        plan.changes = Some(changes);
+        if let Some(path) = &config.policy.decision_log {
+            let (log, task) = Log::open(LogConfig::at(path.clone())).await?;
+            plan.decisions = Some(log);
+            logging = Some(task);
+        }
+        let loops = Tuner::new(consumer, store.clone(), plan);
         tuner.spawn(loops.run(stop_tuner.clone()));
     }
     let health = Some(health);
-    Ok(Running { addresses, stop, stop_tuner, servers, handing_on, tuner, drains, store, health })
+    Ok(Running {
+        addresses,
+        stop,
+        stop_tuner,
+        servers,
+        handing_on,
+        tuner,
+        drains,
+        store,
+        health,
+        policies,
+        logging,
+    })
+}
+
+/// Returns what a rating without a receipt weighs. Where one is required, ingest takes none without;
+/// what other producers put on the bus weighs nothing then.
+fn unproved(config: &Config) -> f64 {
+    match config.ratings.receipts {
+        ingest::ReceiptMode::Off => 1.0,
+        ingest::ReceiptMode::Prefer => config.policy.unproved_weight,
+        ingest::ReceiptMode::Require => 0.0,
+    }
 }
 
 async fn bus(
@@ -273,6 +310,12 @@ impl Running {
         self.addresses.iter().find(|(listener, _)| *listener == name).map(|(_, address)| *address)
     }
 
+    /// Returns where to send policies for the tuner to go on by.
+    #[must_use]
+    pub fn policies(&self) -> watch::Sender<policy::Config> {
+        self.policies.clone()
+    }
+
     /// Runs until `told` is ready or a part fails, then stops everything in order.
     ///
     /// # Errors
@@ -327,6 +370,13 @@ impl Running {
             if tokio::time::timeout(TUNER_LAST, last).await.is_err() {
                 warn!("tuner did not end when told to");
             }
+        }
+        self.tuner.abort_all();
+        // The tuner is gone, and its end of the log with it.
+        if let Some(logging) = self.logging.take()
+            && tokio::time::timeout(TUNER_LAST, logging.finish()).await.is_err()
+        {
+            warn!("decisions were not logged in time");
         }
         info!("stopped");
     }

@@ -27,6 +27,8 @@ fn running(drains: bool) -> Running {
         drains,
         store: Store::Memory(MemoryStore::new()),
         health: None,
+        policies: watch::Sender::new(policy::Config::default()),
+        logging: None,
     }
 }
 

@@ -224,6 +224,11 @@ impl Bandit {
         &mut self.arms
     }
 
+    /// Takes over what `before` has learned.
+    pub(super) fn inherit(&mut self, before: &Self) {
+        (self.arms, self.cohorts) = (before.arms.clone(), before.cohorts.clone());
+    }
+
     /// Sorts agents into `cohorts` from their next epoch on.
     pub fn set_cohorts(&mut self, cohorts: Cohorts) {
         self.cohorts = cohorts;

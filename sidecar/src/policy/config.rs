@@ -1,6 +1,6 @@
 //! `[policy]`: which rule turns ratings into limits, and its numbers.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use tower_merit::bucket::REFILL_RATE_MAX;
@@ -77,6 +77,16 @@ pub struct Config {
     pub softness: f64,
     /// Points of score that the price moves in a tick when use is one capacity off; default 0.25.
     pub price_gain: f64,
+    /// Whether a rater counts less the further its ratings lie from everybody else's; default true.
+    /// `additive` believes everybody.
+    pub trust: bool,
+    /// What a rating without a receipt weighs where receipts are preferred, 0 to 1; default 0.1.
+    pub unproved_weight: f64,
+    /// The checkpoint of `ppo`, on a volume that all workers share: one of them writes it, all load it.
+    /// Absent: what is learned ends with the process, and it begins with the shipped one.
+    pub checkpoint: Option<PathBuf>,
+    /// Where every decision is logged, with how likely it was; absent: nowhere.
+    pub decision_log: Option<PathBuf>,
     /// What the chance of `bandit` and `ppo` starts from; default 1.
     pub seed: u64,
     /// How `ppo` acts and learns.
@@ -110,6 +120,10 @@ impl Default for Config {
             optimism: base.optimism,
             softness: base.softness,
             price_gain: Integrator::default().gain,
+            trust: true,
+            unproved_weight: 0.1,
+            checkpoint: None,
+            decision_log: None,
             seed: 1,
             ppo: ppo::Config::default(),
         }
@@ -141,6 +155,7 @@ impl Config {
         range("optimism", self.optimism, 0.0, 10.0);
         range("softness", self.softness, 0.001, 10.0);
         range("price_gain", self.price_gain, 0.000_1, 10.0);
+        range("unproved_weight", self.unproved_weight, 0.0, 1.0);
         self.ppo.validate(&format!("{path}.ppo"), faults);
         if self.r_min > self.r_max {
             let (low, high) = (self.r_min, self.r_max);
@@ -155,6 +170,13 @@ impl Config {
                  the requests per second that the service can serve, or use `additive`"
             ));
         }
+    }
+
+    /// Returns a name of this configuration: 16 hexadecimal digits, the same for the same numbers.
+    #[must_use]
+    pub fn version(&self) -> String {
+        let text = serde_json::to_string(self).expect("plain data");
+        format!("{:016x}", super::rater_of(&text, 0))
     }
 
     /// Returns the length of a tick, in milliseconds.

@@ -96,16 +96,26 @@ impl State {
         }
     }
 
+    /// Returns the rate that it asks for, in tokens per second, whichever policy wrote it.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        self.rate_and_burst().0
+    }
+
     /// Returns the limits that it asks for, whichever policy wrote it.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        let (rate, burst) = match self {
+        let (rate, burst) = self.rate_and_burst();
+        burst.limits(rate_of(rate))
+    }
+
+    fn rate_and_burst(&self) -> (f64, Burst) {
+        match self {
             Self::Additive(state) => (state.rate, state.burst),
             Self::Price(standing) => (standing.track().rate(), standing.track().burst()),
             Self::Bandit(state) => (state.standing.track().rate(), state.standing.track().burst()),
             Self::Ppo(state) => (state.standing.track().rate(), state.standing.track().burst()),
-        };
-        burst.limits(rate_of(rate))
+        }
     }
 }
 
@@ -128,6 +138,20 @@ pub struct Policy {
     law: AnyLaw,
     start: Limits,
     market: Market,
+    version: String,
+}
+
+impl AnyLaw {
+    /// Returns its name, as `[policy]` says it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Additive(_) => "additive",
+            Self::Price(_) => "price",
+            Self::Bandit(_) => "bandit",
+            Self::Ppo(_) => "ppo",
+        }
+    }
 }
 
 impl Policy {
@@ -141,7 +165,40 @@ impl Policy {
             Kind::Ppo => AnyLaw::Ppo(Box::new(config.residual())),
         };
         let market = Market { price: 0.0, use_share: 0.0, tick_ms: config.tick_ms() };
-        Self { law, start: configured, market }
+        Self { law, start: configured, market, version: config.version() }
+    }
+
+    /// Goes on by another configuration, at the same market. Agents' states are taken over as they
+    /// are decided next, without a jump; what arms or networks have learned stays when the
+    /// policy does.
+    pub fn reconfigure(&mut self, config: &Config) {
+        let mut next = Self::new(config, self.start);
+        next.market = Market { tick_ms: config.tick_ms(), ..self.market };
+        match (&self.law, &mut next.law) {
+            (AnyLaw::Bandit(before), AnyLaw::Bandit(after)) => after.inherit(before),
+            (AnyLaw::Ppo(before), AnyLaw::Ppo(after)) => after.inherit(before),
+            _ => {}
+        }
+        *self = next;
+    }
+
+    /// Returns what the policy sees of an agent; nothing with `additive`, which sees nothing.
+    #[must_use]
+    pub fn observation(&self, state: &State) -> Option<[f32; OBSERVATION]> {
+        let config = match &self.law {
+            AnyLaw::Additive(_) => return None,
+            AnyLaw::Price(law) => law.config(),
+            AnyLaw::Bandit(law) => law.price().config(),
+            AnyLaw::Ppo(law) => law.price().config(),
+        };
+        let standing = state.standing()?;
+        Some(standing.observation(&self.market, &config.estimator, &config.guard))
+    }
+
+    /// Returns which version decides: a hash of its configuration.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     /// Returns the law.
@@ -183,12 +240,13 @@ impl Policy {
 
     /// Takes over the limits that an operator set, and keeps what is known of the agent's quality.
     pub fn rebase(&self, state: &mut State, limits: Limits) {
-        match (&self.law, &mut *state) {
+        self.claim(state);
+        match (&self.law, state) {
             (AnyLaw::Additive(law), State::Additive(state)) => law.adopt(state, limits),
             (AnyLaw::Price(law), State::Price(standing)) => law.adopt(standing, limits),
             (AnyLaw::Bandit(law), State::Bandit(state)) => law.adopt(state, limits),
             (AnyLaw::Ppo(law), State::Ppo(state)) => law.adopt(state, limits),
-            _ => *state = self.adopt(limits),
+            _ => unreachable!("claimed above"),
         }
     }
 

@@ -1,31 +1,53 @@
 //! The agents in memory: state, fence and window of each, and one batch folded into them.
 //!
-//! Bounded: beyond [`AGENTS_MAX`] agents the one rated least recently is forgotten, and loaded again
-//! when it is rated. Everything here can be forgotten at any time; the store has it all.
+//! 1. Bounded: beyond [`AGENTS_MAX`] agents the one rated least recently is forgotten, and loaded again
+//!    when it is rated. Everything here can be forgotten at any time; the store has it all, but for
+//!    what ticks moved by less than [`MOVED_MIN`].
+//! 2. Between ratings agents are looked at in turn ([`Agents::due`]): what they asked for since the
+//!    last look becomes a tick of their policy. Whoever was rated is looked at as its write returns.
 
-use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    num::NonZeroUsize,
+    sync::Arc,
+    time::Duration,
+};
 
-use super::window::{Seen, Window};
+use super::{
+    judge::Judge,
+    window::{Seen, Window},
+};
 use crate::{
     bus::Delivery,
-    policy::{Policy, State},
+    policy::{Asked, Decision, Drift, Lesson, Outcome, Policy, Reason, State},
 };
 use lru::LruCache;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use tower_merit::{
     AgentId,
     bucket::{Limits, MicroTokensPerSecond, Tokens},
-    store::{Change, Record},
+    store::{Change, Demand, Record},
 };
 
 /// How many agents are kept in memory; a full window makes one about 10 KB.
 pub(super) const AGENTS_MAX: NonZeroUsize = NonZeroUsize::new(200_000).expect("above 0");
+
+/// By how much a tick must have moved a rate for it to be written, as a difference of logarithms: about
+/// one per cent.
+const MOVED_MIN: f64 = 0.01;
 
 /// One agent as the tuner knows it.
 #[derive(Clone, Debug)]
 struct Agent {
     rev: u64,
     state: State,
+    /// The rate in force, tokens per second; absent when there is none.
+    in_force: Option<f64>,
+    /// What it had asked for when it was last looked at, and when that was.
+    looked: Option<(Demand, Instant)>,
+    /// Its place in the turn.
+    turn: u64,
     /// The last offset folded, by `<source>/<partition>`.
     applied: HashMap<Arc<str>, u64>,
     seen: Window,
@@ -70,11 +92,42 @@ pub(super) struct Folded {
     pub(super) conflicts: u64,
     /// Sum of the rewards of those that counted.
     pub(super) reward: f64,
+    /// What was decided last.
+    pub(super) decision: Option<Decision>,
+    /// The change of quality that one of them showed.
+    pub(super) drift: Option<Drift>,
+    /// Why a guardrail stood in; of several, a fault.
+    pub(super) held: Option<Reason>,
+}
+
+impl Folded {
+    fn note(&mut self, decision: Decision) {
+        self.counted += 1;
+        self.reward += decision.reward;
+        self.drift = decision.drift.or(self.drift);
+        self.held = self.held.filter(|held| held.is_fault()).or(decision.held);
+        self.decision = Some(decision);
+    }
+}
+
+/// What a look at an agent came to.
+pub(super) enum Look {
+    /// Nobody knows yet what it asks for, or it was forgotten meanwhile.
+    Begun,
+    /// A tick of its policy.
+    Ticked {
+        decision: Decision,
+        /// What to write, when its rate moved enough.
+        change: Option<Box<Change>>,
+    },
 }
 
 /// The agents in memory.
 pub(super) struct Agents {
     known: LruCache<AgentId, Agent>,
+    /// Who is looked at next. An entry counts while it is its agent's own place.
+    turns: VecDeque<(AgentId, u64)>,
+    turn: u64,
 }
 
 /// The store knows less of an agent than it did before.
@@ -92,7 +145,7 @@ impl Agents {
     }
 
     fn with_capacity(agents: NonZeroUsize) -> Self {
-        Self { known: LruCache::new(agents) }
+        Self { known: LruCache::new(agents), turns: VecDeque::new(), turn: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -101,6 +154,7 @@ impl Agents {
 
     pub(super) fn forget_all(&mut self) {
         self.known.clear();
+        self.turns.clear();
     }
 
     /// Returns those of `agents` that are not in memory. The others count as rated just now, so that
@@ -130,6 +184,9 @@ impl Agents {
         let mut loaded = Agent {
             rev: record.rev,
             state: policy.begin(),
+            in_force: record.limits.map(|limits| limits.refill().tokens()),
+            looked: Some((record.demand, Instant::now())),
+            turn: 0,
             applied: HashMap::new(),
             seen: Window::default(),
             adopts: None,
@@ -147,15 +204,107 @@ impl Agents {
         }
         if let Some(limits) = record.limits.filter(|_| record.operator) {
             loaded.adopts = Some(limits);
-            loaded.state = policy.adopt(limits);
+            // What is known of its quality stays.
+            policy.rebase(&mut loaded.state, limits);
         }
         let rev = loaded.rev;
-        match self.known.put(agent.clone(), loaded) {
-            Some(before) if before.rev > rev => {
+        let before = self.known.peek(agent).map(|before| (before.rev, before.turn));
+        loaded.turn = match before {
+            Some((_, turn)) => turn,
+            None => self.take_turn(agent),
+        };
+        self.known.put(agent.clone(), loaded);
+        match before {
+            Some((before, _)) if before > rev => {
                 Err(if rev == 0 { WentBack::Gone } else { WentBack::Older })
             }
             _ => Ok(()),
         }
+    }
+
+    fn take_turn(&mut self, agent: &AgentId) -> u64 {
+        self.turn += 1;
+        self.turns.push_back((agent.clone(), self.turn));
+        self.turn
+    }
+
+    /// Returns up to `most` agents whose turn it is and that nobody looked at within `tick`, and puts
+    /// them behind everybody else.
+    pub(super) fn due(&mut self, most: usize, now: Instant, tick: Duration) -> Vec<AgentId> {
+        let mut due = Vec::new();
+        for _ in 0..self.turns.len() {
+            if due.len() >= most {
+                break;
+            }
+            let Some((agent, turn)) = self.turns.pop_front() else { break };
+            let Some(known) = self.known.peek(&agent).filter(|known| known.turn == turn) else {
+                continue;
+            };
+            let fresh =
+                known.looked.is_some_and(|(_, at)| now.saturating_duration_since(at) < tick);
+            if !fresh || known.has_moved() {
+                due.push(agent.clone());
+            }
+            self.turns.push_back((agent, turn));
+        }
+        due
+    }
+
+    /// Takes in what `agent` has asked for by `now`, as a tick of its policy: at most one for each
+    /// `tick`.
+    pub(super) fn look(
+        &mut self,
+        agent: &AgentId,
+        demand: Demand,
+        now: Instant,
+        judge: &Judge,
+        epoch: &str,
+    ) -> Look {
+        // Not used: a look is no rating, and pushes nobody out.
+        let Some(known) = self.known.peek_mut(agent) else { return Look::Begun };
+        let before = known.looked.replace((demand, now));
+        let Some(asked) = before.and_then(|before| asked(before, demand, now, &known.state)) else {
+            return Look::Begun;
+        };
+        let decision = judge.tick(&mut known.state, asked);
+        let change = known.has_moved().then(|| known.change(agent, epoch, Vec::new(), Vec::new()));
+        let change = change.map(Box::new);
+        Look::Ticked { decision, change }
+    }
+
+    /// Returns what is known of `agent`.
+    pub(super) fn state(&self, agent: &AgentId) -> Option<&State> {
+        self.known.peek(agent).map(|known| &known.state)
+    }
+
+    /// Returns what is known of all agents in memory, the ones rated last first.
+    pub(super) fn states(&self) -> impl Iterator<Item = &State> {
+        self.known.iter().map(|(_, known)| &known.state)
+    }
+
+    /// Takes what the agent's last epoch came to, with a policy that has epochs.
+    pub(super) fn take_outcome(&mut self, agent: &AgentId) -> Option<Outcome> {
+        match &mut self.known.peek_mut(agent)?.state {
+            State::Bandit(state) => state.take_outcome(),
+            _ => None,
+        }
+    }
+
+    /// Takes what the agent's last tick taught, with a policy that learns.
+    pub(super) fn take_lesson(&mut self, agent: &AgentId) -> Option<Box<Lesson>> {
+        self.known.peek_mut(agent)?.state.take_lesson()
+    }
+
+    /// Forgets one agent: it is loaded again when it is rated.
+    pub(super) fn forget(&mut self, agent: &AgentId) {
+        self.known.pop(agent);
+    }
+
+    /// Returns true when `agent` was last looked at a `tick` ago, or never.
+    pub(super) fn is_due(&self, agent: &AgentId, now: Instant, tick: Duration) -> bool {
+        self.known.peek(agent).is_some_and(|known| {
+            known.looked.is_none_or(|(_, at)| now.saturating_duration_since(at) >= tick)
+        })
     }
 
     /// Takes over the limits an operator set, as what the state starts from. Call it right after
@@ -171,7 +320,7 @@ impl Agents {
             let own = policy.limits(&known.state);
             let limits =
                 Limits::new(capacity.unwrap_or(own.capacity()), refill.unwrap_or(own.refill()));
-            known.state = policy.adopt(limits);
+            policy.rebase(&mut known.state, limits);
             known.adopts = Some(limits);
         }
     }
@@ -184,7 +333,7 @@ impl Agents {
         &mut self,
         agent: &AgentId,
         ratings: &mut [Folding<'_>],
-        policy: &Policy,
+        judge: &mut Judge,
         epoch: &str,
         durable: bool,
     ) -> (Option<Change>, Folded) {
@@ -199,10 +348,7 @@ impl Agents {
                 continue;
             }
             match known.seen.see(&delivery.rating) {
-                Seen::New => {
-                    folded.reward += policy.fold(&mut known.state, &delivery.rating);
-                    folded.counted += 1;
-                }
+                Seen::New => folded.note(judge.vote(&mut known.state, &delivery.rating)),
                 Seen::Repeat => folded.repeats += 1,
                 Seen::Conflict => folded.conflicts += 1,
             }
@@ -215,27 +361,65 @@ impl Agents {
         if moved.is_empty() {
             return (None, folded);
         }
-        let kept = Kept { epoch, state: &known.state };
-        let change = Change {
-            agent: agent.clone(),
-            rev: known.rev,
-            limits: policy.limits(&known.state),
-            named: Vec::new(),
-            adopts: known.adopts,
-            state: serde_json::to_string(&kept).expect("a state is plain data"),
-            applied: if durable { moved } else { Vec::new() },
-            seen: known.seen.take_unwritten(),
-        };
-        (Some(change), folded)
+        let seen = known.seen.take_unwritten();
+        let applied = if durable { moved } else { Vec::new() };
+        (Some(known.change(agent, epoch, applied, seen)), folded)
     }
 
     /// Notes that a change is in force.
-    pub(super) fn written(&mut self, agent: &AgentId, rev: u64) {
-        if let Some(known) = self.known.get_mut(agent) {
+    pub(super) fn written(&mut self, agent: &AgentId, rev: u64, rate: f64) {
+        if let Some(known) = self.known.peek_mut(agent) {
             known.rev = rev;
             known.adopts = None;
+            known.in_force = Some(rate);
         }
     }
+}
+
+impl Agent {
+    /// Returns true when its policy asks for a rate that differs enough from the one in force.
+    fn has_moved(&self) -> bool {
+        let rate = self.state.rate();
+        self.in_force.is_none_or(|in_force| (rate / in_force).ln().abs() > MOVED_MIN)
+    }
+
+    fn change(
+        &self,
+        agent: &AgentId,
+        epoch: &str,
+        applied: Vec<(String, u64)>,
+        seen: Vec<(String, String)>,
+    ) -> Change {
+        let kept = Kept { epoch, state: &self.state };
+        Change {
+            agent: agent.clone(),
+            rev: self.rev,
+            limits: self.state.limits(),
+            named: Vec::new(),
+            adopts: self.adopts,
+            state: serde_json::to_string(&kept).expect("a state is plain data"),
+            applied,
+            seen,
+        }
+    }
+}
+
+/// Returns what was asked for between two looks; nothing when the counters went back (the bucket is
+/// another one) or no time passed.
+#[allow(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^53")]
+fn asked(
+    (before, at): (Demand, Instant),
+    demand: Demand,
+    now: Instant,
+    state: &State,
+) -> Option<Asked> {
+    let admitted = demand.admitted.checked_sub(before.admitted)?;
+    let denied = demand.denied.checked_sub(before.denied)?;
+    let seconds = now.saturating_duration_since(at).as_secs_f64();
+    let capacity = state.limits().capacity().get().max(1);
+    let level = (demand.left as f64 / capacity as f64).min(1.0);
+    let asked = Asked { admitted: admitted as f64, denied: denied as f64, seconds, level };
+    (seconds > 0.0).then_some(asked)
 }
 
 #[cfg(test)]
@@ -249,8 +433,12 @@ mod tests {
 
     const EPOCH: &str = "e1";
 
+    fn judge(config: &Config) -> Judge {
+        Judge::new(config, Limits::per_second(20.0, 40).unwrap(), 1.0)
+    }
+
     fn policy() -> Policy {
-        Policy::new(&Config::default(), Limits::per_second(20.0, 40).unwrap())
+        judge(&Config::default()).policy().clone()
     }
 
     fn agent() -> AgentId {
@@ -268,7 +456,7 @@ mod tests {
         let log: Arc<str> = "s/0".into();
         let folding = |delivery| Folding { delivery, log: Arc::clone(&log), fresh: false };
         let mut ratings: Vec<Folding<'_>> = deliveries.iter().map(folding).collect();
-        agents.fold(&agent(), &mut ratings, &policy(), EPOCH, true)
+        agents.fold(&agent(), &mut ratings, &mut judge(&Config::default()), EPOCH, true)
     }
 
     /// Returns what the store would hold after `change`.

@@ -15,11 +15,14 @@ pub struct Config {
     /// may cost at a restart.
     #[serde(with = "duration")]
     pub replay_window: Duration,
+    /// How many agents are looked at in a tick although nobody rates them: what they ask for, and what
+    /// the price makes of it. Default 2000, at most 100000.
+    pub looks: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { replay_window: Duration::from_secs(60) }
+        Self { replay_window: Duration::from_secs(60), looks: 2_000 }
     }
 }
 
@@ -30,6 +33,9 @@ impl Config {
         if !(least..=most).contains(&self.replay_window) {
             let found = duration::format(self.replay_window);
             faults.push(format!("{path}.replay_window: must be 1s to 1d, is {found}"));
+        }
+        if self.looks > 100_000 {
+            faults.push(format!("{path}.looks: must be at most 100000, is {}", self.looks));
         }
     }
 }

@@ -4,9 +4,9 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
-    time::Instant,
 };
 
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower_merit::store::{Life, StoreError, Tune};
 use tracing::{info, warn};
@@ -66,7 +66,7 @@ impl<T: Tune> Tuner<T> {
             let Life { run_id, epoch } = self.store.life().await?;
             match epoch {
                 Some(epoch) => return Ok(Known { run_id, epoch }),
-                None => self.store.begin_epoch(&new_epoch()).await?,
+                None => self.store.begin_epoch(&unique()).await?,
             }
         }
     }
@@ -118,8 +118,9 @@ impl<T: Tune> Tuner<T> {
     }
 }
 
-/// Names a life of the store: no two are alike, and nothing else is asked of it.
-fn new_epoch() -> String {
+/// Returns a name, of a life of the store or of a tuner: no two are alike, and nothing else is asked
+/// of it.
+pub(super) fn unique() -> String {
     let since = unix_time();
     format!("{:x}-{:08x}", since.as_millis(), RandomState::new().hash_one(since) >> 32)
 }

@@ -1,11 +1,47 @@
 //! What the loop counts and measures.
 
-use std::time::Duration;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use tower_merit::AgentId;
+use tracing::{info, warn};
 
 use super::agents::{Folded, Folding};
-use crate::clock::unix_time;
+use crate::{
+    clock::unix_time,
+    policy::{Decision, Drift, Reason},
+};
+
+/// How often one kind of fault is told: a thousand of them in a second are one line.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// When each kind of fault was told last, and how often it was not since.
+#[derive(Default)]
+struct Told(HashMap<Reason, (Instant, u64)>);
+
+impl Told {
+    /// Returns how often `reason` was not told since the last time, when it is time to tell it again.
+    fn tell(&mut self, reason: Reason) -> Option<u64> {
+        let now = Instant::now();
+        match self.0.get_mut(&reason) {
+            Some((at, untold)) if now.duration_since(*at) < TELL_EVERY => {
+                *untold += 1;
+                None
+            }
+            Some((at, untold)) => {
+                *at = now;
+                Some(std::mem::take(untold))
+            }
+            None => {
+                self.0.insert(reason, (now, 0));
+                Some(0)
+            }
+        }
+    }
+}
 
 pub(super) struct Metrics {
     pub(super) update_latency: Histogram,
@@ -18,6 +54,10 @@ pub(super) struct Metrics {
     pub(super) conflicts: Counter,
     pub(super) without_agent: Counter,
     pub(super) writes: Counter,
+    /// Limits that a tick moved.
+    pub(super) moves: Counter,
+    residual: Histogram,
+    told: Told,
     pub(super) stale: Counter,
     pub(super) set_aside: Counter,
     pub(super) store_failures: Counter,
@@ -42,6 +82,9 @@ impl Metrics {
             conflicts: folded("id_conflict"),
             without_agent: folded("no_agent"),
             writes: counter!("merit_limit_writes_total"),
+            moves: counter!("merit_limit_moves_total"),
+            residual: histogram!("merit_policy_residual"),
+            told: Told::default(),
             stale: counter!("merit_limit_writes_stale_total"),
             set_aside: counter!("merit_ratings_set_aside_total"),
             store_failures: counter!("merit_tuner_store_failures_total"),
@@ -52,7 +95,41 @@ impl Metrics {
         }
     }
 
-    pub(super) fn applied(&self, folded: &Folded, rate: f64, ratings: &[Folding<'_>]) {
+    /// Counts and tells what a decision says beside the rate.
+    pub(super) fn decided(&mut self, agent: &AgentId, decision: &Decision) {
+        if decision.residual != 0.0 {
+            self.residual.record(decision.residual);
+        }
+        self.noticed(agent, decision.held, decision.drift);
+    }
+
+    fn noticed(&mut self, agent: &AgentId, held: Option<Reason>, drift: Option<Drift>) {
+        if let Some(reason) = held {
+            counter!("merit_policy_held_total", "reason" => reason.as_str()).increment(1);
+            if reason.is_fault()
+                && let Some(untold) = self.told.tell(reason)
+            {
+                warn!(%agent, reason = reason.as_str(), untold, "a guardrail stood in for the policy");
+            }
+        }
+        if let Some(Drift { before, after, ratings, evidence }) = drift {
+            let direction = if after < before { "fall" } else { "rise" };
+            counter!("merit_drift_total", "direction" => direction).increment(1);
+            info!(%agent, before, after, ratings, evidence, "an agent's quality changed");
+        }
+    }
+
+    pub(super) fn applied(
+        &mut self,
+        agent: &AgentId,
+        folded: &Folded,
+        rate: f64,
+        ratings: &[Folding<'_>],
+    ) {
+        self.noticed(agent, folded.held, folded.drift);
+        if let Some(decision) = folded.decision.filter(|decision| decision.residual != 0.0) {
+            self.residual.record(decision.residual);
+        }
         self.writes.increment(1);
         self.counted.increment(folded.counted);
         self.skipped.increment(folded.skipped);

@@ -10,12 +10,18 @@
 //! 4. Before anything is written over a new connection the store is asked which life of it this is.
 //!    When that changed, memory is forgotten and every partition goes back to the stored progress.
 //! 5. Over a bus that cannot go back (in-process), nothing is given twice: at most once.
+//! 6. Between ratings come ticks: the price of capacity moves, and agents are looked at (`ticks`).
 
 mod agents;
 mod config;
+mod judge;
+mod learning;
+mod ledger;
 mod life;
+mod market;
 mod metrics;
 mod positions;
+mod ticks;
 mod window;
 
 pub use config::Config;
@@ -24,26 +30,36 @@ use std::{
     collections::{BTreeMap, HashMap},
     error::Error as _,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::time::MissedTickBehavior;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId,
+    bucket::Limits,
     store::{Change, StoreError, Tune, Written},
 };
 use tracing::{error, info, warn};
 
 use self::{
     agents::{Agents, Folded, Folding, WentBack},
+    judge::Judge,
+    learning::Learning,
+    ledger::Ledger,
     life::Known,
+    market::Trade,
     metrics::Metrics,
     positions::Positions,
 };
 use crate::{
     bus::{Assignment, BusError, Consumer, Delivery, Event, Partition},
-    policy::Policy,
+    decisions::Log,
+    policy::{self, CohortError, Cohorts},
     rating::SubjectMode,
 };
 
@@ -73,17 +89,67 @@ pub enum TunerError {
     },
 }
 
+/// What a loop goes by.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The policy.
+    pub policy: policy::Config,
+    /// The limits of agents that have none of their own.
+    pub start: Limits,
+    /// Whom a rating is about.
+    pub subject: SubjectMode,
+    /// What a rating without a receipt that holds weighs, 0 to 1.
+    pub unproved: f64,
+    /// How ratings and looks are batched.
+    pub tuner: Config,
+    /// Policies to go on by, while it runs.
+    pub changes: Option<watch::Receiver<policy::Config>>,
+    /// Where decisions with chance in them are logged.
+    pub decisions: Option<Log>,
+}
+
+impl Plan {
+    /// Returns a plan by `policy` from the limits `start`; receipts are not looked at, and nothing
+    /// is logged.
+    #[must_use]
+    pub fn new(policy: policy::Config, start: Limits) -> Self {
+        Self {
+            policy,
+            start,
+            subject: SubjectMode::default(),
+            unproved: 1.0,
+            tuner: Config::default(),
+            changes: None,
+            decisions: None,
+        }
+    }
+}
+
 /// The loop. It owns the consuming end of the bus and is the only writer of limits it knows of.
 pub struct Tuner<T> {
     consumer: Consumer,
     store: T,
-    policy: Policy,
+    judge: Judge,
     subject: SubjectMode,
     agents: Agents,
     positions: Positions,
     logs: HashMap<Partition, Arc<str>>,
     life: Option<Known>,
     metrics: Metrics,
+    /// The name that this tuner leads the market by.
+    who: String,
+    /// Absent with a policy that knows no price: then there are no ticks either.
+    trade: Option<Trade>,
+    /// The next slice of the tick.
+    slice: u32,
+    /// Agents looked at in a tick.
+    looks: u32,
+    fitted: Instant,
+    fitting: Option<JoinHandle<Result<Cohorts, CohortError>>>,
+    ledger: Option<Ledger>,
+    learning: Option<Learning>,
+    changes: Option<watch::Receiver<policy::Config>>,
 }
 
 /// What interrupts a batch.
@@ -100,23 +166,28 @@ enum Interrupt {
 impl<T: Tune> Tuner<T> {
     /// Returns a loop that has read nothing yet.
     #[must_use]
-    pub fn new(
-        consumer: Consumer,
-        store: T,
-        policy: Policy,
-        subject: SubjectMode,
-        config: &Config,
-    ) -> Self {
+    pub fn new(consumer: Consumer, store: T, plan: Plan) -> Self {
+        let Plan { policy, start, subject, unproved, tuner, changes, decisions } = plan;
+        let who = life::unique();
         Self {
             consumer,
             store,
-            policy,
+            judge: Judge::new(&policy, start, unproved),
             subject,
             agents: Agents::new(),
-            positions: Positions::new(config.replay_window),
+            positions: Positions::new(tuner.replay_window),
             logs: HashMap::new(),
             life: None,
             metrics: Metrics::new(),
+            trade: Trade::new(&policy, who.clone()),
+            who,
+            slice: 0,
+            looks: tuner.looks,
+            fitted: Instant::now(),
+            fitting: None,
+            ledger: decisions.map(Ledger::new),
+            learning: Learning::start(&policy),
+            changes,
         }
     }
 
@@ -129,12 +200,18 @@ impl<T: Tune> Tuner<T> {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), TunerError> {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut slices = self.slices();
         loop {
             tokio::select! {
                 // In this order, so that a busy bus delays neither the end nor the housekeeping.
                 biased;
                 () = stop.cancelled() => break,
                 _ = housekeeping.tick() => self.keep_house(&stop).await?,
+                config = changed(&mut self.changes) => {
+                    self.reconfigure(&config).await;
+                    slices = self.slices();
+                }
+                _ = slices.tick() => self.tick().await,
                 event = self.consumer.next() => match event? {
                     Event::Assigned(assignments) => self.assigned(&assignments, &stop).await?,
                     Event::Revoked(partitions) => self.revoked(&partitions).await,
@@ -146,8 +223,43 @@ impl<T: Tune> Tuner<T> {
             }
         }
         self.store_last_progress().await;
+        if let Some(trade) = &mut self.trade
+            && let Err(failure) = trade.release(&self.store).await
+        {
+            self.failed("lease of the market not given back", &failure);
+        }
+        if let Some(learning) = self.learning.take() {
+            learning.finish().await;
+        }
         self.consumer.close().await;
         Ok(())
+    }
+
+    /// Goes on by another policy. Agents are taken over as they are decided next, without a jump in
+    /// anybody's limits.
+    async fn reconfigure(&mut self, config: &policy::Config) {
+        self.judge.reconfigure(config);
+        // What was learned is saved before another thread may load it.
+        if let Some(learning) = self.learning.take() {
+            learning.finish().await;
+        }
+        self.learning = Learning::start(config);
+        match &mut self.trade {
+            Some(trade) if config.service_capacity.is_some() => trade.reconfigure(config),
+            trade => *trade = Trade::new(config, self.who.clone()),
+        }
+        if let Some(ledger) = &mut self.ledger {
+            ledger.forget();
+        }
+        info!(policy = self.judge.policy().law().name(), "policy in force");
+    }
+
+    /// Returns when slices of ticks are due.
+    fn slices(&self) -> tokio::time::Interval {
+        let tick = Duration::from_millis(self.judge.policy().market().tick_ms);
+        let mut slices = tokio::time::interval(tick / ticks::SLICES);
+        slices.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        slices
     }
 
     /// Takes over partitions: each continues from the progress in the store.
@@ -297,7 +409,7 @@ impl<T: Tune> Tuner<T> {
         for (agent, ratings) in &mut *pending {
             let began = Instant::now();
             let (change, folded) =
-                self.agents.fold(agent, ratings, &self.policy, &epoch, self.consumer.durable());
+                self.agents.fold(agent, ratings, &mut self.judge, &epoch, self.consumer.durable());
             self.metrics.update_latency.record(began.elapsed());
             match change {
                 Some(change) => {
@@ -320,15 +432,17 @@ impl<T: Tune> Tuner<T> {
                 return Err(Interrupt::Store);
             }
         };
+        let now = Instant::now();
         let mut reload = Vec::new();
         let mut operators = Vec::new();
         for ((change, written), (folded, rate)) in changes.into_iter().zip(written).zip(folds) {
             match written {
-                Ok(Written::Done { rev, .. }) => {
-                    self.agents.written(&change.agent, rev);
+                Ok(Written::Done { rev, demand }) => {
+                    self.agents.written(&change.agent, rev, rate);
                     if let Some(ratings) = pending.remove(&change.agent) {
-                        self.metrics.applied(&folded, rate, &ratings);
+                        self.metrics.applied(&change.agent, &folded, rate, &ratings);
                     }
+                    self.look_in_passing(&change.agent, demand, now);
                 }
                 Ok(Written::Stale) => {
                     self.metrics.stale.increment(1);
@@ -344,7 +458,7 @@ impl<T: Tune> Tuner<T> {
         }
         self.load(&reload, &epoch, pending).await?;
         for (agent, capacity, refill) in operators {
-            self.agents.adopt(&agent, capacity, refill, &self.policy);
+            self.agents.adopt(&agent, capacity, refill, self.judge.policy());
         }
         Ok(())
     }
@@ -386,7 +500,7 @@ impl<T: Tune> Tuner<T> {
                     continue;
                 }
             };
-            match self.agents.load(agent, record, &self.policy, epoch) {
+            match self.agents.load(agent, record, self.judge.policy(), epoch) {
                 Ok(()) => {}
                 Err(WentBack::Older) => {
                     warn!(%agent, "bucket store has an older record of an agent: it has lost writes");
@@ -467,6 +581,17 @@ impl<T: Tune> Tuner<T> {
         let cause = failure.source().map(ToString::to_string);
         warn!(error = %failure, cause, "{what}");
     }
+}
+
+/// Waits for the next policy to go on by; for ever when nobody will send one.
+async fn changed(changes: &mut Option<watch::Receiver<policy::Config>>) -> policy::Config {
+    if let Some(changes) = changes
+        && changes.changed().await.is_ok()
+    {
+        return changes.borrow_and_update().clone();
+    }
+    *changes = None;
+    std::future::pending().await
 }
 
 /// Returns true when it is time to stop instead.

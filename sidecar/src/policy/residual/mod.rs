@@ -178,6 +178,19 @@ impl Residual {
         assert_eq!(self.network.actor().inputs, OBSERVATION, "numbers of an observation");
     }
 
+    /// Takes over the networks of `before`, if these are of its shape.
+    pub(super) fn inherit(&mut self, before: &Self) {
+        if self.network.tensors() == before.network.tensors() {
+            self.set_network(Arc::clone(&before.network), before.version);
+        }
+    }
+
+    /// Returns true when actions are drawn.
+    #[must_use]
+    pub fn explores(&self) -> bool {
+        self.explore
+    }
+
     /// Returns the base law below.
     #[must_use]
     pub fn price(&self) -> &Price {
