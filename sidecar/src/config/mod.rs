@@ -185,6 +185,8 @@ impl Config {
         if let [only] = &mut bucket[..] {
             only.default = true;
         }
+        let mut policy: policy::Config = fault::table(figment, "policy", faults);
+        policy.fill_in(|key| figment.contains(&format!("policy.{key}")));
         Self {
             identity: fault::table(figment, "identity", faults),
             store: fault::table(figment, "store", faults),
@@ -192,7 +194,7 @@ impl Config {
             route: fault::list(figment, "route", faults),
             bus: fault::table(figment, "bus", faults),
             ratings: fault::table(figment, "ratings", faults),
-            policy: fault::table(figment, "policy", faults),
+            policy,
             tuner: fault::table(figment, "tuner", faults),
             ingest: fault::table(figment, "ingest", faults),
             gateway: fault::table(figment, "gateway", faults),

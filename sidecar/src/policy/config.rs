@@ -43,7 +43,8 @@ impl TryFrom<String> for Kind {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Which policy: `additive`, `price`, `bandit` or `ppo`; default additive.
+    /// Which policy: `additive`, `price`, `bandit` or `ppo`; default `ppo` where `service_capacity` is
+    /// named, else `additive`.
     pub kind: Kind,
     /// `additive`: tokens per second that one point of score above 3 is worth; default 0.1: a steady
     /// stream of fives takes an agent from 20 to 40 in a hundred ratings.
@@ -64,7 +65,7 @@ pub struct Config {
     /// Ratings, by weight, before an agent's first move; default 1.
     pub evidence_min: f64,
     /// `live`, `shadow` (decide and log, apply the base law), `base` (the kill switch: only the base
-    /// law) or `frozen` (no rate moves); default live.
+    /// law) or `frozen` (no rate moves); default live, of `ppo` shadow.
     pub mode: Mode,
     /// How quality is learned: `changepoint` or `kalman`; default changepoint, which notices a change
     /// of quality in a few ratings.
@@ -130,7 +131,26 @@ impl Default for Config {
     }
 }
 
+/// Returns the mode that `ppo` ships with: in shadow, as its residual misses the bar that it has to pass
+/// before it decides (docs/policy/ppo.md has the figures).
+#[must_use]
+pub fn shipped_mode() -> Mode {
+    Mode::Shadow
+}
+
 impl Config {
+    /// Decides what `is_named` says that nobody decided. Where the service's capacity is known, the policy
+    /// is `ppo`, else `additive`, which needs to know nothing; the mode of `ppo` is
+    /// [`shipped_mode`].
+    pub fn fill_in(&mut self, is_named: impl Fn(&str) -> bool) {
+        if !is_named("kind") && self.service_capacity.is_some() {
+            self.kind = Kind::Ppo;
+        }
+        if !is_named("mode") && self.kind == Kind::Ppo {
+            self.mode = shipped_mode();
+        }
+    }
+
     /// Appends every fault, each with its full path.
     pub fn validate(&self, path: &str, faults: &mut Vec<String>) {
         #[allow(clippy::cast_precision_loss, reason = "9 × 10^6 is exact in f64")]

@@ -32,7 +32,7 @@ pub use bandit::{ARMS, Arm, Arms, Bandit, BanditState, EPOCH_TICKS, MULTIPLIERS,
 pub use burst::Burst;
 pub use chance::Chance;
 pub use cohort::{AGENTS_MAX, COHORTS_MAX, CohortError, Cohorts, FEATURES};
-pub use config::{Config, Kind};
+pub use config::{Config, Kind, shipped_mode};
 pub use demand::{DEMAND_MAX, Demand};
 pub use drift::{PageHinkley, PageHinkleyConfig};
 pub use estimator::{
@@ -132,6 +132,25 @@ pub enum AnyLaw {
     Ppo(Box<Residual>),
 }
 
+/// What a policy makes of one agent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Explained {
+    /// What is known of its quality, in points of score.
+    pub quality: Belief,
+    /// Ratings that this rests on, by weight.
+    pub evidence: f64,
+    /// What it asks for, tokens per second.
+    pub demand: f64,
+    /// What a token costs, in points of score above 3.
+    pub price: f64,
+    /// What the base law asks for, tokens per second.
+    pub base: f64,
+    /// What the learned part adds to the logarithm of the rate; in shadow mode what it would add.
+    pub residual: f64,
+    /// The rate in force, tokens per second.
+    pub rate: f64,
+}
+
 /// The policy in force: a law, what agents start from, and the last market seen.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -193,6 +212,31 @@ impl Policy {
         };
         let standing = state.standing()?;
         Some(standing.observation(&self.market, &config.estimator, &config.guard))
+    }
+
+    /// Returns what the policy makes of an agent, for people to look at; nothing with `additive`, which
+    /// makes nothing of it, or of a state that another policy wrote.
+    #[must_use]
+    pub fn explain(&self, state: &State) -> Option<Explained> {
+        let (price, residual) = match (&self.law, state) {
+            (AnyLaw::Price(law), State::Price(_)) => (law, 0.0),
+            (AnyLaw::Bandit(law), State::Bandit(state)) => {
+                let arm = state.arm().and_then(|arm| MULTIPLIERS.get(usize::from(arm)));
+                (law.price(), arm.map_or(0.0, |multiplier| multiplier.ln()))
+            }
+            (AnyLaw::Ppo(law), State::Ppo(state)) => (law.price(), state.offset()),
+            _ => return None,
+        };
+        let standing = state.standing()?;
+        Some(Explained {
+            quality: price.belief(standing, &self.market),
+            evidence: standing.estimator().evidence(),
+            demand: standing.demand().rate(),
+            price: standing.price(),
+            base: price.base(standing, &self.market),
+            residual,
+            rate: state.rate(),
+        })
     }
 
     /// Returns which version decides: a hash of its configuration.

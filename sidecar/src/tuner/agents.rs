@@ -70,6 +70,13 @@ struct Found {
     state: serde_json::Value,
 }
 
+/// Returns the policy's state in a record; nothing when there is none that this version wrote.
+#[must_use]
+pub fn state_of(record: &Record) -> Option<State> {
+    let found = serde_json::from_str::<Found>(&record.state).ok()?;
+    State::deserialize(found.state).ok()
+}
+
 /// A rating on its way into an agent's state.
 pub(super) struct Folding<'a> {
     pub(super) delivery: &'a Delivery,

@@ -24,6 +24,7 @@ mod positions;
 mod ticks;
 mod window;
 
+pub use agents::state_of;
 pub use config::Config;
 
 use std::{

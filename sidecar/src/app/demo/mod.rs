@@ -26,14 +26,22 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tower_merit::{AgentId, MemoryStore, Tune, store::StoreError};
+use tower_merit::{
+    AgentId, MemoryStore, Tune,
+    store::{Bid, Quote, StoreError},
+};
 
 use self::{
-    report::Report,
+    report::{End, Report},
     world::{Tally, World},
 };
 use super::{AppError, serve, start_with, store::Store};
-use crate::{admin::Health, config::Role};
+use crate::{
+    admin::Health,
+    config::Role,
+    policy::{Market, Policy},
+    tuner,
+};
 
 /// What `merit demo` was asked for.
 #[derive(Clone, Debug)]
@@ -124,6 +132,18 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
         };
         agents.spawn(caller.work(ends));
     }
+    if !options.shuffle_ratings {
+        let first = Caller {
+            world: Arc::clone(&world),
+            client: client.clone(),
+            index: 0,
+            rng: StdRng::seed_from_u64(options.seed),
+            gateway: gateway.to_string(),
+            ingest: ingest.to_string(),
+        };
+        let begins = ends - options.duration.mul_f64(1.0 - world::BOMBED_FROM);
+        agents.spawn(first.bomb(begins, ends));
+    }
     show_progress(&world, &options, ends).await;
     while agents.join_next().await.is_some() {}
 
@@ -138,15 +158,22 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     }
     let names: Vec<AgentId> = world.agents.iter().map(|agent| agent.id.clone()).collect();
     let records = store.load(&names).await?;
-    let rates: BTreeMap<&AgentId, f64> = names
+    let quote = store.trade(&Bid { who: "demo".to_owned(), term: Duration::ZERO, quote: None }).await?;
+    let mut policy = Policy::new(&config.policy, config.default_limits());
+    if let Some(Quote { price, use_share }) = quote.quote {
+        policy.see(Market { price, use_share, ..*policy.market() });
+    }
+    let ends: BTreeMap<&AgentId, End> = names
         .iter()
         .zip(&records)
         .filter_map(|(agent, record)| {
-            let limits = record.as_ref().ok()?.limits?;
-            Some((agent, limits.refill().tokens()))
+            let record = record.as_ref().ok()?;
+            let rate = record.limits?.refill().tokens();
+            let explained = tuner::state_of(record).and_then(|state| policy.explain(&state));
+            Some((agent, End { rate, explained }))
         })
         .collect();
-    Report::new(&options, &world, &rates).print(options.json)?;
+    Report::new(&options, &world, &ends, quote.quote).print(options.json)?;
     Ok(())
 }
 
@@ -230,6 +257,23 @@ impl Caller {
         }
     }
 
+    /// Ten users rate the agent down, as often as others rate it for what it is, until it `ends`.
+    async fn bomb(mut self, begins: Instant, ends: Instant) {
+        let world = Arc::clone(&self.world);
+        tokio::time::sleep_until(begins).await;
+        let mut pace = tokio::time::interval(Duration::from_secs_f64(
+            1.0 / (world.demand * world::RATED_SHARE),
+        ));
+        while pace.tick().await < ends {
+            let bomber = &world.bombers[self.rng.random_range(0..world.bombers.len())];
+            let id = self.rng.next_u64();
+            let agent = &world.agents[self.index].id;
+            if self.post(&format!("{id:016x}"), agent, bomber, 1).await {
+                world.bombs.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// A user who was just served says what it was worth.
     async fn rate(&mut self) {
         let world = Arc::clone(&self.world);
@@ -238,9 +282,16 @@ impl Caller {
             if world.shuffle { self.rng.random_range(0..world.agents.len()) } else { self.index };
         let rater = &world.raters[self.rng.random_range(0..world.raters.len())];
         let agent = &world.agents[credited];
-        let id = self.rng.next_u64();
+        let id = format!("{:016x}", self.rng.next_u64());
+        if self.post(&id, &agent.id, rater, score).await {
+            agent.rated(score);
+        }
+    }
+
+    /// Posts a rating; returns true when it was taken.
+    async fn post(&self, id: &str, agent: &AgentId, rater: &world::Rater, score: u8) -> bool {
         let body = serde_json::json!({
-            "id": format!("{id:016x}"), "agent_id": agent.id, "user_id": rater.user, "score": score,
+            "id": id, "agent_id": agent, "user_id": rater.user, "score": score,
         });
         let request = Request::builder()
             .method(Method::POST)
@@ -249,10 +300,11 @@ impl Caller {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::from(body.to_string()));
         match self.send(request).await {
-            Ok((StatusCode::ACCEPTED, _)) => agent.rated(score),
-            Ok((status, body)) => world.failed(format!("{status} to a rating: {body}")),
-            Err(error) => world.failed(error),
+            Ok((StatusCode::ACCEPTED, _)) => return true,
+            Ok((status, body)) => self.world.failed(format!("{status} to a rating: {body}")),
+            Err(error) => self.world.failed(error),
         }
+        false
     }
 
     async fn send(

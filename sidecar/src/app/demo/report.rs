@@ -9,12 +9,13 @@ use std::{
 };
 
 use serde::Serialize;
-use tower_merit::AgentId;
+use tower_merit::{AgentId, store::Quote};
 
 use super::{
     Options,
-    world::{VISITOR, World},
+    world::{BOMBERS, VISITOR, World},
 };
+use crate::policy::{self, Explained, Mode};
 
 pub(super) fn welcome(
     options: &Options,
@@ -23,10 +24,11 @@ pub(super) fn welcome(
     ingest: SocketAddr,
     metrics: SocketAddr,
 ) -> String {
-    let World { visitor_token, visitor_rating_token, demand, start_rate, alpha, .. } = world;
+    let World { visitor_token, visitor_rating_token, demand, start_rate, capacity, .. } = world;
     format!(
         "Merit demo: {agents} agents of hidden quality for {seconds} s, seed {seed}, on loopback only.
-Each asks {demand:.1} times a second and may {start_rate:.1} at first; policy additive, alpha {alpha:.4}.
+Each asks {demand:.1} times a second and may {start_rate:.1} at first; the service can serve {capacity:.0}.
+Policy ppo: a price on capacity, and a learned residual{shadow}.{bombing}
 
   gateway  http://{gateway}   a stand-in OpenClaw API behind it
   ingest   http://{ingest}
@@ -38,10 +40,38 @@ Rate your agent up, then ask again and read RateLimit-Policy:
   curl -i -H 'Authorization: Bearer {visitor_rating_token}' -H 'Content-Type: application/json' \\
     -d '{{\"agent_id\":\"{VISITOR}\",\"user_id\":\"curl\",\"score\":5}}' http://{ingest}/v1/rating
 ",
+        shadow = match policy::shipped_mode() {
+            Mode::Shadow => " in shadow (shown, not applied)",
+            _ => "",
+        },
+        bombing = match options.shuffle_ratings {
+            true => String::new(),
+            false => format!(
+                " {} and {} serve alike; {BOMBERS} users will rate the first down.",
+                world.agents[0].id, world.agents[1].id
+            ),
+        },
         agents = options.agents,
         seconds = options.duration.as_secs(),
         seed = options.seed,
     )
+}
+
+/// What became of one agent.
+pub(super) struct End {
+    pub(super) rate: f64,
+    pub(super) explained: Option<Explained>,
+}
+
+/// The agent that was rated down, and its twin.
+#[derive(Debug, Serialize)]
+struct Bombing {
+    agent_id: AgentId,
+    twin_id: AgentId,
+    /// Ratings of 1 beside the honest ones.
+    ratings: u64,
+    /// Its rate at the end, as a share of its twin's.
+    rate_to_twin: f64,
 }
 
 /// The result.
@@ -50,6 +80,11 @@ pub(super) struct Report {
     agents: Vec<Row>,
     /// Rank correlation (Spearman) of hidden quality and the rate at the end.
     rank_correlation: Option<f64>,
+    /// Absent when ratings are shuffled.
+    bombing: Option<Bombing>,
+    /// What a token cost at the end, in points of score above 3, and use as a share of capacity.
+    price: Option<f64>,
+    use_share: Option<f64>,
     seed: u64,
     duration_seconds: f64,
     shuffled: bool,
@@ -63,19 +98,32 @@ struct Row {
     quality: f64,
     mean_rating: Option<f64>,
     rate_start: f64,
+    /// What the base law asks for at the end.
+    rate_base: Option<f64>,
+    /// What the residual adds to the logarithm of that, or would add in shadow mode.
+    residual: Option<f64>,
     rate_end: f64,
     admitted: u64,
     denied: u64,
 }
 
 impl Report {
-    pub(super) fn new(options: &Options, world: &World, rates: &BTreeMap<&AgentId, f64>) -> Self {
+    pub(super) fn new(
+        options: &Options,
+        world: &World,
+        ends: &BTreeMap<&AgentId, End>,
+        quote: Option<Quote>,
+    ) -> Self {
+        let rate = |agent: &AgentId| ends.get(agent).map_or(world.start_rate, |end| end.rate);
+        let explained = |agent: &AgentId| ends.get(agent).and_then(|end| end.explained);
         let row = |agent: &super::world::SimulatedAgent| Row {
             agent_id: agent.id.clone(),
             quality: agent.quality,
             mean_rating: agent.mean_rating(),
             rate_start: world.start_rate,
-            rate_end: rates.get(&agent.id).copied().unwrap_or(world.start_rate),
+            rate_base: explained(&agent.id).map(|explained| explained.base),
+            residual: explained(&agent.id).map(|explained| explained.residual),
+            rate_end: rate(&agent.id),
             admitted: agent.admitted.load(Ordering::Relaxed),
             denied: agent.denied.load(Ordering::Relaxed),
         };
@@ -84,9 +132,21 @@ impl Report {
         let column = |of: fn(&Row) -> f64| agents.iter().map(of).collect::<Vec<f64>>();
         let rank_correlation = spearman(&column(|row| row.quality), &column(|row| row.rate_end));
         let tally = world.tally();
+        let bombing = match &world.agents[..] {
+            [bombed, twin, ..] if !options.shuffle_ratings => Some(Bombing {
+                agent_id: bombed.id.clone(),
+                twin_id: twin.id.clone(),
+                ratings: world.bombs.load(Ordering::Relaxed),
+                rate_to_twin: rate(&bombed.id) / rate(&twin.id),
+            }),
+            _ => None,
+        };
         Self {
             agents,
             rank_correlation,
+            bombing,
+            price: quote.map(|quote| quote.price),
+            use_share: quote.map(|quote| quote.use_share),
             seed: options.seed,
             duration_seconds: options.duration.as_secs_f64(),
             shuffled: options.shuffle_ratings,
@@ -102,13 +162,16 @@ impl Report {
 
     fn table(&self) -> String {
         let mut text = String::from(
-            "agent         quality  mean rating  rate start  rate end  admitted  denied\n",
+            "agent         quality  mean rating  rate start  base law  residual  rate end  admitted  denied\n",
         );
         for row in &self.agents {
-            let mean = row.mean_rating.map_or_else(|| "-".to_owned(), |mean| format!("{mean:.2}"));
+            let two = |number: f64| format!("{number:.2}");
+            let mean = row.mean_rating.map_or_else(|| "-".to_owned(), two);
+            let base = row.rate_base.map_or_else(|| "-".to_owned(), two);
+            let residual = row.residual.map_or_else(|| "-".to_owned(), |one| format!("{one:+.2}"));
             let _ = writeln!(
                 text,
-                "{:<12} {:>8.2} {mean:>12} {:>11.2} {:>9.2} {:>9} {:>7}",
+                "{:<12} {:>8.2} {mean:>12} {:>11.2} {base:>9} {residual:>9} {:>9.2} {:>9} {:>7}",
                 row.agent_id.as_str(),
                 row.quality,
                 row.rate_start,
@@ -120,6 +183,21 @@ impl Report {
         let Self { requests, ratings, .. } = self;
         let _ =
             writeln!(text, "\n{requests} requests through the gateway, {ratings} ratings taken.");
+        if let (Some(price), Some(use_share)) = (self.price, self.use_share) {
+            let _ = writeln!(
+                text,
+                "A token costs {price:.2} points of score above 3; {:.0} % of capacity is in use.",
+                100.0 * use_share
+            );
+        }
+        if let Some(Bombing { agent_id, twin_id, ratings, rate_to_twin }) = &self.bombing {
+            let _ = writeln!(
+                text,
+                "{agent_id} got {ratings} ratings of 1 from {BOMBERS} users besides, and has {:.0} % of \
+                 the rate of its twin {twin_id}.",
+                100.0 * rate_to_twin
+            );
+        }
         if let Some(rho) = self.rank_correlation {
             let _ = writeln!(text, "Rank correlation of hidden quality and final rate: {rho:.3}");
         }

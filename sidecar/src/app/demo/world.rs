@@ -18,6 +18,7 @@ use super::{DemoError, Options};
 use crate::{
     clock::unix_time,
     config::{BucketConfig, Config},
+    policy::{self, Kind},
     secret::File,
 };
 
@@ -39,9 +40,23 @@ const MOOD: f64 = 0.8;
 
 const RATERS: usize = 200;
 
-/// Scores above neutral move a rate by this share of an agent's demand in the whole demo, for every
-/// rating of one per second of its time: the limits spread out without meeting their bounds.
-const ALPHA_PER_DEMAND: f64 = 0.1;
+/// The service can serve this share of what all ask for together.
+const CAPACITY_SHARE: f64 = 0.45;
+
+/// A tick: the demo is over in half a minute.
+const DECIDED_EVERY: &str = "500ms";
+
+/// How soft the price's edge is: soft enough that who is better is also faster.
+const SOFTNESS: f64 = 0.25;
+
+/// Users who rate one agent down, whatever it serves.
+pub(super) const BOMBERS: usize = 10;
+
+/// They begin after this share of the demo.
+pub(super) const BOMBED_FROM: f64 = 0.35;
+
+/// Quality of the agent that is bombed and of its twin, who is not.
+const TWINS_QUALITY: f64 = 4.4;
 
 /// The visitor's own agent, for the `curl` lines.
 pub(super) const VISITOR: &str = "you";
@@ -55,7 +70,10 @@ pub(super) struct World {
     pub(super) raters: Vec<Rater>,
     pub(super) demand: f64,
     pub(super) start_rate: f64,
-    pub(super) alpha: f64,
+    pub(super) capacity: f64,
+    /// Who rates the first agent down; the second is its twin.
+    pub(super) bombers: Vec<Rater>,
+    pub(super) bombs: AtomicU64,
     pub(super) shuffle: bool,
     pub(super) visitor_token: String,
     pub(super) visitor_rating_token: String,
@@ -128,7 +146,11 @@ impl World {
             let token = sign(json!({ "agent_id": name }))?;
             agents.push(SimulatedAgent {
                 id: AgentId::new(&name).expect("letters, digits and a dash"),
-                quality: rng.random_range(QUALITY.0..QUALITY.1),
+                quality: if index <= 2 && !options.shuffle_ratings {
+                    TWINS_QUALITY
+                } else {
+                    rng.random_range(QUALITY.0..QUALITY.1)
+                },
                 authorization: format!("Bearer {token}"),
                 admitted: AtomicU64::new(0),
                 denied: AtomicU64::new(0),
@@ -136,19 +158,22 @@ impl World {
                 ratings: AtomicU64::new(0),
             });
         }
-        let mut raters = Vec::new();
-        for index in 0..RATERS {
-            let user = format!("user-{index}");
+        let rater = |user: String| -> Result<Rater, DemoError> {
             let token = sign(json!({ "sub": user, "scope": "ratings:write" }))?;
-            raters.push(Rater { user, authorization: format!("Bearer {token}") });
-        }
+            Ok(Rater { user, authorization: format!("Bearer {token}") })
+        };
+        let raters: Result<_, _> = (0..RATERS).map(|index| rater(format!("user-{index}"))).collect();
+        let bombers: Result<_, _> =
+            (0..BOMBERS).map(|index| rater(format!("bomber-{index}"))).collect();
         let demand = (DEMAND_TOTAL / f64::from(options.agents)).min(DEMAND_MAX);
         Ok(Self {
             agents,
-            raters,
+            raters: raters?,
+            bombers: bombers?,
+            bombs: AtomicU64::new(0),
             demand,
             start_rate: demand / DEMAND_OVER_START,
-            alpha: ALPHA_PER_DEMAND * demand / options.duration.as_secs_f64().max(1.0),
+            capacity: CAPACITY_SHARE * demand * f64::from(options.agents),
             shuffle: options.shuffle_ratings,
             visitor_token: sign(json!({ "agent_id": VISITOR }))?,
             visitor_rating_token: sign(json!({ "sub": "curl", "scope": "ratings:write" }))?,
@@ -177,7 +202,11 @@ impl World {
             capacity,
             key_selector: None,
         }];
-        config.policy.alpha = self.alpha;
+        config.policy.kind = Kind::Ppo;
+        config.policy.mode = policy::shipped_mode();
+        config.policy.service_capacity = Some(self.capacity);
+        config.policy.tick = Some(DECIDED_EVERY.to_owned());
+        config.policy.softness = SOFTNESS;
         config.policy.r_min = self.start_rate / 10.0;
         config.policy.r_max = self.demand * 2.0;
         config.ingest.listen = loopback();
