@@ -16,8 +16,13 @@ pub const GATEWAY: [&str; 10] = [
     "+time",
 ];
 
-/// What a tuner needs as well.
-pub const TUNER: [&str; 6] = ["~merit:*", "+hgetall", "+script|load", "+info", "+get", "+set"];
+/// What it needs as well to tell what it admits, of which a price is made.
+pub const USAGE: [&str; 6] =
+    ["~merit:use:*", "~merit:nodes", "+set", "+zadd", "+zremrangebyscore", "+zremrangebyrank"];
+
+/// What a tuner needs beside [`GATEWAY`].
+pub const TUNER: [&str; 8] =
+    ["~merit:*", "+hgetall", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];
 
 /// What both need as well on a cluster; `hget` and `del` for the marks.
 pub const CLUSTER: [&str; 5] = ["+cluster|slots", "+cluster|info", "+asking", "+hget", "+del"];

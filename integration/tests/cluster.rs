@@ -134,7 +134,8 @@ async fn no_decision_and_no_write_fails_or_counts_twice_while_a_slot_moves() {
     let cluster = RedisCluster::start().await;
     // As a user with the rights that docs/redis.md names for a cluster, and no others.
     for master in &cluster.masters {
-        acl::allow(master, &[&acl::GATEWAY[..], &acl::TUNER, &acl::CLUSTER].concat()).await;
+        acl::allow(master, &[&acl::GATEWAY[..], &acl::USAGE, &acl::TUNER, &acl::CLUSTER].concat())
+            .await;
     }
     let store = RedisStore::cluster(cluster.urls()).username("merit").password("hunter2");
     let store = store.timeout(Duration::from_secs(5)).connect().await.unwrap();

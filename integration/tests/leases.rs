@@ -119,6 +119,13 @@ async fn two_nodes_that_contend_for_an_agent_never_admit_more_than_its_bucket() 
         node.close().await.unwrap();
     }
     assert_eq!(taken(nodes[0].store(), "contended").await, all, "tokens were lost or found");
+    for node in &nodes {
+        node.store().tell_use().await.unwrap();
+    }
+    // What leases returned is taken off what is taken next, and never off what was told.
+    let told: u64 = nodes[0].used().await.unwrap().iter().map(|(_, used)| used).sum();
+    let held = 2 * u64::from(AHEAD_MAX + 1);
+    assert!((all..=all + held).contains(&told), "{told} told as used, {all} admitted");
     let share = |node: usize| admitted[node].load(Relaxed) as f64 / all as f64;
     println!(
         "{seconds} s: {all} admitted of at most {most}, shares {:.3} and {:.3}",

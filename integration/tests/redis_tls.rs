@@ -6,12 +6,12 @@ use std::{error::Error, process::Command, time::Duration};
 
 use merit_integration::{
     Folder, Persistence, Redis,
-    acl::{GATEWAY, TUNER, allow},
+    acl::{GATEWAY, TUNER, USAGE, allow},
     ports,
 };
 use tower_merit::{
     AgentId, RedisStore,
-    store::{Spend, StoreError, Tune, contract},
+    store::{Bid, Cursor, Spend, StoreError, Tune, contract},
 };
 
 /// An authority with a server's certificate for 127.0.0.1 and a client's, made by openssl.
@@ -140,6 +140,14 @@ async fn admit(redis: &Redis) -> Result<(), StoreError> {
     store.spend(charge).await.map(drop)
 }
 
+/// Does what a gateway does where capacity has a price.
+async fn admit_and_tell(redis: &Redis) -> Result<(), StoreError> {
+    let store = connect(redis).await?;
+    let agent: AgentId = "a1".parse().unwrap();
+    store.spend(contract::one_token(&agent)).await?;
+    store.tell_use().await
+}
+
 /// Does what a tuner does.
 async fn tune(redis: &Redis) -> Result<(), StoreError> {
     let store = connect(redis).await?;
@@ -148,6 +156,11 @@ async fn tune(redis: &Redis) -> Result<(), StoreError> {
     store.begin_epoch("e").await?;
     store.note_progress(&[("s/0".to_owned(), 1)]).await?;
     store.progress().await?;
+    store.used().await?;
+    store.agents(Cursor::START, 10).await?;
+    let term = Duration::from_millis(1);
+    store.trade(&Bid { who: "tuner".to_owned(), term, quote: None }).await?;
+    store.demand(std::slice::from_ref(&agent)).await?.remove(0)?;
     let record = store.load(std::slice::from_ref(&agent)).await?.remove(0)?;
     store.write(&[contract::next_change(&agent, record.rev)]).await?.remove(0).map(drop)
 }
@@ -184,9 +197,11 @@ async fn least<E: Future<Output = Result<(), StoreError>>>(
 async fn each_right_of_the_documented_acl_users_is_needed_and_missing_ones_are_told() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
     least(&redis, &GATEWAY, &[], || admit(&redis)).await;
-    // `~merit:*` covers the records, and who only tunes takes no tokens.
+    let telling: Vec<&str> = GATEWAY.into_iter().chain(USAGE).collect();
+    least(&redis, &telling, &[], || admit_and_tell(&redis)).await;
+    // `~merit:*` covers the records.
     let tuner: Vec<&str> = GATEWAY.into_iter().chain(TUNER).collect();
-    least(&redis, &tuner, &["~merit:{tb:*", "+eval", "+time"], || tune(&redis)).await;
+    least(&redis, &tuner, &["~merit:{tb:*"], || tune(&redis)).await;
 }
 
 #[tokio::test]

@@ -129,7 +129,8 @@ async fn a_master_that_becomes_a_replica_while_it_serves_is_left() {
     let sentinel = RedisSentinel::start().await;
     // As a user with the rights that docs/redis.md names behind sentinels, and no others.
     for server in &sentinel.servers {
-        acl::allow(server, &[&acl::GATEWAY[..], &acl::TUNER, &acl::SENTINEL].concat()).await;
+        acl::allow(server, &[&acl::GATEWAY[..], &acl::USAGE, &acl::TUNER, &acl::SENTINEL].concat())
+            .await;
     }
     let user = RedisStore::sentinel(MASTER, sentinel.urls()).username("merit").password("hunter2");
     let store = user.clone().timeout(Duration::from_secs(5)).connect().await.unwrap();

@@ -15,8 +15,11 @@ use merit_sidecar::{
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId, RedisStore,
-    bucket::{Limits, Tokens},
-    store::{Charge, Decision, Spend, Take, Tune, contract, redis::RedisStoreBuilder},
+    bucket::{BucketName, Limits, Tokens},
+    store::{
+        Bid, BucketRule, Change, Charge, Decision, Quote, Spend, StoreError, Take, Tune, Written,
+        contract, redis::RedisStoreBuilder,
+    },
 };
 
 fn builder(redis: &Redis) -> RedisStoreBuilder {
@@ -232,4 +235,163 @@ async fn a_level_that_is_no_number_is_not_spent_from() {
     contract::spend_one(&store, &agent).await;
     let level = contract::level_of(&mut redis.connect().await, "tb:not-a-number").await.unwrap();
     assert_eq!(level.tokens.whole(), 999);
+}
+
+#[tokio::test]
+async fn a_node_that_only_tunes_is_not_among_those_that_use_capacity() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let (store, agent) = (store(&redis).await, AgentId::new("tuned").unwrap());
+    contract::write_next(&store, &agent).await;
+    store.trade(&bid("tuner", None)).await.unwrap();
+    store.tell_use().await.unwrap();
+    assert_eq!(store.used().await.unwrap(), []);
+    let told: i64 =
+        raw(&redis, &["EXISTS", "merit:nodes", &format!("merit:use:{}", store.node())]).await;
+    assert_eq!(told, 0);
+}
+
+/// Takes `tokens` tokens over `store`, and tells the tuners.
+async fn take_and_tell(store: &RedisStore, agent: &AgentId, tokens: u64) {
+    let charge = contract::one_token(agent);
+    let cost = Tokens::new(tokens).unwrap();
+    let takes = charge.takes.iter().map(|take| Take { cost, ..take.clone() }).collect();
+    let verdict = store.spend(Charge { takes, ..charge }).await.unwrap();
+    assert_eq!(verdict.decision, Decision::Admitted);
+    store.tell_use().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_that_fell_silent_is_absent_until_it_goes_on_at_its_old_count() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let (store, agent) = (store(&redis).await, AgentId::new("served").unwrap());
+    let node = store.node().to_owned();
+    take_and_tell(&store, &agent, 3).await;
+    assert_eq!(store.used().await.unwrap(), [(node.clone(), 3)]);
+    let key = format!("merit:use:{node}");
+    let lives: i64 = raw(&redis, &["PTTL", &key]).await;
+    assert!((5_000..=10_000).contains(&lives), "{lives} ms");
+    // As if it had expired.
+    let _: i64 = raw(&redis, &["DEL", &key]).await;
+    assert_eq!(store.used().await.unwrap(), []);
+    take_and_tell(&store, &agent, 1).await;
+    assert_eq!(store.used().await.unwrap(), [(node, 4)]);
+}
+
+#[tokio::test]
+async fn the_list_of_nodes_is_bounded_and_old_ones_are_dropped() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let agent = AgentId::new("served").unwrap();
+    let crowd = "local now = redis.call('TIME')[1]
+        for i = 1, 5000 do redis.call('ZADD', 'merit:nodes', now - 30, 'recent' .. i) end
+        for i = 1, 5000 do redis.call('ZADD', 'merit:nodes', now - 61, 'silent' .. i) end
+        return redis.call('ZCARD', 'merit:nodes')";
+    let crowded: u64 = raw(&redis, &["EVAL", crowd, "0"]).await;
+    assert_eq!(crowded, 10_000);
+    let store = store(&redis).await;
+    take_and_tell(&store, &agent, 1).await;
+    let listed: Vec<String> = raw(&redis, &["ZRANGE", "merit:nodes", "0", "-1"]).await;
+    assert_eq!(listed.len(), 4096);
+    assert!(listed.iter().any(|node| node == store.node()));
+    assert!(!listed.iter().any(|node| node.starts_with("silent")));
+    assert_eq!(store.used().await.unwrap(), [(store.node().to_owned(), 1)]);
+    let lives: i64 = raw(&redis, &["PTTL", "merit:nodes"]).await;
+    assert!((1..=60_000).contains(&lives), "{lives} ms");
+}
+
+fn bid(who: &str, quote: Option<Quote>) -> Bid {
+    Bid { who: who.to_owned(), term: Duration::from_secs(60), quote }
+}
+
+#[tokio::test]
+async fn of_many_bidders_at_once_one_leads() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let mut bidders = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let store = store(&redis).await;
+        bidders.spawn(async move { store.trade(&bid(&number.to_string(), None)).await.unwrap() });
+    }
+    let traded = bidders.join_all().await;
+    assert_eq!(traded.iter().filter(|traded| traded.leads).count(), 1, "{traded:?}");
+}
+
+#[tokio::test]
+async fn a_price_that_is_none_is_replaced_and_a_key_of_another_type_is_told() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    let quote = Some(Quote { price: 0.25, use_share: 0.9 });
+    for price in ["high", "nan", "-1", ""] {
+        let fields = ["HSET", "merit:price", "price", price, "use_share", "0.5"];
+        let _: i64 = raw(&redis, &fields).await;
+        let traded = store.trade(&bid("tuner", None)).await.unwrap();
+        assert_eq!((traded.leads, traded.quote), (true, None), "{price:?}");
+        assert_eq!(store.trade(&bid("tuner", quote)).await.unwrap().quote, quote);
+    }
+    let _: String = raw(&redis, &["SET", "merit:price", "x"]).await;
+    let error = store.trade(&bid("tuner", quote)).await.unwrap_err();
+    assert!(matches!(error, StoreError::Malformed { .. }), "{error}");
+    // Nobody else is the worse for it.
+    let _: String = raw(&redis, &["SET", "tb:bad", "x"]).await;
+    let agents = ["bad", "good"].map(|name| AgentId::new(name).unwrap());
+    contract::spend_one(&store, &agents[1]).await;
+    let demand = store.demand(&agents).await.unwrap();
+    assert!(matches!(demand[0], Err(StoreError::Malformed { .. })), "{demand:?}");
+    assert_eq!(demand[1].as_ref().unwrap().admitted, 1);
+}
+
+/// The bucket `writes`, of which agents have ten tokens unless they have earned others.
+fn writes() -> BucketRule {
+    let name = BucketName::new("writes").unwrap();
+    let limits = Limits::per_second(0.00001, 10).unwrap();
+    BucketRule { name, is_default: false, limits, shadow: false }
+}
+
+/// Writes the next limits of `agent`, and those of its bucket `writes`.
+async fn write_writes(store: &RedisStore, agent: &AgentId, capacity: u64) {
+    let rev = store.load(std::slice::from_ref(agent)).await.unwrap()[0].as_ref().unwrap().rev;
+    let limits = Limits::per_second(0.00001, capacity).unwrap();
+    let named = vec![(writes().name, limits)];
+    let change = Change { named, ..contract::next_change(agent, rev) };
+    let written = store.write(&[change]).await.unwrap().remove(0).unwrap();
+    assert!(matches!(written, Written::Done { .. }), "{written:?}");
+}
+
+/// Returns the capacity in force of the bucket `writes`, by taking a token of it.
+async fn capacity_of_writes(store: &RedisStore, agent: &AgentId) -> u64 {
+    let takes = [Take { bucket: writes(), cost: Tokens::ONE }].into();
+    let verdict = store.spend(Charge { agent: agent.clone(), takes }).await.unwrap();
+    verdict.first.limits.capacity().get()
+}
+
+#[tokio::test]
+async fn named_limits_outlive_an_expired_bucket_whoever_set_them() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let store = store(&redis).await;
+    for (name, spends_first) in [("spends", true), ("writes", false)] {
+        let agent = AgentId::new(name).unwrap();
+        let key = format!("tb:{agent}");
+        write_writes(&store, &agent, 2000).await;
+        let _: i64 = raw(&redis, &["DEL", &key]).await;
+        assert_eq!(capacity_of_writes(&store, &agent).await, 2000, "{name}");
+
+        // An operator writes numbers as operators do.
+        let set = ["HSET", &key, "writes.capacity", "300.0", "writes.refill_rate", "1e-5"];
+        let _: i64 = raw(&redis, &set).await;
+        write_writes(&store, &agent, 3000).await;
+        let _: i64 = raw(&redis, &["DEL", &key]).await;
+        if spends_first {
+            assert_eq!(capacity_of_writes(&store, &agent).await, 300, "{name}");
+        }
+        for _ in 0..2 {
+            write_writes(&store, &agent, 4000).await;
+            assert_eq!(capacity_of_writes(&store, &agent).await, 300, "{name}");
+        }
+        // Removed by whoever set them, as docs/redis.md says: ratings move the bucket again.
+        let record = format!("merit:{{tb:{agent}}}");
+        let _: i64 = raw(&redis, &["HDEL", &record, "writes.written"]).await;
+        let _: i64 = raw(&redis, &["HDEL", &key, "writes.capacity", "writes.refill_rate"]).await;
+        write_writes(&store, &agent, 5000).await;
+        assert_eq!(capacity_of_writes(&store, &agent).await, 5000, "{name}");
+        write_writes(&store, &agent, 6000).await;
+        assert_eq!(capacity_of_writes(&store, &agent).await, 6000, "{name}");
+    }
 }

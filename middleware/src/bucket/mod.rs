@@ -8,12 +8,16 @@ mod limits;
 
 mod level;
 
+mod earned;
+
 pub use limits::{
     CAPACITY_MAX, Limits, LimitsError, MicroTokensPerSecond, REFILL_RATE_MAX, Tokens,
 };
 
 pub(crate) use level::MAGNITUDE_MAX;
 pub use level::{Level, NanoTokens, full_in_ms, refill, wait_ms};
+
+pub use earned::earned;
 
 use std::{fmt, sync::Arc};
 

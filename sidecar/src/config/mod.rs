@@ -16,7 +16,10 @@ use figment::{
     providers::{Env, Format, Serialized, Toml},
 };
 use serde::Serialize;
-use tower_merit::{ReceiptKeys, bucket::Limits};
+use tower_merit::{
+    ReceiptKeys,
+    bucket::{BucketName, Limits},
+};
 
 use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
@@ -209,6 +212,18 @@ impl Config {
     pub fn default_limits(&self) -> Limits {
         let bucket = self.bucket.iter().find(|bucket| bucket.default).expect("validated");
         Limits::per_second(bucket.refill_rate, bucket.capacity).expect("validated")
+    }
+
+    /// Returns the named buckets that scale with what an agent earned, as they are configured;
+    /// [`tower_merit::bucket::earned`] says what they are for an agent.
+    #[must_use]
+    pub fn earned_buckets(&self) -> Vec<(BucketName, Limits)> {
+        let earned = self.bucket.iter().filter(|bucket| bucket.earned && !bucket.default);
+        let named = |bucket: &BucketConfig| {
+            let limits = Limits::per_second(bucket.refill_rate, bucket.capacity);
+            (BucketName::new(&bucket.bucket_name).expect("validated"), limits.expect("validated"))
+        };
+        earned.map(named).collect()
     }
 }
 

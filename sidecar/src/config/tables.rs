@@ -139,8 +139,8 @@ pub struct BucketConfig {
     /// counted (`merit_would_deny_total`).
     #[serde(default)]
     pub shadow: bool,
-    /// Whether its limits move with the agent's ratings as the default bucket's do; not in this
-    /// version.
+    /// Whether its limits scale with the rate that the agent earned: capacity and refill_rate times
+    /// that rate by the default bucket's refill_rate. Of named buckets only.
     #[serde(default)]
     pub earned: bool,
     /// Where the agent id stands, when `[identity]` does not say.

@@ -63,8 +63,11 @@ impl Config {
             if !names.insert(&bucket.bucket_name) {
                 faults.push(format!("{path}.bucket_name: {:?} stands twice", bucket.bucket_name));
             }
-            if bucket.earned {
-                faults.push(format!("{path}.earned: not in this version yet: remove it"));
+            if bucket.earned && bucket.default {
+                faults.push(format!(
+                    "{path}.earned: ratings move the default bucket anyway: remove it, or name \
+                     another bucket the default"
+                ));
             }
             if bucket.capacity > CAPACITY_MAX {
                 let found = bucket.capacity;

@@ -9,7 +9,7 @@
 //!    for a term gets nothing ahead, so an idle long tail costs nothing. Where use is steady the
 //!    lease is renewed in the background before it runs dry.
 //! 3. What is left goes back through [`Spend::settle`] when the term ends and nobody asks (within a
-//!    term and a fifth), when the store names other limits or a ban, when [`Tune::write`] through
+//!    term and a fifth), when the store names other limits or a ban, when [`Tune::write`](super::Tune::write) through
 //!    this store sets limits, when the agent makes room for others, and by [`Leased::close`].
 //! 4. A lease is spent within [`LEASE_TERM_MAX`] of the moment it was asked for, and renewing asks
 //!    for the limits and the ban anew: an operator's change is honoured within a second.
@@ -57,6 +57,8 @@ mod flight;
 
 mod future;
 
+mod tune;
+
 #[cfg(test)]
 mod tests;
 
@@ -86,10 +88,7 @@ use self::{
     flight::{Flight, Led, hand_out},
     lease::{Bounds, multiplied},
 };
-use super::{
-    Bid, Change, Charge, Cursor, Demand, Direction, Lend, Life, Record, Settlement, Spend,
-    StoreError, Take, Traded, Tune, Verdict, Written,
-};
+use super::{Charge, Direction, Lend, Settlement, Spend, StoreError, Take, Verdict};
 use crate::{AgentId, bucket::Tokens};
 
 /// The longest a lease may last: 1 s, within which an operator's change is honoured.
@@ -451,69 +450,5 @@ impl<S: Lend> Spend for Leased<S> {
             }
             Direction::TakeMore | Direction::Refused => self.inner.store.settle(settlement),
         }
-    }
-}
-
-/// Sets limits in the store beneath; agents whose limits were written begin anew here at once.
-impl<S: Lend + Tune> Tune for Leased<S> {
-    async fn load(
-        &self,
-        agents: &[AgentId],
-    ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
-        self.inner.store.load(agents).await
-    }
-
-    async fn demand(
-        &self,
-        agents: &[AgentId],
-    ) -> Result<Vec<Result<Demand, StoreError>>, StoreError> {
-        self.inner.store.demand(agents).await
-    }
-
-    async fn write(
-        &self,
-        changes: &[Change],
-    ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
-        let written = self.inner.store.write(changes).await;
-        let mut books = Vec::new();
-        for Change { agent, .. } in changes {
-            let now_ms = self.inner.now_ms();
-            self.inner.agents(agent).recall(agent, now_ms, &mut books);
-        }
-        self.inner.book(books);
-        written
-    }
-
-    async fn life(&self) -> Result<Life, StoreError> {
-        self.inner.store.life().await
-    }
-
-    async fn begin_epoch(&self, epoch: &str) -> Result<(), StoreError> {
-        self.inner.store.begin_epoch(epoch).await
-    }
-
-    async fn progress(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        self.inner.store.progress().await
-    }
-
-    async fn note_progress(&self, progress: &[(String, u64)]) -> Result<(), StoreError> {
-        self.inner.store.note_progress(progress).await
-    }
-
-    async fn agents(
-        &self,
-        from: Cursor,
-        about: usize,
-    ) -> Result<(Vec<AgentId>, Option<Cursor>), StoreError> {
-        self.inner.store.agents(from, about).await
-    }
-
-    /// What leases hold counts as used from the loan on, and no longer once it is returned.
-    async fn used(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        self.inner.store.used().await
-    }
-
-    async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
-        self.inner.store.trade(bid).await
     }
 }

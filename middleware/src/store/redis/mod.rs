@@ -132,6 +132,17 @@ impl RedisStore {
         self.inner.coalescer.usage().node()
     }
 
+    /// Tells the tuners now what this node took and has not told yet: for one that is about to end. It
+    /// is told a few times a second anyway.
+    ///
+    /// # Errors
+    ///
+    /// When the servers do not answer within 2 s, or refuse.
+    pub async fn tell_use(&self) -> Result<(), StoreError> {
+        let told = self.inner.coalescer.usage().tell(&self.inner.link).await;
+        told.map_err(|error| self.unavailable(error))
+    }
+
     /// Returns the longest a decision waits.
     #[must_use]
     pub fn timeout(&self) -> Duration {

@@ -35,7 +35,7 @@ if banned_until and banned_until > 0 then
 end
 
 -- Of a named bucket the record holds '<capacity> <rate>', and behind it 'operator' where those are an
--- operator's: they stay until both fields are removed. A bucket that expired whole gets them back.
+-- operator's: they stay until the fields are removed. A bucket that expired whole gets them back.
 local bucket, record = {'capacity', ARGV[2], 'refill_rate', ARGV[3]}, {}
 for i = 1, named do
   local own_c, own_q = found[i * 2 + 2], found[i * 2 + 3]

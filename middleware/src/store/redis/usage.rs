@@ -20,7 +20,10 @@ use std::{
 };
 
 use redis::{Cmd, RedisError};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 use tracing::{debug, warn};
 
 use super::{CONTROL_TIMEOUT, link::Link};
@@ -58,6 +61,7 @@ pub(super) fn key(node: &str) -> String {
 pub(super) struct Usage {
     node: String,
     net: AtomicI64,
+    teller: Mutex<Teller>,
 }
 
 impl Usage {
@@ -69,9 +73,9 @@ impl Usage {
     pub(super) fn begin(link: Link) -> Arc<Self> {
         // Seeded by the operating system, once per thread, and different at each call.
         let node = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
-        let usage = Arc::new(Self { node, net: AtomicI64::new(0) });
-        let teller = Teller::new(usage.node.clone());
-        tokio::spawn(tell(Arc::downgrade(&usage), link, teller));
+        let teller = Mutex::new(Teller::new(node.clone()));
+        let usage = Arc::new(Self { node, net: AtomicI64::new(0), teller });
+        tokio::spawn(tell(Arc::downgrade(&usage), link));
         usage
     }
 
@@ -84,6 +88,22 @@ impl Usage {
         if taken != 0 {
             self.net.fetch_add(taken, Ordering::Relaxed);
         }
+    }
+
+    /// Tells what is to be told.
+    pub(super) async fn tell(&self, link: &Link) -> Result<(), RedisError> {
+        let mut teller = self.teller.lock().await;
+        let now = Instant::now();
+        let Say { count, list } = teller.look(self.net.load(Ordering::Relaxed), now);
+        if list {
+            call(link, &teller.list()).await?;
+            teller.listed = Some(now);
+        }
+        if count {
+            call(link, &teller.count()).await?;
+            teller.told = Some((teller.most, now));
+        }
+        Ok(())
     }
 }
 
@@ -138,16 +158,14 @@ impl Teller {
     }
 }
 
-async fn tell(usage: Weak<Usage>, link: Link, mut teller: Teller) {
+async fn tell(usage: Weak<Usage>, link: Link) {
     let mut ticks = interval(TELL_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut failed = false;
     loop {
         ticks.tick().await;
-        let Some(net) = usage.upgrade().map(|usage| usage.net.load(Ordering::Relaxed)) else {
-            return;
-        };
-        let outcome = say(&link, &mut teller, net).await;
+        let Some(usage) = usage.upgrade() else { return };
+        let outcome = usage.tell(&link).await;
         match &outcome {
             Err(error) if !failed => {
                 warn!(%error, "use of capacity not told: the price misses what this node admits");
@@ -157,20 +175,6 @@ async fn tell(usage: Weak<Usage>, link: Link, mut teller: Teller) {
         }
         failed = outcome.is_err();
     }
-}
-
-async fn say(link: &Link, teller: &mut Teller, net: i64) -> Result<(), RedisError> {
-    let now = Instant::now();
-    let Say { count, list } = teller.look(net, now);
-    if list {
-        call(link, &teller.list()).await?;
-        teller.listed = Some(now);
-    }
-    if count {
-        call(link, &teller.count()).await?;
-        teller.told = Some((teller.most, now));
-    }
-    Ok(())
 }
 
 /// Sends a command over the connection of decisions, which waits for a master without end.

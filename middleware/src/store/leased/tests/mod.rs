@@ -27,7 +27,7 @@ use super::*;
 use crate::{
     bucket::{BucketName, Limits, Tokens},
     store::{
-        BucketRule, Decision, Loan, MemoryStore, Take, Verdict,
+        BucketRule, Decision, Loan, MemoryStore, Take, Tune, Verdict,
         contract::{self, Harness, as_the_layer},
     },
 };
