@@ -191,10 +191,10 @@ pub struct CheckConfig {
 /// `merit simulate`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Simulate {
-    /// Which policies, separated by commas: static, static-max, `additive[:ALPHA]`, price,
-    /// price-page-hinkley, bandit; of the prototype price-kalman, price-trust, greedy, thompson; and
+    /// Which policies, separated by commas: static, static-max, `additive[:ALPHA]`, additive:best,
+    /// price, price-page-hinkley, bandit; of the prototype price-kalman, price-trust, greedy, thompson; and
     /// reference, clairvoyant, which see the world; all but the reference by default
-    #[arg(long, visible_alias = "policy", value_delimiter = ',', default_values_t = PolicyName::DEFAULT, hide_default_value = true)]
+    #[arg(long, visible_alias = "policy", value_delimiter = ',')]
     pub policies: Vec<PolicyName>,
     /// Which regimes, separated by commas, as listed below; all by default
     #[arg(long, visible_alias = "regime", value_delimiter = ',', default_values_t = REGIMES.to_vec(), hide_default_value = true)]
@@ -214,6 +214,13 @@ pub struct Simulate {
     /// Show how much better each policy is than this one, in pairs of the same world
     #[arg(long, value_name = "POLICY")]
     pub versus: Option<PolicyName>,
+    /// On which seeds `additive:best` chooses its α for each regime
+    #[arg(long, value_name = "SEEDS", default_value = "100..109")]
+    pub tuning_seeds: Seeds,
+    /// Judge the policies by what a good one must reach, in the regimes that takes; by default price,
+    /// price-page-hinkley and bandit
+    #[arg(long, conflicts_with_all = ["regimes", "versus", "plot"])]
+    pub bars: bool,
     /// Print the result as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -230,7 +237,8 @@ fn simulate_help() -> String {
     help.push_str(
         "\nExamples:\n  merit simulate --regimes base,attack --policies additive:5,price\n  \
          merit simulate --seeds 1..20 --plot figures\n  \
-         merit simulate --policies additive:5,price --versus additive:5 --json",
+         merit simulate --policies additive:5,price --versus additive:5 --json\n  \
+         merit simulate --bars --seeds 200..229",
     );
     help
 }

@@ -15,7 +15,7 @@ use merit_sidecar::{
     config::{Config, ConfigError},
     policy,
     replay::{self, ReplayError, candidate::Candidate, evaluate, report::AgentsFormat},
-    simulate::{self, SimulateError},
+    simulate::{self, PolicyName, SimulateError},
     telemetry,
 };
 use tokio::{
@@ -175,15 +175,25 @@ fn simulate(options: Simulate) -> Result<(), Failure> {
     let available = || std::thread::available_parallelism().map_or(1, usize::from);
     let request = simulate::Request {
         regimes: options.regimes,
-        policies: options.policies,
+        policies: match (options.policies, options.bars) {
+            (named, _) if !named.is_empty() => named,
+            (_, true) => simulate::JUDGED.to_vec(),
+            (_, false) => PolicyName::DEFAULT.to_vec(),
+        },
         seeds: options.seeds,
         agents: whole(options.agents),
         ticks: whole(options.ticks),
         jobs: options.jobs.map_or_else(available, usize::from),
         versus: options.versus,
+        tuning: options.tuning_seeds,
         figures: false,
     };
-    simulate::simulate(request, options.json, options.plot).map_err(|error: SimulateError| {
+    let shown = if options.bars {
+        simulate::judge(&request, options.json)
+    } else {
+        simulate::simulate(request, options.json, options.plot)
+    };
+    shown.map_err(|error: SimulateError| {
         if error.is_usage() { Failure::Usage(error.into()) } else { Failure::Failed(error.into()) }
     })
 }

@@ -40,6 +40,7 @@ fn agree(regimes: &str, policies: &str) {
         ticks: 2000,
         jobs: std::thread::available_parallelism().map_or(1, usize::from),
         versus: None,
+        tuning: "1".parse().unwrap(),
         figures: false,
     };
     let theirs = prototype();

@@ -70,9 +70,9 @@ pub struct Config {
     /// How quality is learned: `changepoint` or `kalman`; default changepoint, which notices a change
     /// of quality in a few ratings.
     pub estimator: EstimatorKind,
-    /// Chance of a change of quality in a tick; default 0.0004.
+    /// Chance of a change of quality in a tick; default 0.001.
     pub hazard: f64,
-    /// Standard deviations that an agent is given on credit while little is known; default 0.3.
+    /// Standard deviations that an agent is given on credit while little is known; default 0.5.
     pub optimism: f64,
     /// How soft the price's edge is, in points of score; default 0.08.
     pub softness: f64,

@@ -82,7 +82,7 @@ fn a_good_agent_earns_what_it_wants_and_a_bad_one_the_floor() {
             policy.fold(&mut good, &rating("u", 5.0, at_ms));
             policy.fold(&mut bad, &rating("u", 1.0, at_ms));
         }
-        // 1.15·20 and r_min, times the bandit's arm: 0.5 to 2.
+        // 1.05·20 + 0.7·√20 and r_min, times the bandit's arm: 0.5 to 2.
         assert!(rate(&good) > 11.0, "{kind:?}: {}", rate(&good));
         let most = if kind == Kind::Bandit { 1.0 } else { 0.5 };
         assert!((0.5..=most).contains(&rate(&bad)), "{kind:?}: {}", rate(&bad));

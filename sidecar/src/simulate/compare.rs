@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{
     Detection, Outcome, PolicyName, Recovery, Regime, World,
+    bars::ends,
     detection::median_delay,
     interval::Interval,
     run::{Watched, run},
@@ -91,9 +92,24 @@ pub struct Request {
     pub jobs: usize,
     /// Whom all others are compared with, pair by pair.
     pub versus: Option<PolicyName>,
+    /// In the worlds of which seeds `additive:best` chooses its α; those of the table are others.
+    pub tuning: Seeds,
     /// Keep what figures are drawn from.
     pub figures: bool,
 }
+
+impl Request {
+    /// Returns how many runs it takes.
+    #[must_use]
+    pub fn runs(&self) -> usize {
+        let chosen = self.policies.contains(&PolicyName::AdditiveBest);
+        let tuned = if chosen { self.tuning.len() * (ALPHAS.len() + 1) } else { 0 };
+        self.regimes.len() * (self.seeds.len() * (self.policies.len() + 1) + tuned)
+    }
+}
+
+/// The α that `additive:best` chooses from.
+const ALPHAS: [f64; 12] = [0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0, 50.0];
 
 /// What came of it.
 #[derive(Clone, Debug)]
@@ -111,6 +127,9 @@ pub struct Row {
     pub regime: &'static str,
     /// The policy's name.
     pub policy: String,
+    /// The α that `additive:best` chose for this regime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
     /// Utility in per cent of the reference's in the same world, mean over seeds.
     pub percent_of_reference: f64,
     /// The lower end of its 95 % interval; none for one seed.
@@ -132,6 +151,16 @@ pub struct Row {
     pub recovery_ratings_per_agent: Option<f64>,
     /// The same in ticks.
     pub recovery_ticks: Option<f64>,
+    /// Of each seed that some agents change in: ratings per agent until it came back, or until the end
+    /// of the run where it did not.
+    #[serde(skip)]
+    pub recovery_by_seed: Vec<f64>,
+    /// Of each seed: admitted and not served, per 100 served.
+    #[serde(skip)]
+    pub shed_by_seed: Vec<f64>,
+    /// Of each seed: mean |Δ ln rate| in a tick, times 100.
+    #[serde(skip)]
+    pub step_by_seed: Vec<f64>,
     /// How many seeds came back.
     pub recovered_seeds: usize,
     /// Ratings until half of the agents that fell by about 1.5 were reported, and the ends of its
@@ -179,6 +208,8 @@ pub struct Line {
 struct Run {
     share: f64,
     recovery: Option<Recovery>,
+    /// Ratings after half-time.
+    ratings: f64,
     outcome: Outcome,
 }
 
@@ -186,18 +217,57 @@ struct Run {
 /// same comparison, whatever `jobs` is.
 #[must_use]
 pub fn compare(request: &Request, progress: &(dyn Fn() + Sync)) -> Comparison {
-    let worlds: Vec<(Regime, u64)> = request
+    let mut alphas = vec![None; request.regimes.len()];
+    if request.policies.contains(&PolicyName::AdditiveBest) {
+        let tuning = Request {
+            policies: ALPHAS.map(PolicyName::Additive).to_vec(),
+            seeds: request.tuning,
+            versus: None,
+            figures: false,
+            ..request.clone()
+        };
+        let regimes = all_worlds(&tuning, &vec![None; request.regimes.len()], progress);
+        for (alpha, seeds) in alphas.iter_mut().zip(regimes) {
+            *alpha = Some(best_alpha(&seeds));
+        }
+    }
+    let regimes = all_worlds(request, &alphas, progress);
+    let mut comparison = Comparison { rows: Vec::new(), figures: Vec::new() };
+    for ((regime, seeds), alpha) in request.regimes.iter().zip(regimes).zip(alphas) {
+        comparison.rows.extend(rows(request, *regime, alpha, &seeds));
+        if request.figures {
+            comparison.figures.push(figure(request, *regime, seeds));
+        }
+    }
+    comparison
+}
+
+/// Returns the α of [`ALPHAS`] whose share of the reference is largest over `seeds`.
+fn best_alpha(seeds: &[Seed]) -> f64 {
+    let share = |n: usize| seeds.iter().map(|seed| seed.runs[n].share).sum::<f64>();
+    let best = (0..ALPHAS.len()).max_by(|a, b| share(*a).total_cmp(&share(*b)));
+    ALPHAS[best.expect("there are some")]
+}
+
+/// Returns the worlds of each regime, in the order of the seeds.
+fn all_worlds(
+    request: &Request,
+    alphas: &[Option<f64>],
+    progress: &(dyn Fn() + Sync),
+) -> Vec<Vec<Seed>> {
+    let worlds: Vec<(Regime, Option<f64>, u64)> = request
         .regimes
         .iter()
-        .flat_map(|regime| request.seeds.iter().map(move |seed| (*regime, seed)))
+        .zip(alphas)
+        .flat_map(|(regime, alpha)| request.seeds.iter().map(|seed| (*regime, *alpha, seed)))
         .collect();
     let next = AtomicUsize::new(0);
     let work = || {
         let mut done = Vec::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(&(regime, seed)) = worlds.get(at) else { return done };
-            done.push((at, one_world(request, regime, seed, progress)));
+            let Some(&(regime, alpha, seed)) = worlds.get(at) else { return done };
+            done.push((at, one_world(request, regime, alpha, seed, progress)));
         }
     };
     let mut done = std::thread::scope(|scope| {
@@ -209,15 +279,8 @@ pub fn compare(request: &Request, progress: &(dyn Fn() + Sync)) -> Comparison {
     });
     done.sort_by_key(|(at, _)| *at);
     let mut done = done.into_iter().map(|(_, runs)| runs);
-    let mut comparison = Comparison { rows: Vec::new(), figures: Vec::new() };
-    for regime in &request.regimes {
-        let seeds: Vec<Seed> = done.by_ref().take(request.seeds.len()).collect();
-        comparison.rows.extend(rows(request, *regime, &seeds));
-        if request.figures {
-            comparison.figures.push(figure(request, *regime, seeds));
-        }
-    }
-    comparison
+    let regimes = request.regimes.iter();
+    regimes.map(|_| done.by_ref().take(request.seeds.len()).collect()).collect()
 }
 
 /// All policies in one world.
@@ -227,7 +290,13 @@ struct Seed {
     quality: Vec<f64>,
 }
 
-fn one_world(request: &Request, regime: Regime, seed: u64, progress: &(dyn Fn() + Sync)) -> Seed {
+fn one_world(
+    request: &Request,
+    regime: Regime,
+    alpha: Option<f64>,
+    seed: u64,
+    progress: &(dyn Fn() + Sync),
+) -> Seed {
     let world = World::new(regime, seed, request.agents, request.ticks);
     let first = request.seeds.iter().next() == Some(seed);
     let watch = if request.figures && first { worth_watching(&world) } else { None };
@@ -235,21 +304,30 @@ fn one_world(request: &Request, regime: Regime, seed: u64, progress: &(dyn Fn() 
     progress();
     let total = reference.total();
     let runs = request.policies.iter().map(|policy| {
-        let mut outcome = run(*policy, &world, watch);
+        let policy = match (policy, alpha) {
+            (PolicyName::AdditiveBest, Some(alpha)) => PolicyName::Additive(alpha),
+            (policy, _) => *policy,
+        };
+        let mut outcome = run(policy, &world, watch);
         let recovery = Recovery::of(&world, &outcome.utility, &reference.utility, &outcome.ratings);
         let share = 100.0 * outcome.total() / total;
+        let ratings = outcome.ratings[world.half_time()..].iter().sum();
         outcome.ratings = Vec::new();
         if !request.figures {
             (outcome.utility, outcome.rates) = (Vec::new(), Vec::new());
         }
         progress();
-        Run { share, recovery, outcome }
+        Run { share, recovery, ratings, outcome }
     });
     let runs = runs.collect();
     let quality = watch.map_or_else(Vec::new, |agent| {
         (0..world.ticks()).map(|tick| world.quality(tick)[agent]).collect()
     });
-    Seed { reference: Run { share: 100.0, recovery: None, outcome: reference }, runs, quality }
+    Seed {
+        reference: Run { share: 100.0, recovery: None, ratings: 0.0, outcome: reference },
+        runs,
+        quality,
+    }
 }
 
 /// Demand of an agent worth watching: enough to be rated, within the largest rate.
@@ -266,7 +344,7 @@ fn worth_watching(world: &World) -> Option<usize> {
         .max_by(|a, b| (before[*a] - after[*a]).total_cmp(&(before[*b] - after[*b])))
 }
 
-fn rows(request: &Request, regime: Regime, seeds: &[Seed]) -> Vec<Row> {
+fn rows(request: &Request, regime: Regime, alpha: Option<f64>, seeds: &[Seed]) -> Vec<Row> {
     let shares = |n: usize| -> Vec<f64> { seeds.iter().map(|seed| seed.runs[n].share).collect() };
     let versus = request.versus.and_then(|versus| {
         request.policies.iter().position(|policy| *policy == versus).map(shares)
@@ -276,9 +354,17 @@ fn rows(request: &Request, regime: Regime, seeds: &[Seed]) -> Vec<Row> {
         .map(|(n, policy)| {
             let by_seed = shares(n);
             let share = Interval::of(&by_seed);
-            let mean = |of: &dyn Fn(&Outcome) -> f64| {
-                seeds.iter().map(|seed| of(&seed.runs[n].outcome)).sum::<f64>() / count(seeds.len())
+            let by_seed_of = |of: &dyn Fn(&Outcome) -> f64| -> Vec<f64> {
+                seeds.iter().map(|seed| of(&seed.runs[n].outcome)).collect()
             };
+            let mean = |of: &dyn Fn(&Outcome) -> f64| {
+                by_seed_of(of).iter().sum::<f64>() / count(seeds.len())
+            };
+            let came_back = |seed: &Seed| {
+                let run = &seed.runs[n];
+                run.recovery.map_or(run.ratings, |recovery| recovery.ratings)
+            };
+            let changing = if regime.changed > 0.0 { seeds } else { &[] };
             let back: Vec<Recovery> =
                 seeds.iter().filter_map(|seed| seed.runs[n].recovery).collect();
             let over_back = |of: &dyn Fn(&Recovery) -> f64| {
@@ -300,6 +386,7 @@ fn rows(request: &Request, regime: Regime, seeds: &[Seed]) -> Vec<Row> {
             Row {
                 regime: regime.name,
                 policy: policy.to_string(),
+                alpha: alpha.filter(|_| *policy == PolicyName::AdditiveBest),
                 percent_of_reference: share.mean,
                 low: share.half_width.map(|_| share.low()),
                 high: share.half_width.map(|_| share.high()),
@@ -309,6 +396,12 @@ fn rows(request: &Request, regime: Regime, seeds: &[Seed]) -> Vec<Row> {
                 step_percent: 100.0 * mean(&|outcome| outcome.step),
                 recovery_ratings_per_agent: over_back(&|recovery| recovery.ratings / agents),
                 recovery_ticks: over_back(&|recovery| count(recovery.ticks)),
+                recovery_by_seed: changing
+                    .iter()
+                    .map(|seed| came_back(seed) / count(request.agents))
+                    .collect(),
+                shed_by_seed: by_seed_of(&|outcome| 100.0 * outcome.shed),
+                step_by_seed: by_seed_of(&|outcome| 100.0 * outcome.step),
                 recovered_seeds: back.len(),
                 drift_ratings: median_delay(&detections),
                 false_alarms: (!detections.is_empty()).then(|| ends(&false_alarms)),
@@ -318,13 +411,6 @@ fn rows(request: &Request, regime: Regime, seeds: &[Seed]) -> Vec<Row> {
             }
         })
         .collect()
-}
-
-/// Returns the mean of `values`, and the ends of its interval when there is one.
-fn ends(values: &[f64]) -> [Option<f64>; 3] {
-    let interval = Interval::of(values);
-    let end = |end: f64| interval.half_width.map(|_| end);
-    [Some(interval.mean), end(interval.low()), end(interval.high())]
 }
 
 fn figure(request: &Request, regime: Regime, seeds: Vec<Seed>) -> Figure {
@@ -369,6 +455,7 @@ mod tests {
             ticks: 300,
             jobs,
             versus: Some(PolicyName::Static),
+            tuning: "7..7".parse().unwrap(),
             figures: true,
         }
     }
@@ -400,6 +487,31 @@ mod tests {
             let [mean, low, high] = rows[1].difference.unwrap().map(Option::unwrap);
             let gain = rows[1].percent_of_reference - rows[0].percent_of_reference;
             assert!((mean - gain).abs() < 1e-9 && low < mean && mean < high);
+        }
+    }
+
+    #[test]
+    fn the_best_alpha_is_chosen_on_other_seeds_and_told() {
+        let policies = vec![PolicyName::Additive(0.1), PolicyName::AdditiveBest];
+        let request = Request { policies, tuning: "8..9".parse().unwrap(), ..request(2) };
+        let runs = AtomicUsize::new(0);
+        let comparison = compare(&request, &|| {
+            runs.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(runs.load(Ordering::Relaxed), request.runs());
+        for rows in comparison.rows.chunks(2) {
+            let alpha = rows[1].alpha.unwrap();
+            assert!(rows[0].alpha.is_none() && ALPHAS.contains(&alpha), "{alpha}");
+            // It is what `additive` at that α is worth, on the seeds of the table.
+            let one: Request = Request {
+                policies: vec![PolicyName::Additive(alpha)],
+                regimes: vec![rows[1].regime.parse().unwrap()],
+                versus: None,
+                ..request.clone()
+            };
+            let same = &compare(&one, &|| {}).rows[0];
+            assert_eq!(same.percent_by_seed, rows[1].percent_by_seed);
+            assert!(rows[1].percent_of_reference > rows[0].percent_of_reference);
         }
     }
 

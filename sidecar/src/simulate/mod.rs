@@ -25,18 +25,21 @@ mod interval;
 
 mod compare;
 
+mod bars;
+
 mod report;
 
 mod plot;
 
 pub use actors::{Actor, Adapted, Asked, Believed, Found, PolicyName, Teach, Weigh};
+pub use bars::{Bar, Criterion, JUDGED, Verdict};
 pub use compare::{Comparison, Figure, Line, Request, Row, Seeds, compare};
 pub use detection::{Delay, Detection};
 pub use interval::{Interval, student_t};
 pub use plot::PlotError;
 pub use recovery::Recovery;
 pub use regime::{Dip, REGIMES, Regime, Surge};
-pub use report::{SimulateError, simulate};
+pub use report::{SimulateError, judge, simulate};
 pub use run::{Outcome, Watched, run, run_actor};
 pub use world::{Ratings, World};
 

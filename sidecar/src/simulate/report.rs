@@ -9,7 +9,9 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{Comparison, PlotError, Request, Row, compare, plot, world::count};
+use super::{
+    Comparison, Criterion, PlotError, PolicyName, Request, Row, bars, compare, plot, world::count,
+};
 use crate::figure::FORMATS;
 
 /// The most agents times ticks of one world: its numbers take 24 bytes each, per thread.
@@ -73,29 +75,16 @@ pub fn simulate(
     if let Some(versus) = request.versus.filter(|versus| !request.policies.contains(versus)) {
         return Err(SimulateError::Versus { policy: versus.to_string() });
     }
-    let (agents, ticks) = (request.agents, request.ticks);
-    let cells = agents.saturating_mul(ticks);
-    if cells > CELLS_MAX {
-        return Err(SimulateError::TooLarge { agents, ticks, cells });
-    }
+    fits(&request)?;
     request.figures = plot.is_some();
     if let Some(folder) = &plot {
         // Before the work, not after it.
         plot::prepare(folder)
             .map_err(|source| SimulateError::Plot { folder: folder.clone(), source })?;
     }
-    let worlds = request.regimes.len() * request.seeds.len();
-    let runs = worlds * (request.policies.len() + 1);
-    let bar = bar(runs);
-    let began = Instant::now();
-    let comparison = compare(&request, &|| bar.inc(1));
-    bar.finish_and_clear();
-    let seconds = began.elapsed().as_secs_f64();
-
+    let comparison = timed(&request);
     let shown = if json { as_json(&request, &comparison) } else { table(&request, &comparison) };
     writeln!(io::stdout(), "{shown}")?;
-    let rate = count(runs) * count(cells) / seconds / 1e6;
-    eprintln!("{runs} runs in {seconds:.1} s: {rate:.1} million agent-ticks a second");
     if let Some(folder) = plot {
         for figure in &comparison.figures {
             let drawn = plot::draw(figure, &folder);
@@ -107,6 +96,54 @@ pub fn simulate(
         }
     }
     Ok(())
+}
+
+/// Judges the policies of `request` by the criteria of [`super::bars`] and prints the verdicts, or with
+/// `json` one object on one line. Its regimes are those that the criteria are about.
+///
+/// # Errors
+///
+/// When the request is at fault, or nobody reads the result.
+pub fn judge(request: &Request, json: bool) -> Result<(), SimulateError> {
+    fits(request)?;
+    let request = bars::request(request);
+    let criteria = bars::judge(&request, &timed(&request));
+    let shown = if json { judged(&request, &criteria) } else { bars::table(&request, &criteria) };
+    writeln!(io::stdout(), "{shown}")?;
+    Ok(())
+}
+
+fn judged(request: &Request, criteria: &[Criterion]) -> String {
+    json!({
+        "agents": request.agents,
+        "ticks": request.ticks,
+        "seeds": request.seeds.iter().collect::<Vec<_>>(),
+        "tuning_seeds": request.tuning.iter().collect::<Vec<_>>(),
+        "criteria": criteria,
+    })
+    .to_string()
+}
+
+fn fits(request: &Request) -> Result<(), SimulateError> {
+    let (agents, ticks) = (request.agents, request.ticks);
+    let cells = agents.saturating_mul(ticks);
+    if cells > CELLS_MAX {
+        return Err(SimulateError::TooLarge { agents, ticks, cells });
+    }
+    Ok(())
+}
+
+/// Compares, and says what it took.
+fn timed(request: &Request) -> Comparison {
+    let runs = request.runs();
+    let bar = bar(runs);
+    let began = Instant::now();
+    let comparison = compare(request, &|| bar.inc(1));
+    bar.finish_and_clear();
+    let seconds = began.elapsed().as_secs_f64();
+    let rate = count(runs) * count(request.agents * request.ticks) / seconds / 1e6;
+    eprintln!("{runs} runs in {seconds:.1} s: {rate:.1} million agent-ticks a second");
+    comparison
 }
 
 fn bar(runs: usize) -> ProgressBar {
@@ -124,6 +161,7 @@ fn as_json(request: &Request, comparison: &Comparison) -> String {
         "agents": request.agents,
         "ticks": request.ticks,
         "seeds": seeds,
+        "tuning_seeds": request.tuning.iter().collect::<Vec<_>>(),
         "interval": "95 %, Student's t over seeds, paired with the reference of the same world",
         "versus": request.versus.map(|policy| policy.to_string()),
         "results": comparison.rows,
@@ -135,7 +173,10 @@ fn as_json(request: &Request, comparison: &Comparison) -> String {
 type Column = (&'static str, bool, fn(&Row, usize) -> String);
 
 const COLUMNS: &[Column] = &[
-    ("policy", false, |row, _| row.policy.clone()),
+    ("policy", false, |row, _| match row.alpha {
+        Some(alpha) => format!("{} (α = {alpha})", row.policy),
+        None => row.policy.clone(),
+    }),
     ("% of reference", true, |row, _| format!("{:.1}", row.percent_of_reference)),
     ("95 % interval", true, |row, _| range(row.low, row.high, false)),
     ("shed %", true, |row, _| format!("{:.2}", row.shed_percent)),
@@ -165,6 +206,10 @@ fn table(request: &Request, comparison: &Comparison) -> String {
     );
     if let Some(versus) = request.versus {
         text.push_str(&format!("; differences are to `{versus}`, paired by seed"));
+    }
+    if request.policies.contains(&PolicyName::AdditiveBest) {
+        let tuning = request.tuning;
+        text.push_str(&format!("; α of `additive:best` chosen for each regime on seeds {tuning}"));
     }
     text.push('\n');
     let by_regime = comparison.rows.chunks(request.policies.len());
@@ -229,7 +274,6 @@ fn recovery(row: &Row, seeds: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simulate::PolicyName;
 
     fn request() -> Request {
         Request {
@@ -240,6 +284,7 @@ mod tests {
             ticks: 300,
             jobs: 1,
             versus: Some(PolicyName::Static),
+            tuning: "7..7".parse().unwrap(),
             figures: false,
         }
     }

@@ -27,7 +27,7 @@ pub const YOUNG: f32 = 64.0;
 
 /// Ticks without a rating that count towards a change, at most: of an agent that nobody rates for a
 /// night 82 % of its standing is left at the default hazard, whatever the clock did.
-pub const GAP_TICKS_MAX: f64 = 500.0;
+pub const GAP_TICKS_MAX: f64 = 200.0;
 
 /// Ratings within one tick after which a hypothesis is born before the tick is over.
 const CROWD: u8 = 8;

@@ -70,7 +70,7 @@ pub struct EstimatorConfig {
     pub variance_max: f64,
     /// Points of score beyond which a rating's distance from the mean is clipped; 2.5.
     pub clip: f64,
-    /// Chance of a fresh start in a tick, below 1; 4·10⁻⁴. With 0 the mixture is one Kalman filter.
+    /// Chance of a fresh start in a tick, below 1; 10⁻³. With 0 the mixture is one Kalman filter.
     pub hazard: f64,
     /// False drift events per rating that are accepted; 10⁻⁴.
     pub false_alarm: f64,
@@ -98,7 +98,7 @@ impl EstimatorConfig {
             },
             variance_max: 1.0,
             clip: 2.5,
-            hazard: 4e-4,
+            hazard: 1e-3,
             false_alarm: 1e-4,
             shift_min: 0.35,
             page_hinkley: PageHinkleyConfig::default(),

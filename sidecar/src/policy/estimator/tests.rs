@@ -227,9 +227,9 @@ fn silence_fades_what_is_known_towards_the_prior_and_no_further() {
     }
     let known = estimator.belief();
     assert_eq!(estimator.belief_after(0.0, &config).mean, known.mean);
-    // (1 − 4·10⁻⁴)^500 = 0.8187 stays.
+    // (1 − 10⁻³)^200 = 0.8186 stays.
     let night = estimator.belief_after(30_000.0, &config);
-    let expected = 3.5 + 0.8187 * (known.mean - 3.5);
+    let expected = 3.5 + 0.8186 * (known.mean - 3.5);
     assert!((night.mean - expected).abs() < 1e-3, "{night:?}");
     assert_eq!(estimator.belief_after(1e300, &config).mean, night.mean);
     assert!(night.variance > 5.0 * known.variance && night.variance < 2.0);

@@ -84,6 +84,9 @@ pub enum PolicyName {
     StaticMax,
     /// r ← clamp(r + α·(score − 3)), at this α in tokens per tick.
     Additive(f64),
+    /// The same at the α that is best in the regime, of a few tried on other seeds. It is the comparison
+    /// that tries them; on its own it is [`PolicyName::Additive`] at the default α.
+    AdditiveBest,
     /// The shipped `price`: changepoint mixture, trust in raters, the constants of `[policy]`.
     Price,
     /// The same with `estimator = "kalman"`: a Kalman filter and a Page-Hinkley alarm.
@@ -112,13 +115,14 @@ const ALPHA_RANGE: std::ops::RangeInclusive<f64> = 0.000_001..=1_000.0;
 
 impl PolicyName {
     /// Those that are compared when nobody names any.
-    pub const DEFAULT: [Self; 14] = [
+    pub const DEFAULT: [Self; 15] = [
         Self::Static,
         Self::StaticMax,
         Self::Additive(0.1),
         Self::Additive(1.0),
         Self::Additive(5.0),
         Self::Additive(10.0),
+        Self::AdditiveBest,
         Self::Price,
         Self::PricePageHinkley,
         Self::Bandit,
@@ -137,6 +141,7 @@ impl PolicyName {
             Self::Static => Box::new(fixed::Fixed::equal(world)),
             Self::StaticMax => Box::new(fixed::Fixed::most(world)),
             Self::Additive(alpha) => Box::new(additive::Additive::new(world, alpha)),
+            Self::AdditiveBest => Box::new(additive::Additive::new(world, ALPHA_DEFAULT)),
             Self::Price => shipped::price(world, EstimatorKind::Changepoint),
             Self::PricePageHinkley => shipped::price(world, EstimatorKind::Kalman),
             Self::Bandit => shipped::bandit(world),
@@ -156,6 +161,7 @@ impl fmt::Display for PolicyName {
             Self::Static => "static",
             Self::StaticMax => "static-max",
             Self::Additive(alpha) => return write!(out, "additive:{alpha}"),
+            Self::AdditiveBest => "additive:best",
             Self::Price => "price",
             Self::PricePageHinkley => "price-page-hinkley",
             Self::Bandit => "bandit",
@@ -179,6 +185,7 @@ impl FromStr for PolicyName {
             None => (text, None),
         };
         let policy = match name {
+            "additive" if number == Some("best") => return Ok(Self::AdditiveBest),
             "additive" => {
                 let alpha = match number {
                     None => ALPHA_DEFAULT,
@@ -209,7 +216,7 @@ impl FromStr for PolicyName {
             "clairvoyant" => Self::Clairvoyant,
             other => {
                 return Err(format!(
-                    "no policy `{other}`: choose from static, static-max, additive[:ALPHA], price, \
+                    "no policy `{other}`: choose from static, static-max, additive[:ALPHA|:best], price, \
                      price-page-hinkley, bandit, price-kalman, price-trust, greedy, thompson, reference, clairvoyant"
                 ));
             }

@@ -10,6 +10,7 @@ fn figure(policies: &[PolicyName]) -> Figure {
         ticks: 400,
         jobs: 1,
         versus: None,
+        tuning: "1".parse().unwrap(),
         figures: true,
     };
     compare(&request, &|| {}).figures.remove(0)
