@@ -283,6 +283,15 @@ impl Merit {
         self.process.take().expect("merit runs").kill9();
     }
 
+    /// Sends SIGHUP: the process reads its configuration again.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn hangup(&mut self) {
+        self.process.as_mut().expect("merit runs").signal("HUP");
+    }
+
     /// Sends SIGTERM and does not wait.
     ///
     /// # Panics
@@ -331,6 +340,12 @@ impl Merit {
         format!("http://127.0.0.1:{}", self.ports.ingest)
     }
 
+    /// Returns the folder that the process runs in.
+    #[must_use]
+    pub fn folder(&self) -> &std::path::Path {
+        self.folder.path()
+    }
+
     /// Returns the address of the gateway.
     #[must_use]
     pub fn gateway_address(&self) -> String {
@@ -366,6 +381,19 @@ impl Merit {
             .filter_map(|(_, value)| value.parse().ok())
             .collect();
         (!values.is_empty()).then(|| values.iter().sum())
+    }
+
+    /// Returns the value of the series `series`, named as on the metrics page: `name{label="value"}`.
+    ///
+    /// # Panics
+    ///
+    /// When the metrics listener does not answer.
+    pub async fn series(&self, series: &str) -> Option<f64> {
+        let url = format!("{}/metrics", self.metrics());
+        let page =
+            Client::new().get(&url, None).await.expect("the metrics listener answers").text();
+        let mut lines = page.lines().filter_map(|line| line.rsplit_once(' '));
+        lines.find(|(found, _)| *found == series).and_then(|(_, value)| value.parse().ok())
     }
 
     /// Returns what the process has printed since its first start.

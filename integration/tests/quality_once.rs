@@ -56,7 +56,8 @@ fn offline(kafka: &Kafka, topic: &str) -> BTreeMap<String, (Estimator, u32)> {
     let mut from_the_start = TopicPartitionList::new();
     let mut records = 0;
     for partition in metadata.topics()[0].partitions() {
-        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), DEADLINE).unwrap();
+        let marks = consumer.fetch_watermarks(topic, partition.id(), DEADLINE);
+        let (low, high) = marks.expect("the broker answers");
         assert_eq!(low, 0, "nothing of the topic is compacted yet");
         records += high;
         let added = from_the_start.add_partition_offset(topic, partition.id(), Offset::Beginning);
@@ -119,6 +120,7 @@ async fn learns_once_though_killed(kind: &str) {
         ("MERIT__TUNER__REPLAY_WINDOW", "1s"),
         ("MERIT__POLICY__KIND", kind),
         ("MERIT__POLICY__SERVICE_CAPACITY", "300"),
+        ("MERIT__POLICY__MODE", "live"),
         ("MERIT__POLICY__TRUST", "false"),
     ] {
         settings.environment.push((name.into(), value.into()));
@@ -180,4 +182,9 @@ async fn learns_once_though_killed(kind: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn price_learns_every_rating_once_though_the_tuner_is_killed_again_and_again() {
     learns_once_though_killed("price").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ppo_learns_every_rating_once_though_the_tuner_is_killed_again_and_again() {
+    learns_once_though_killed("ppo").await;
 }

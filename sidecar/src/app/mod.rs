@@ -211,6 +211,7 @@ async fn start_with(
         let mut plan = tuner::Plan::new(config.policy.clone(), config.default_limits());
         plan.subject = config.ratings.subject;
         plan.unproved = unproved(config);
+        plan.earned = config.earned_buckets();
         plan.tuner = config.tuner.clone();
         plan.changes = Some(changes);
         if let Some(path) = &config.policy.decision_log {

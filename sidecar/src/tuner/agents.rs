@@ -274,7 +274,8 @@ impl Agents {
             return Look::Begun;
         };
         let decision = judge.tick(&mut known.state, asked);
-        let change = known.has_moved().then(|| known.change(agent, epoch, Vec::new(), Vec::new()));
+        let change =
+            known.has_moved().then(|| known.change(agent, epoch, judge, Vec::new(), Vec::new()));
         let change = change.map(Box::new);
         Look::Ticked { decision, change }
     }
@@ -370,7 +371,7 @@ impl Agents {
         }
         let seen = known.seen.take_unwritten();
         let applied = if durable { moved } else { Vec::new() };
-        (Some(known.change(agent, epoch, applied, seen)), folded)
+        (Some(known.change(agent, epoch, judge, applied, seen)), folded)
     }
 
     /// Notes that a change is in force.
@@ -394,15 +395,17 @@ impl Agent {
         &self,
         agent: &AgentId,
         epoch: &str,
+        judge: &Judge,
         applied: Vec<(String, u64)>,
         seen: Vec<(String, String)>,
     ) -> Change {
         let kept = Kept { epoch, state: &self.state };
+        let limits = self.state.limits();
         Change {
             agent: agent.clone(),
             rev: self.rev,
-            limits: self.state.limits(),
-            named: Vec::new(),
+            limits,
+            named: judge.named(limits),
             adopts: self.adopts,
             state: serde_json::to_string(&kept).expect("a state is plain data"),
             applied,
@@ -432,16 +435,18 @@ fn asked(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tower_merit::bucket::BucketName;
+
     use crate::{
         bus::Partition,
-        policy::Config,
+        policy::{Config, Kind},
         rating::{Poster, RatingRequest},
     };
 
     const EPOCH: &str = "e1";
 
     fn judge(config: &Config) -> Judge {
-        Judge::new(config, Limits::per_second(20.0, 40).unwrap(), 1.0)
+        Judge::new(config, Limits::per_second(20.0, 40).unwrap(), 1.0, Vec::new())
     }
 
     fn policy() -> Policy {
@@ -570,6 +575,88 @@ mod tests {
         assert_eq!(went_back, Err(WentBack::Older));
         let gone = agents.load(&agent(), Record::default(), &policy(), EPOCH);
         assert_eq!(gone, Err(WentBack::Gone));
+    }
+
+    #[test]
+    fn named_buckets_move_with_the_default_one() {
+        let writes = BucketName::new("writes").unwrap();
+        let start = Limits::per_second(20.0, 40).unwrap();
+        let buckets = vec![(writes.clone(), Limits::per_second(2.0, 10).unwrap())];
+        let mut judge = Judge::new(&Config::default(), start, 1.0, buckets);
+        let mut agents = Agents::new();
+        agents.load(&agent(), Record::default(), judge.policy(), EPOCH).unwrap();
+        let deliveries = [delivery(0, "i", 5)];
+        let mut ratings = [Folding { delivery: &deliveries[0], log: "s/0".into(), fresh: false }];
+        let (change, _) = agents.fold(&agent(), &mut ratings, &mut judge, EPOCH, true);
+        // From 20 to 20.2 is one per cent more.
+        assert_eq!(change.unwrap().named, [(writes, Limits::per_second(2.02, 10).unwrap())]);
+    }
+
+    #[test]
+    fn an_agent_is_looked_at_once_a_tick_and_moved_only_by_more_than_one_per_cent() {
+        let config = Config {
+            kind: Kind::Price,
+            service_capacity: Some(100.0),
+            trust: false,
+            ..Config::default()
+        };
+        let mut judge = judge(&config);
+        let (tick, start) = (Duration::from_secs(1), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut agents = Agents::new();
+        agents.load(&agent(), Record::default(), judge.policy(), EPOCH).unwrap();
+        let deliveries = [delivery(0, "i", 5)];
+        let mut ratings = [Folding { delivery: &deliveries[0], log: "s/0".into(), fresh: false }];
+        let (change, folded) = agents.fold(&agent(), &mut ratings, &mut judge, EPOCH, true);
+        let rate = change.unwrap().limits.refill().tokens();
+        assert!((15.0..=25.05).contains(&rate), "one step from 20: {rate}");
+        assert_eq!(folded.decision.unwrap().held, None);
+        agents.written(&agent(), 1, rate);
+
+        let demand = |admitted, denied| Demand { admitted, denied, left: 7 };
+        assert_eq!(agents.due(9, start, tick), [], "it was loaded just now");
+        assert_eq!(agents.due(9, at(2), tick), [agent()]);
+        // It asks for exactly what it has: one look moves it by a step, and the next ones by less and less.
+        let mut looks = 0;
+        let mut writes = 0;
+        for second in 2..120 {
+            let count = 20 * second;
+            match agents.look(&agent(), demand(count, 0), at(second), &judge, EPOCH) {
+                Look::Begun => panic!("it was loaded with its counts"),
+                Look::Ticked { change, .. } => {
+                    looks += 1;
+                    if let Some(change) = change {
+                        writes += 1;
+                        agents.written(&agent(), 1, change.limits.refill().tokens());
+                    }
+                }
+            }
+            assert_eq!(agents.due(9, at(second), tick), []);
+        }
+        assert!(looks == 118 && (1..20).contains(&writes), "{looks} looks, {writes} writes");
+        // Counts that went back are another bucket's: from there on they count anew.
+        let back = agents.look(&agent(), demand(5, 0), at(200), &judge, EPOCH);
+        assert!(matches!(back, Look::Begun));
+        let on = agents.look(&agent(), demand(25, 0), at(201), &judge, EPOCH);
+        assert!(matches!(on, Look::Ticked { .. }));
+    }
+
+    #[test]
+    fn everybody_has_a_turn_before_anybody_has_another_and_the_forgotten_have_none() {
+        let mut agents = Agents::with_capacity(NonZeroUsize::new(4).unwrap());
+        let name = |number: u32| AgentId::new(&format!("a{number}")).unwrap();
+        for number in 0..5 {
+            agents.load(&name(number), Record::default(), &policy(), EPOCH).unwrap();
+        }
+        // a0 was pushed out; loading a1 anew keeps its place.
+        agents.load(&name(1), Record::default(), &policy(), EPOCH).unwrap();
+        let later = Instant::now() + Duration::from_secs(60);
+        let mut due = |most| agents.due(most, later, Duration::from_secs(1));
+        assert_eq!(due(3), [name(1), name(2), name(3)]);
+        assert_eq!(due(2), [name(4), name(1)]);
+        assert_eq!(due(9).len(), 4, "nobody twice in one look around");
+        agents.forget(&name(2));
+        assert_eq!(agents.due(9, later, Duration::from_secs(1)).len(), 3);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! may teach it twice. With trust off and receipts not looked at, an agent's quality is a fold of its
 //! ratings and of nothing else.
 
-use tower_merit::bucket::Limits;
+use tower_merit::bucket::{BucketName, Limits, earned};
 
 use crate::{
     policy::{AnyLaw, Asked, Config, Decision, Market, Policy, Raters, State, rater_of, vote_of},
@@ -17,13 +17,30 @@ pub(super) struct Judge {
     policy: Policy,
     raters: Option<Raters>,
     unproved: f64,
+    start: Limits,
+    /// Named buckets that scale with what an agent earned, as they are configured.
+    earned: Vec<(BucketName, Limits)>,
 }
 
 impl Judge {
     /// Returns a judge by `config`; a rating without a receipt that holds weighs `unproved`, 0 to 1.
-    pub(super) fn new(config: &Config, start: Limits, unproved: f64) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        start: Limits,
+        unproved: f64,
+        earned: Vec<(BucketName, Limits)>,
+    ) -> Self {
         let raters = config.trust.then(Raters::default);
-        Self { policy: Policy::new(config, start), raters, unproved }
+        Self { policy: Policy::new(config, start), raters, unproved, start, earned }
+    }
+
+    /// Returns the limits of an agent's named buckets when its default bucket has `limits`.
+    pub(super) fn named(&self, limits: Limits) -> Vec<(BucketName, Limits)> {
+        let (rate, start) = (limits.refill(), self.start.refill());
+        let scaled = |(name, configured): &(BucketName, Limits)| {
+            (name.clone(), earned(configured, rate, start))
+        };
+        self.earned.iter().map(scaled).collect()
     }
 
     /// Goes on by another `config`. What is known of agents and raters stays, and so does the

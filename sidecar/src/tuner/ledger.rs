@@ -57,7 +57,10 @@ impl Ledger {
             self.log.write(&Decided { reward, ..row });
         }
         // What was not followed says nothing of what it would have been worth.
-        if decision.held.is_some() || self.unsettled.contains_key(agent) || self.unsettled.len() >= UNSETTLED_MAX {
+        if decision.held.is_some()
+            || self.unsettled.contains_key(agent)
+            || self.unsettled.len() >= UNSETTLED_MAX
+        {
             return;
         }
         let Some(features) = policy.observation(state) else { return };

@@ -42,7 +42,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId,
-    bucket::Limits,
+    bucket::{BucketName, Limits},
     store::{Change, StoreError, Tune, Written},
 };
 use tracing::{error, info, warn};
@@ -102,6 +102,8 @@ pub struct Plan {
     pub subject: SubjectMode,
     /// What a rating without a receipt that holds weighs, 0 to 1.
     pub unproved: f64,
+    /// Named buckets that scale with what an agent earned, as they are configured.
+    pub earned: Vec<(BucketName, Limits)>,
     /// How ratings and looks are batched.
     pub tuner: Config,
     /// Policies to go on by, while it runs.
@@ -120,6 +122,7 @@ impl Plan {
             start,
             subject: SubjectMode::default(),
             unproved: 1.0,
+            earned: Vec::new(),
             tuner: Config::default(),
             changes: None,
             decisions: None,
@@ -168,12 +171,12 @@ impl<T: Tune> Tuner<T> {
     /// Returns a loop that has read nothing yet.
     #[must_use]
     pub fn new(consumer: Consumer, store: T, plan: Plan) -> Self {
-        let Plan { policy, start, subject, unproved, tuner, changes, decisions } = plan;
+        let Plan { policy, start, subject, unproved, earned, tuner, changes, decisions } = plan;
         let who = life::unique();
         Self {
             consumer,
             store,
-            judge: Judge::new(&policy, start, unproved),
+            judge: Judge::new(&policy, start, unproved, earned),
             subject,
             agents: Agents::new(),
             positions: Positions::new(tuner.replay_window),

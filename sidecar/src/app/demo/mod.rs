@@ -158,7 +158,8 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     }
     let names: Vec<AgentId> = world.agents.iter().map(|agent| agent.id.clone()).collect();
     let records = store.load(&names).await?;
-    let quote = store.trade(&Bid { who: "demo".to_owned(), term: Duration::ZERO, quote: None }).await?;
+    let quote =
+        store.trade(&Bid { who: "demo".to_owned(), term: Duration::ZERO, quote: None }).await?;
     let mut policy = Policy::new(&config.policy, config.default_limits());
     if let Some(Quote { price, use_share }) = quote.quote {
         policy.see(Market { price, use_share, ..*policy.market() });

@@ -162,7 +162,8 @@ impl World {
             let token = sign(json!({ "sub": user, "scope": "ratings:write" }))?;
             Ok(Rater { user, authorization: format!("Bearer {token}") })
         };
-        let raters: Result<_, _> = (0..RATERS).map(|index| rater(format!("user-{index}"))).collect();
+        let raters: Result<_, _> =
+            (0..RATERS).map(|index| rater(format!("user-{index}"))).collect();
         let bombers: Result<_, _> =
             (0..BOMBERS).map(|index| rater(format!("bomber-{index}"))).collect();
         let demand = (DEMAND_TOTAL / f64::from(options.agents)).min(DEMAND_MAX);
