@@ -334,6 +334,16 @@ impl Merit {
         (status, process.output())
     }
 
+    /// Returns the process's id.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.process.as_ref().expect("merit runs").id()
+    }
+
     /// Returns the URL of ingest.
     #[must_use]
     pub fn ingest(&self) -> String {
@@ -411,9 +421,11 @@ impl Merit {
 #[must_use]
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    // Tests are in target/<profile>/deps, tools one level up, beside it.
+    // Tests are in target/<profile>/deps, examples in target/<profile>/examples, tools one level up,
+    // beside it.
     let folder = test.parent().expect("a file is in a folder");
-    let folder = if folder.ends_with("deps") { folder.parent().unwrap_or(folder) } else { folder };
+    let below = folder.ends_with("deps") || folder.ends_with("examples");
+    let folder = if below { folder.parent().unwrap_or(folder) } else { folder };
     let binary = folder.join("merit");
     let built = binary.metadata().and_then(|file| file.modified()).unwrap_or_else(|error| {
         panic!("{}: {error}; build it first: {BUILD}", binary.display());

@@ -16,6 +16,15 @@ struct Agent {
 }
 
 async fn demo(seconds: u64, seed: u64, shuffled: bool) -> BTreeMap<String, Agent> {
+    demo_with_bombing(seconds, seed, shuffled).await.0
+}
+
+/// Returns the rows, and what the demo says of the agent that is rated down.
+async fn demo_with_bombing(
+    seconds: u64,
+    seed: u64,
+    shuffled: bool,
+) -> (BTreeMap<String, Agent>, Value) {
     let folder = Folder::new("demo");
     let duration = format!("{seconds}s");
     let seed = seed.to_string();
@@ -49,9 +58,10 @@ async fn demo(seconds: u64, seed: u64, shuffled: bool) -> BTreeMap<String, Agent
             admitted: number(row, "admitted"),
             denied: number(row, "denied"),
         };
+        assert!(number(row, "rate_base") > 0.0 && number(row, "residual").abs() <= 1.0, "{row}");
         (row["agent_id"].as_str().expect("an agent has a name").to_owned(), agent)
     });
-    rows.collect()
+    (rows.collect(), objects[0]["bombing"].clone())
 }
 
 /// Returns the ranks of `values`, from 1; equal values share the mean of their ranks.
@@ -98,7 +108,7 @@ fn the_correlation_of_ranks_is_one_for_any_rising_curve_and_halves_ties() {
 
 #[tokio::test]
 async fn quality_earns_rate_and_only_through_ratings() {
-    let honest = demo(30, 1, false).await;
+    let (honest, bombing) = demo_with_bombing(30, 1, false).await;
     let earned = correlation(&honest);
     println!("rank correlation of quality and final rate: {earned:.3}");
     assert!(honest.len() >= 20, "{} agents", honest.len());
@@ -107,6 +117,12 @@ async fn quality_earns_rate_and_only_through_ratings() {
     assert!(honest.values().all(|agent| agent.rate_start == first), "all start alike: {honest:#?}");
     assert!(honest.values().all(|agent| agent.admitted > 0.0), "{honest:#?}");
     assert!(honest.values().any(|agent| agent.denied > 0.0), "nobody was ever refused");
+
+    // Ten users rate one of two equal agents down: raters who lie far off count little.
+    println!("{bombing}");
+    assert!(bombing["ratings"].as_f64().is_some_and(|ratings| ratings > 50.0), "{bombing}");
+    let kept = bombing["rate_to_twin"].as_f64().expect("a share");
+    assert!((0.9..=1.1).contains(&kept), "{bombing}: {honest:#?}");
 
     let shuffled = demo(30, 1, true).await;
     let left = correlation(&shuffled);

@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! cargo build --release --workspace --bins --features merit-sidecar/full
-//! target/release/latency [RATINGS_PER_SECOND] [SECONDS] [AGENTS]      # default 1000 30 1000
+//! target/release/latency [RATINGS_PER_SECOND] [SECONDS] [AGENTS] [POLICY]   # default 1000 30 1000 additive
 //! ```
 //!
 //! Starts Redis, Kafka and one `merit run --role all` on loopback, warms up for ten seconds, then
 //! posts single ratings at the rate asked for. Two measures: what `merit_rating_to_limit_seconds`
 //! counted for every rating, and what an onlooker saw who posts fifty ratings a second of its own
-//! (one after the other) and reads Redis until the limit has changed, from the 202 on. Prints one
-//! line of JSON.
+//! (one after the other) and reads Redis until the limit has changed, from the 202 on. There is no
+//! onlooker but with `additive`: others need not move a limit at every rating. `ppo` is live and learns. Prints
+//! one line of JSON.
 
 #![allow(clippy::cast_precision_loss, reason = "figures to look at")]
 
@@ -39,17 +40,26 @@ async fn main() -> anyhow::Result<()> {
         arguments.next().map_or(Ok(default), |text| text.parse().context("not a number"))
     };
     let (rate, seconds, agents) = (number(1000)?, number(30)?, number(1000)?);
+    let policy = arguments.next().unwrap_or_else(|| "additive".to_owned());
 
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
     let kafka = Kafka::start().await;
-    let merit = Merit::start(Settings::new(&redis.url()).kafka(&kafka.brokers(), "latency")).await;
+    let mut settings = Settings::new(&redis.url()).kafka(&kafka.brokers(), "latency");
+    for (name, value) in [("KIND", &*policy), ("MODE", "live"), ("SERVICE_CAPACITY", "10000")] {
+        settings.environment.push((format!("MERIT__POLICY__{name}"), value.to_owned()));
+    }
+    let merit = Merit::start(settings).await;
 
     let load = Load { url: format!("{}/v1/rating", merit.ingest()), rate, agents };
     load.run(WARM_UP).await?;
     let before = buckets(&merit).await?;
     let duration = Duration::from_secs(seconds);
-    let (posted, seen) = tokio::join!(load.run(duration), onlook(&merit, &redis, duration));
-    let (posted, mut seen) = (posted?, seen?);
+    let (posted, mut seen) = if policy == "additive" {
+        let (posted, seen) = tokio::join!(load.run(duration), onlook(&merit, &redis, duration));
+        (posted?, seen?)
+    } else {
+        (load.run(duration).await?, Vec::new())
+    };
     let after = buckets(&merit).await?;
 
     let counted: Vec<(f64, f64)> =
@@ -57,12 +67,14 @@ async fn main() -> anyhow::Result<()> {
     seen.sort_unstable();
     let at = |share: f64| {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an index")]
-        let index = ((seen.len() - 1) as f64 * share) as usize;
-        seen[index].as_secs_f64() * 1e3
+        let index = (seen.len().saturating_sub(1) as f64 * share) as usize;
+        seen.get(index).map(|seen| seen.as_secs_f64() * 1e3)
     };
     println!(
         "{}",
         serde_json::json!({
+            "policy": policy,
+            "updates": merit.metric("merit_learning_updates_total").await,
             "asked_per_second": rate,
             "posted_per_second": posted as f64 / duration.as_secs_f64(),
             "agents": agents,

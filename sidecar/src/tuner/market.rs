@@ -18,6 +18,9 @@ use crate::policy::{Config, Integrator, Market};
 const TERM_MIN: Duration = Duration::from_secs(3);
 const TERM_TICKS: u32 = 3;
 
+/// How long a node that is not told of is remembered.
+const FORGOTTEN: Duration = Duration::from_secs(3_600);
+
 /// What one tuner knows of the market.
 pub(super) struct Trade {
     who: String,
@@ -27,8 +30,9 @@ pub(super) struct Trade {
     tick: Duration,
     leads: bool,
     quote: Option<Quote>,
-    /// What each node had admitted, and when that was asked.
-    used: Option<(HashMap<String, u64>, Instant)>,
+    /// What each node had admitted when it was last heard of, and when they were asked. A node that takes
+    /// nothing for a while is not told of, and comes back at its old count.
+    used: Option<(HashMap<String, (u64, Instant)>, Instant)>,
     price: Gauge,
     use_share: Gauge,
     leading: Gauge,
@@ -101,19 +105,21 @@ impl Trade {
     }
 
     /// Returns the next quote from what the nodes have admitted; nothing from the first look.
-    fn next(&mut self, used: Vec<(String, u64)>, now: Instant) -> Option<Quote> {
-        let used: HashMap<String, u64> = used.into_iter().collect();
-        let (before, at) = self.used.replace((used, now))?;
-        let (used, _) = self.used.as_ref()?;
-        // A node that is new began at 0, and one that is gone admits nothing any more.
-        let admitted: u64 = used
-            .iter()
-            .map(|(node, now)| now.saturating_sub(before.get(node).copied().unwrap_or(0)))
-            .sum();
-        let seconds = now.saturating_duration_since(at).as_secs_f64();
+    fn next(&mut self, told: Vec<(String, u64)>, now: Instant) -> Option<Quote> {
+        let first = self.used.is_none();
+        let (nodes, at) = self.used.get_or_insert_with(|| (HashMap::new(), now));
+        let seconds = now.saturating_duration_since(*at).as_secs_f64();
+        *at = now;
+        let mut admitted = 0;
+        for (node, count) in told {
+            // A node that was never heard of began at 0 a moment ago.
+            let before = nodes.insert(node, (count, now)).map_or(0, |(before, _)| before);
+            admitted += count.saturating_sub(before);
+        }
+        nodes.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < FORGOTTEN);
         #[allow(clippy::cast_precision_loss, reason = "tokens of one tick")]
         let use_share = admitted as f64 / seconds / self.capacity;
-        if !use_share.is_finite() {
+        if first || !use_share.is_finite() {
             return None;
         }
         let price = self.quote.map_or(0.0, |quote| quote.price);
@@ -155,6 +161,9 @@ mod tests {
         assert!((quote.price - (0.005 + 0.25)).abs() < 1e-12, "an error of one capacity at most");
         // Two looks at one instant say nothing.
         assert_eq!(trade.next(used(&[("n2", 290)]), at(3)), None);
+        // n1 was idle, and is told of again at the count it had.
+        let quote = trade.next(used(&[("n1", 1_130), ("n2", 290)]), at(4)).unwrap();
+        assert_eq!(quote.use_share, 0.1);
     }
 
     #[tokio::test]

@@ -126,7 +126,9 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
             world: Arc::clone(&world),
             client: client.clone(),
             index,
-            rng: StdRng::seed_from_u64(options.seed ^ (index as u64).wrapping_mul(0x9e37_79b9)),
+            rng: seeded(options.seed, index),
+            // The twins are asked for at the same moments: between them there is only the bombing.
+            arrivals: seeded(!options.seed, index.max(1)),
             gateway: gateway.to_string(),
             ingest: ingest.to_string(),
         };
@@ -137,12 +139,14 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
             world: Arc::clone(&world),
             client: client.clone(),
             index: 0,
-            rng: StdRng::seed_from_u64(options.seed),
+            rng: seeded(options.seed, usize::MAX),
+            arrivals: seeded(options.seed, usize::MAX),
             gateway: gateway.to_string(),
             ingest: ingest.to_string(),
         };
         let begins = ends - options.duration.mul_f64(1.0 - world::BOMBED_FROM);
         agents.spawn(first.bomb(begins, ends));
+        agents.spawn(compare_twins(Arc::clone(&world), store.clone(), begins, ends));
     }
     show_progress(&world, &options, ends).await;
     while agents.join_next().await.is_some() {}
@@ -178,6 +182,24 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     Ok(())
 }
 
+/// Sums up the rates of the agent that is bombed and of its twin, from when the bombing `begins`.
+async fn compare_twins(world: Arc<World>, store: MemoryStore, begins: Instant, ends: Instant) {
+    let [bombed, twin, ..] = &world.agents[..] else { return };
+    let twins = [bombed.id.clone(), twin.id.clone()];
+    let mut looks = tokio::time::interval_at(begins, TICK);
+    while looks.tick().await < ends {
+        // The store is in this process: it answers.
+        let Ok(records) = store.load(&twins).await else { return };
+        let rates =
+            records.iter().map(|record| Some(record.as_ref().ok()?.limits?.refill().micro()));
+        if let Some(rates) = rates.collect::<Option<Vec<u64>>>() {
+            for (sum, rate) in world.twins_rates.iter().zip(rates) {
+                sum.fetch_add(rate, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
 async fn show_progress(world: &World, options: &Options, ends: Instant) {
     let terminal = io::stderr().is_terminal();
     let bar = if terminal {
@@ -209,12 +231,17 @@ async fn show_progress(world: &World, options: &Options, ends: Instant) {
     bar.finish_and_clear();
 }
 
+fn seeded(seed: u64, index: usize) -> StdRng {
+    StdRng::seed_from_u64(seed ^ (index as u64).wrapping_mul(0x9e37_79b9))
+}
+
 /// One simulated agent, and the raters of what it serves.
 struct Caller {
     world: Arc<World>,
     client: HttpClient,
     index: usize,
     rng: StdRng,
+    arrivals: StdRng,
     gateway: String,
     ingest: String,
 }
@@ -225,7 +252,7 @@ impl Caller {
         let mean = 1.0 / self.world.demand;
         let mut next = Instant::now();
         loop {
-            let pause = -mean * (1.0 - self.rng.random::<f64>()).ln();
+            let pause = -mean * (1.0 - self.arrivals.random::<f64>()).ln();
             next += Duration::from_secs_f64(pause);
             if next >= ends {
                 return;

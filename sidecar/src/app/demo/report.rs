@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     io::{self, Write},
     net::SocketAddr,
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use serde::Serialize;
@@ -70,8 +70,10 @@ struct Bombing {
     twin_id: AgentId,
     /// Ratings of 1 beside the honest ones.
     ratings: u64,
-    /// Its rate at the end, as a share of its twin's.
+    /// Its mean rate from the first of them on, as a share of its twin's.
     rate_to_twin: f64,
+    /// Its rate at the end, as a share of its twin's.
+    rate_to_twin_at_the_end: f64,
 }
 
 /// The result.
@@ -137,7 +139,8 @@ impl Report {
                 agent_id: bombed.id.clone(),
                 twin_id: twin.id.clone(),
                 ratings: world.bombs.load(Ordering::Relaxed),
-                rate_to_twin: rate(&bombed.id) / rate(&twin.id),
+                rate_to_twin: mean_ratio(&world.twins_rates),
+                rate_to_twin_at_the_end: rate(&bombed.id) / rate(&twin.id),
             }),
             _ => None,
         };
@@ -190,12 +193,14 @@ impl Report {
                 100.0 * use_share
             );
         }
-        if let Some(Bombing { agent_id, twin_id, ratings, rate_to_twin }) = &self.bombing {
+        if let Some(bombing) = &self.bombing {
+            let Bombing { agent_id, twin_id, ratings, .. } = bombing;
             let _ = writeln!(
                 text,
-                "{agent_id} got {ratings} ratings of 1 from {BOMBERS} users besides, and has {:.0} % of \
-                 the rate of its twin {twin_id}.",
-                100.0 * rate_to_twin
+                "{agent_id} got {ratings} ratings of 1 from {BOMBERS} users besides. It kept {:.0} % of the \
+                 rate of its twin {twin_id} meanwhile, {:.0} % at the end.",
+                100.0 * bombing.rate_to_twin,
+                100.0 * bombing.rate_to_twin_at_the_end
             );
         }
         if let Some(rho) = self.rank_correlation {
@@ -203,6 +208,11 @@ impl Report {
         }
         text
     }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a figure to look at")]
+fn mean_ratio([one, other]: &[AtomicU64; 2]) -> f64 {
+    one.load(Ordering::Relaxed) as f64 / other.load(Ordering::Relaxed) as f64
 }
 
 /// Returns Spearman's rank correlation, ties sharing their mean rank; `None` when a column is

@@ -74,6 +74,8 @@ pub(super) struct World {
     /// Who rates the first agent down; the second is its twin.
     pub(super) bombers: Vec<Rater>,
     pub(super) bombs: AtomicU64,
+    /// Sums of the rates that the twins had at each look while one of them was bombed, µ-tokens per second.
+    pub(super) twins_rates: [AtomicU64; 2],
     pub(super) shuffle: bool,
     pub(super) visitor_token: String,
     pub(super) visitor_rating_token: String,
@@ -172,6 +174,7 @@ impl World {
             raters: raters?,
             bombers: bombers?,
             bombs: AtomicU64::new(0),
+            twins_rates: [AtomicU64::new(0), AtomicU64::new(0)],
             demand,
             start_rate: demand / DEMAND_OVER_START,
             capacity: CAPACITY_SHARE * demand * f64::from(options.agents),
