@@ -59,7 +59,8 @@ impl BaseLaw {
         let worth = belief.mean + self.optimism * belief.variance.sqrt() - 3.0 - price;
         let edge = (worth / self.softness).clamp(-SIGMOID_MAX, SIGMOID_MAX);
         let share = 1.0 / (1.0 + (-edge).exp());
-        ((self.headroom * demand + self.spare * demand.sqrt()) * share).clamp(self.r_min, self.r_max)
+        ((self.headroom * demand + self.spare * demand.sqrt()) * share)
+            .clamp(self.r_min, self.r_max)
     }
 }
 
