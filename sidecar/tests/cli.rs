@@ -417,7 +417,7 @@ fn simulate_judges_policies_by_their_bars() {
         found.unwrap_or_else(|| panic!("{policy}: {what}"))["verdict"].clone()
     };
     assert_eq!(of("static", "base, %"), "missed");
-    assert_eq!(of("static", "mean |Δ log r|"), "met");
+    assert_eq!(of("static", "mean step of log r"), "met");
     assert_eq!(of("price", "agents farming receipts"), "reported");
 }
 
