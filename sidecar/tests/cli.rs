@@ -403,10 +403,32 @@ fn simulate_prints_one_object_and_draws_its_figures_without_a_system() {
 }
 
 #[test]
+fn simulate_judges_policies_by_their_bars() {
+    let small = ["--seeds", "2", "--ticks", "300", "--agents", "40", "--tuning-seeds", "7..7"];
+    let all = [&["simulate", "--bars", "--policies", "static", "--json"][..], &small].concat();
+    let output = merit(&all, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let value: serde_json::Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert_eq!(value["tuning_seeds"], serde_json::json!([7]));
+    let criteria = value["criteria"].as_array().unwrap();
+    let of = |policy: &str, what: &str| {
+        let found = criteria
+            .iter()
+            .find(|one| one["policy"] == policy && one["what"].as_str().unwrap().starts_with(what));
+        found.unwrap_or_else(|| panic!("{policy}: {what}"))["verdict"].clone()
+    };
+    assert_eq!(of("static", "base, %"), "missed");
+    assert_eq!(of("static", "mean step of log r"), "met");
+    assert_eq!(of("price", "agents farming receipts"), "reported");
+}
+
+#[test]
 fn simulate_names_the_flag_the_value_and_the_remedy() {
     for (arguments, code, told) in [
         (&["--policies", "addtive"][..], 2, "no policy `addtive`: choose from static"),
         (&["--policies", "additive:x"], 2, "like additive:0.1"),
+        (&["--policies", "additive:bst"], 2, "like additive:0.1"),
+        (&["--bars", "--regimes", "base"], 2, "cannot be used with"),
         (&["--regimes", "calm"], 2, "no regime `calm`: choose from base"),
         (&["--seeds", "9..7"], 2, "the first and the last (1..10)"),
         (&["--ticks", "5"], 2, "--ticks"),

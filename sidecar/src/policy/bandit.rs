@@ -36,8 +36,9 @@ const KNOWN_EVIDENCE: f64 = 10.0;
 /// n₀: outcomes that the prior is worth.
 const PRIOR_OUTCOMES: f64 = 4.0;
 
-/// σ: standard deviation of one outcome.
-const DEVIATION: f64 = 0.5;
+/// σ: standard deviation of one outcome, which is a share of the demand times points of score; chosen on
+/// seeds 600 to 607 of the simulated world, where 0.5 never tells the arms apart.
+const DEVIATION: f64 = 0.1;
 
 /// Outcomes that an arm remembers: beyond, the older ones fade, and it follows a world that changes.
 const OUTCOMES_MAX: f64 = 400.0;

@@ -191,7 +191,7 @@ impl<'c> Judge<'c> {
         let (shed, step) =
             (self.worst(|row| &row.shed_by_seed), self.worst(|row| &row.step_by_seed));
         add("shed, % of what was served, worst regime", Bar::AtMost(1.0), shed);
-        add("mean |Δ log r|, % a tick, worst regime", Bar::AtMost(2.0), step);
+        add("mean step of log r, % a tick, worst regime", Bar::AtMost(2.0), step);
         if self.policy != PolicyName::Price {
             let above: Vec<_> = REGIMES_HONEST
                 .iter()
@@ -239,6 +239,12 @@ pub(super) fn ends(values: &[f64]) -> [Option<f64>; 3] {
     [Some(interval.mean), end(interval.low()), end(interval.high())]
 }
 
+/// Returns `number` to two places, and nothing below 0 as 0.
+fn shown(number: f64) -> String {
+    let text = format!("{number:.2}");
+    if text == "-0.00" { "0.00".to_owned() } else { text }
+}
+
 /// Returns the criteria as Markdown, a table for each policy.
 pub(super) fn table(request: &Request, criteria: &[Criterion]) -> String {
     let mut text = format!(
@@ -251,8 +257,9 @@ pub(super) fn table(request: &Request, criteria: &[Criterion]) -> String {
         text.push_str("| criterion | bar | number | 95 % interval | met |\n");
         text.push_str("| --- | --- | ---: | ---: | --- |\n");
         for row in rows {
-            let number = row.number.map_or("–".to_owned(), |number| format!("{number:.2}"));
-            let range = row.interval.map(|(low, high)| format!("{low:.2} to {high:.2}"));
+            let number = row.number.map_or("–".to_owned(), shown);
+            let range =
+                row.interval.map(|(low, high)| format!("{} to {}", shown(low), shown(high)));
             let range = range.unwrap_or("–".to_owned());
             let Criterion { what, bar, verdict, .. } = row;
             text.push_str(&format!("| {what} | {bar} | {number} | {range} | {verdict} |\n"));
@@ -311,7 +318,7 @@ mod tests {
         assert_eq!(of("base, %").verdict, Verdict::Missed);
         assert_eq!(of("base, points above `additive`").verdict, Verdict::Missed);
         assert_eq!(of("shed").verdict, Verdict::Missed);
-        assert_eq!(of("mean |Δ log r|").verdict, Verdict::Met);
+        assert_eq!(of("mean step of log r").verdict, Verdict::Met);
         assert_eq!(of("points above `price`, worst").verdict, Verdict::Missed);
         assert_eq!(of("500 sybils, receipts off").verdict, Verdict::Reported);
         // It reports no drift, so it is not asked how well.
@@ -330,5 +337,9 @@ mod tests {
             assert_eq!(text.matches(name).count(), 1, "{text}");
         }
         assert!(text.contains("(α = "), "{text}");
+        // A bar within a cell would end it.
+        let rows = text.lines().filter(|line| line.starts_with("| "));
+        assert!(rows.clone().count() > 20 && rows.clone().all(|row| row.matches('|').count() == 6));
+        assert_eq!((shown(-0.001), shown(-0.01)), ("0.00".to_owned(), "-0.01".to_owned()));
     }
 }

@@ -90,7 +90,7 @@ fn the_arm_that_pays_is_drawn_more_and_more() {
         late += i32::from(round >= 1_500 && arm == 5);
     }
     assert!(late > 425, "{late} of the last 500");
-    assert_eq!(arms.posterior(1, 5), Some((0.0, 0.25)), "other cohorts learned nothing");
+    assert_eq!(arms.posterior(1, 5), Some((0.0, DEVIATION / 2.0)), "other cohorts learned nothing");
 }
 
 #[test]
