@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use merit_sidecar::{
     app,
-    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Replay, Run, Simulate, Token},
+    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Replay, Run, Simulate, Token, Train},
     clock::unix_time,
     config::{Config, ConfigError},
     policy,
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run(&options),
         Command::CheckConfig(options) => check_config(&options),
         Command::Simulate(options) => simulate(options),
+        Command::Train(options) => train(&options),
         Command::Token(options) => token(&options),
         Command::ApiKey(options) => api_key(&options),
         Command::Replay(options) => replay(&options),
@@ -164,6 +165,14 @@ fn simulate(options: Simulate) -> Result<(), Failure> {
         figures: false,
     };
     simulate::simulate(request, options.json, options.plot).map_err(|error: SimulateError| {
+        if error.is_usage() { Failure::Usage(error.into()) } else { Failure::Failed(error.into()) }
+    })
+}
+
+fn train(options: &Train) -> Result<(), Failure> {
+    let course = simulate::Course { seed: options.seed, updates: options.updates };
+    let trained = simulate::train(course, &options.out, options.evaluate, options.json);
+    trained.map_err(|error| {
         if error.is_usage() { Failure::Usage(error.into()) } else { Failure::Failed(error.into()) }
     })
 }

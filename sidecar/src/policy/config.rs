@@ -174,7 +174,9 @@ impl Config {
         AdditiveConfig { alpha, r_min, r_max, burst_seconds }
     }
 
-    pub(super) fn price(&self) -> PriceConfig {
+    /// Returns what the base law, its estimator and its guardrails are tuned by.
+    #[must_use]
+    pub fn price(&self) -> PriceConfig {
         let Self { r_min, r_max, burst_seconds, step, evidence_min, mode, .. } = *self;
         let base = BaseLaw {
             optimism: self.optimism,
@@ -194,7 +196,9 @@ impl Config {
         residual::beginner(&self.ppo, self.seed)
     }
 
-    pub(super) fn residual(&self) -> Residual {
+    /// Returns the law `ppo` as it begins: acting by [`beginner`](Self::beginner).
+    #[must_use]
+    pub fn residual(&self) -> Residual {
         let learner = self.beginner();
         let network = Arc::new(learner.network().clone());
         Residual::new(self.price(), self.seed, network, learner.updates())

@@ -27,7 +27,9 @@ mod report;
 
 mod plot;
 
-pub use actors::{Actor, Adapted, Asked, PolicyName, Weigh};
+mod train;
+
+pub use actors::{Actor, Adapted, Asked, PolicyName, Teach, Weigh};
 pub use compare::{Comparison, Figure, Line, Request, Row, Seeds, compare};
 pub use interval::{Interval, student_t};
 pub use plot::PlotError;
@@ -35,6 +37,7 @@ pub use recovery::Recovery;
 pub use regime::{Dip, REGIMES, Regime, Surge};
 pub use report::{SimulateError, simulate};
 pub use run::{Outcome, Watched, run, run_actor};
+pub use train::{Course, HELD_OUT, Judged, TrainError, Verdict, train};
 pub use world::{Ratings, World};
 
 /// The score that is worth nothing, and the quality above which serving is worth something.

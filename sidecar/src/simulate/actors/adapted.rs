@@ -24,6 +24,9 @@ const BURST_SECONDS: f64 = 2.0;
 /// What a rating by this rater with this score weighs for an agent in that state, 0 to 1.
 pub type Weigh<'w, S> = Box<dyn FnMut(u64, f64, &S) -> f64 + 'w>;
 
+/// What the tuner's learner does after a tick: what the agents' states tell goes into the law.
+pub type Teach<'w, L> = Box<dyn FnMut(usize, &mut L, &mut [<L as Law>::State]) + 'w>;
+
 /// A law over all agents of a world.
 pub struct Adapted<'w, L: Law> {
     law: L,
@@ -31,6 +34,7 @@ pub struct Adapted<'w, L: Law> {
     rates: Vec<f64>,
     asked: Vec<policy::Asked>,
     weigh: Weigh<'w, L::State>,
+    teach: Option<Teach<'w, L>>,
     used: Option<f64>,
     market: Market,
 }
@@ -46,7 +50,13 @@ impl<'w, L: Law> Adapted<'w, L> {
         let asked = rates.iter().map(|_| policy::Asked { seconds: 1.0, ..Default::default() });
         let asked = asked.collect();
         let market = Market { price: 0.0, use_share: 0.0, tick_ms: TICK_MS };
-        Self { law, states, rates, asked, weigh, used: None, market }
+        Self { law, states, rates, asked, weigh, teach: None, used: None, market }
+    }
+
+    /// Has `teach` called after each tick.
+    #[must_use]
+    pub fn taught(self, teach: Teach<'w, L>) -> Self {
+        Self { teach: Some(teach), ..self }
     }
 
     /// Returns the price of a token, in points of score above 3.
@@ -57,7 +67,7 @@ impl<'w, L: Law> Adapted<'w, L> {
 }
 
 impl<L: Law> Actor for Adapted<'_, L> {
-    fn act(&mut self, _tick: usize, capacity: f64) -> &[f64] {
+    fn act(&mut self, tick: usize, capacity: f64) -> &[f64] {
         // Nothing is known before the first tick is over.
         if let Some(used) = self.used.take() {
             let Market { price, use_share, .. } = &mut self.market;
@@ -66,6 +76,9 @@ impl<L: Law> Actor for Adapted<'_, L> {
             let agents = self.states.iter_mut().zip(&self.asked).zip(&mut self.rates);
             for ((state, asked), rate) in agents {
                 *rate = self.law.tick(state, *asked, &self.market).rate;
+            }
+            if let Some(teach) = &mut self.teach {
+                teach(tick, &mut self.law, &mut self.states);
             }
         }
         &self.rates

@@ -12,9 +12,11 @@ mod fill;
 mod fixed;
 mod kalman;
 mod learned;
+mod residual;
 
-pub use adapted::{Adapted, Weigh};
+pub use adapted::{Adapted, Teach, Weigh};
 pub(super) use fixed::equal;
+pub(super) use residual::{residual, settled};
 
 use std::{fmt, str::FromStr};
 
@@ -68,6 +70,8 @@ pub enum PolicyName {
     PriceKalman,
     /// The same, with trust in raters and a Page-Hinkley alarm.
     PriceTrust,
+    /// The shipped `ppo`: `price` with the residual that was trained, trying nothing.
+    Ppo,
     /// Fills capacity by the estimated quality.
     Greedy,
     /// Fills capacity by a draw from what quality may be, with trust and Page-Hinkley.
@@ -86,7 +90,7 @@ const ALPHA_RANGE: std::ops::RangeInclusive<f64> = 0.000_001..=1_000.0;
 
 impl PolicyName {
     /// Those that are compared when nobody names any.
-    pub const DEFAULT: [Self; 11] = [
+    pub const DEFAULT: [Self; 12] = [
         Self::Static,
         Self::StaticMax,
         Self::Additive(0.1),
@@ -95,6 +99,7 @@ impl PolicyName {
         Self::Additive(10.0),
         Self::PriceKalman,
         Self::PriceTrust,
+        Self::Ppo,
         Self::Greedy,
         Self::Thompson,
         Self::Clairvoyant,
@@ -110,6 +115,7 @@ impl PolicyName {
             Self::Additive(alpha) => Box::new(additive::Additive::new(world, alpha)),
             Self::PriceKalman => Box::new(Learned::new(world, Law::price(), false)),
             Self::PriceTrust => Box::new(Learned::new(world, Law::price(), true)),
+            Self::Ppo => Box::new(residual::shipped(world)),
             Self::Greedy => Box::new(Learned::new(world, Law::Greedy, false)),
             Self::Thompson => Box::new(Learned::new(world, Law::thompson(world), true)),
             Self::Reference => Box::new(fixed::Reference::new(world)),
@@ -126,6 +132,7 @@ impl fmt::Display for PolicyName {
             Self::Additive(alpha) => return write!(out, "additive:{alpha}"),
             Self::PriceKalman => "price-kalman",
             Self::PriceTrust => "price-trust",
+            Self::Ppo => "ppo",
             Self::Greedy => "greedy",
             Self::Thompson => "thompson",
             Self::Reference => "reference",
@@ -165,6 +172,7 @@ impl FromStr for PolicyName {
             "static-max" => Self::StaticMax,
             "price" | "price-kalman" => Self::PriceKalman,
             "price-trust" => Self::PriceTrust,
+            "ppo" => Self::Ppo,
             "greedy" => Self::Greedy,
             "thompson" => Self::Thompson,
             "reference" => Self::Reference,
@@ -172,7 +180,7 @@ impl FromStr for PolicyName {
             other => {
                 return Err(format!(
                     "no policy `{other}`: choose from static, static-max, additive[:ALPHA], price, \
-                     price-kalman, price-trust, greedy, thompson, reference, clairvoyant"
+                     price-kalman, price-trust, ppo, greedy, thompson, reference, clairvoyant"
                 ));
             }
         };
