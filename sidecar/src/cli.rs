@@ -41,6 +41,11 @@ pub enum Command {
     /// Compares policies in a simulated world: a table with 95 % intervals
     #[command(after_help = simulate_help())]
     Simulate(Simulate),
+    /// Trains the residual of `ppo` in simulated worlds, and judges it in others
+    #[command(
+        after_help = "Examples:\n  merit train --seed 1 --out model.chkpt\n  merit train --seed 7 --updates 500 --out model.chkpt --evaluate 40..60 --json"
+    )]
+    Train(Train),
     /// Makes a development token from the configured secret (HS256, HS384 or HS512)
     #[command(
         after_help = "Examples:\n  merit token --config merit.toml --agent a1\n  merit token --config merit.toml --sub u1 --scope ratings:write"
@@ -192,7 +197,7 @@ pub struct CheckConfig {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Simulate {
     /// Which policies, separated by commas: static, static-max, `additive[:ALPHA]`, additive:best,
-    /// price, price-page-hinkley, bandit; of the prototype price-kalman, price-trust, greedy, thompson; and
+    /// price, price-page-hinkley, bandit, ppo; of the prototype price-kalman, price-trust, greedy, thompson; and
     /// reference, clairvoyant, which see the world; all but the reference by default
     #[arg(long, visible_alias = "policy", value_delimiter = ',')]
     pub policies: Vec<PolicyName>,
@@ -227,6 +232,26 @@ pub struct Simulate {
     /// Draw utility over time, one agent through a change, and rates, as SVG and PNG into this folder
     #[arg(long, value_name = "DIR")]
     pub plot: Option<PathBuf>,
+}
+
+/// `merit train`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Train {
+    /// Where the checkpoint goes; the one that was there is kept beside it as `.good`
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// What all chance comes from: the same seed gives the same bytes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(..1 << 31))]
+    pub seed: u64,
+    /// How many updates are made
+    #[arg(long, default_value_t = 1500, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub updates: u64,
+    /// The seeds of the worlds that it is judged in, below 1000: how many, or the first and the last
+    #[arg(long, value_name = "SEEDS", default_value = "40..60")]
+    pub evaluate: Seeds,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 fn simulate_help() -> String {

@@ -10,7 +10,7 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use merit_sidecar::{
     app,
-    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Replay, Run, Simulate, Token},
+    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Replay, Run, Simulate, Token, Train},
     clock::unix_time,
     config::{Config, ConfigError},
     policy,
@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run(&options),
         Command::CheckConfig(options) => check_config(&options),
         Command::Simulate(options) => simulate(options),
+        Command::Train(options) => train(&options),
         Command::Token(options) => token(&options),
         Command::ApiKey(options) => api_key(&options),
         Command::Replay(options) => replay(&options),
@@ -194,6 +195,14 @@ fn simulate(options: Simulate) -> Result<(), Failure> {
         simulate::simulate(request, options.json, options.plot)
     };
     shown.map_err(|error: SimulateError| {
+        if error.is_usage() { Failure::Usage(error.into()) } else { Failure::Failed(error.into()) }
+    })
+}
+
+fn train(options: &Train) -> Result<(), Failure> {
+    let course = simulate::Course { seed: options.seed, updates: options.updates };
+    let trained = simulate::train(course, &options.out, options.evaluate, options.json);
+    trained.map_err(|error| {
         if error.is_usage() { Failure::Usage(error.into()) } else { Failure::Failed(error.into()) }
     })
 }

@@ -238,7 +238,9 @@ impl Config {
         residual::beginner(&self.ppo, self.seed)
     }
 
-    pub(super) fn residual(&self) -> Residual {
+    /// Returns the law `ppo` as it begins: acting by [`beginner`](Self::beginner).
+    #[must_use]
+    pub fn residual(&self) -> Residual {
         let learner = self.beginner();
         let network = Arc::new(learner.network().clone());
         Residual::new(self.price(), self.seed, network, learner.updates())

@@ -41,7 +41,10 @@ pub use estimator::{
 pub use guard::{GuardConfig, Hold, Mode, Track};
 pub use law::{Asked, Decision, Drift, Law, Market, Reason, Vote};
 pub use price::{BaseLaw, Integrator, PRICE_MAX, Price, PriceConfig};
-pub use residual::{DELTA_MAX, Lesson, Network, Residual, ResidualState};
+pub use residual::{
+    CHECKPOINT_POLICY, DELTA_MAX, FIRST_HEAD, Lesson, Network, Residual, ResidualState, expected,
+    shipped,
+};
 pub use standing::{OBSERVATION, Standing};
 pub use trust::{FAIR, RATERS_MAX, Raters};
 

@@ -31,6 +31,8 @@ mod report;
 
 mod plot;
 
+mod train;
+
 pub use actors::{Actor, Adapted, Asked, Believed, Found, PolicyName, Teach, Weigh};
 pub use bars::{Bar, Criterion, JUDGED, Verdict};
 pub use compare::{Comparison, Figure, Line, Request, Row, Seeds, compare};
@@ -41,6 +43,7 @@ pub use recovery::Recovery;
 pub use regime::{Dip, REGIMES, Regime, Surge};
 pub use report::{SimulateError, judge, simulate};
 pub use run::{Outcome, Watched, run, run_actor};
+pub use train::{Course, HELD_OUT, Judged, TrainError, train};
 pub use world::{Ratings, World};
 
 /// The score that is worth nothing, and the quality above which serving is worth something.

@@ -89,6 +89,8 @@ impl Single for CartPole {
 /// CleanRL's `ppo.py` learns CartPole-v1 with these, from 4 copies and 128 steps a round.
 pub(crate) fn cleanrl(steps: u64) -> merit_sidecar::policy::ppo::Config {
     merit_sidecar::policy::ppo::Config {
+        learn: true,
+        explore: true,
         hidden: 64,
         discount: 0.99,
         lambda: 0.95,

@@ -208,8 +208,7 @@ mod tests {
         let mut values = Vec::new();
         let rows: Vec<f32> = (0..=TICKS_MAX).flat_map(seen).collect();
         network.values(&rows, &mut Passes::default(), &mut values);
-        let rewards: Vec<f32> =
-            (0..TICKS_MAX).map(|n| f32::from(u8::try_from(n).unwrap())).collect();
+        let rewards: Vec<f32> = (0..32_u8).map(f32::from).collect();
         let ends = [End::Continues; TICKS_MAX];
         let (values, after) = values.split_at(TICKS_MAX);
         let expected = advantages(&rewards, values, &ends, after[0], HORIZON);

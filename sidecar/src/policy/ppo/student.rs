@@ -9,13 +9,13 @@ use super::{ActorCritic, Batch, Head, LearnError, Learner, Report};
 
 /// The largest return that is believed, up or down. A tick is worth a few points of score at the most,
 /// and 1/(1 − γ) of them add up to a return.
-pub const RETURN_MAX: f32 = 300.0;
+pub const RETURN_MAX: f32 = 100.0;
 
 /// The value's loss counts as a spike from this many times its running mean on.
 pub const SPIKE: f64 = 20.0;
 
 /// Below this, a value's loss is never a spike: at first there is little to be wrong about.
-const SPIKE_MIN: f64 = 1.0;
+const SPIKE_MIN: f64 = 0.01;
 
 /// Share of the running mean of the value's loss that an update replaces.
 const LOSS_SHARE: f64 = 0.05;

@@ -12,7 +12,12 @@
 //!
 //! Actor and critic are those of [`ppo`](super::ppo); agents share them.
 
+mod shipped;
+
 use std::sync::Arc;
+
+pub(super) use shipped::beginner;
+pub use shipped::{CHECKPOINT_POLICY, expected, shipped};
 
 use serde::{Deserialize, Serialize};
 use tower_merit::bucket::Limits;
@@ -20,7 +25,7 @@ use tower_merit::bucket::Limits;
 use super::{
     Asked, Decision, Law, Market, Mode, Price, PriceConfig, Vote,
     chance::Chance,
-    ppo::{self, ActorCritic, Drawn, Gaussian, Head, Learner, Room, Step},
+    ppo::{ActorCritic, Drawn, Gaussian, Head, Room, Step},
     standing::{Heard, OBSERVATION, Standing},
 };
 
@@ -31,15 +36,21 @@ pub const DELTA_MAX: f64 = 0.25;
 /// sum at 1.
 const KEPT: f64 = 0.75;
 
-/// λ: what a change of the rate's logarithm by 1 costs, in points of score on the agent's whole demand.
-const MOVE_COST: f64 = 0.05;
+/// λ: what a change of the rate's logarithm by 1 costs, in points of score on the whole demand.
+const MOVE_COST: f64 = 0.02;
 
 /// κ: what a request that is admitted and then shed costs, in points of score, as in the utility.
 const SHED_COST: f64 = 1.0;
 
-/// What an agent is served at the most for learning's sake, as a share of its demand: a burst teaches
+/// What an agent is served at the most for learning's sake, as a multiple of its demand: a burst teaches
 /// nothing.
 const SERVED_MAX: f64 = 3.0;
+
+/// The rate that rewards are counted in, as a multiple of the largest rate: the returns of most agents are
+/// within ±1, so that the critic's share of the gradient does not drown the actor's. It is the same for
+/// all agents: counted in its own demand, an agent that was squeezed until its estimate followed would
+/// seem to be served as before.
+const REWARD_UNIT: f64 = 5.0;
 
 /// A look after more ticks than this tells of more than the last action.
 const TICKS_MAX: f64 = 2.0;
@@ -47,14 +58,9 @@ const TICKS_MAX: f64 = 2.0;
 /// The networks of the residual.
 pub type Network = ActorCritic<Gaussian>;
 
-/// The first logarithm of the deviation of actions: little enough that trying costs little.
-const LOG_STD_BEGIN: f64 = -1.5;
-
-/// Returns a learner that has seen nothing.
-pub(super) fn beginner(config: &ppo::Config, seed: u64) -> Learner<Gaussian> {
-    let head = Gaussian { log_std: LOG_STD_BEGIN };
-    Learner::new(head, OBSERVATION, config.clone(), seed)
-}
+/// The distribution of the residual's action, with a first deviation that is little enough for trying to
+/// cost little.
+pub const FIRST_HEAD: Gaussian = Gaussian { log_std: -1.5 };
 
 /// What a tick of one agent came to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -63,8 +69,12 @@ pub struct Lesson {
     pub step: Step<OBSERVATION>,
     /// What was seen at its end.
     pub after: [f32; OBSERVATION],
-    /// Served tokens as a share of the demand D̂, 0 to 3.
-    pub served: f64,
+    /// What was admitted beyond what the base law's rate would have admitted of what was asked for, as a
+    /// share of 5 times the largest rate. Chance in what is asked for does not depend on the action, so
+    /// taking it out changes no optimum and leaves less noise to learn from.
+    pub gained: f64,
+    /// The demand D̂, in the same unit.
+    pub wanted: f64,
     /// The share of them that the service shed, 0 to 1.
     pub shed: f64,
     /// What a token cost, in points of score above 3.
@@ -76,13 +86,13 @@ pub struct Lesson {
 }
 
 impl Lesson {
-    /// Returns what the tick was worth if the agent's quality was `quality`, per token of its demand:
-    /// served·(q − 3 − p − κ·shed) − λ·|Δ ln r| (POLICY section 2).
+    /// Returns what the tick was worth if the agent's quality was `quality`:
+    /// gained·(q − 3 − p − κ·shed) − λ·wanted·|Δ ln r|.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "a few points of score")]
     pub fn reward(&self, quality: f64) -> f32 {
         let worth = quality - 3.0 - self.price - SHED_COST * self.shed;
-        (self.served * worth - MOVE_COST * self.moved) as f32
+        (self.gained * worth - MOVE_COST * self.wanted * self.moved) as f32
     }
 }
 
@@ -91,6 +101,8 @@ impl Lesson {
 struct Pending {
     step: Step<OBSERVATION>,
     from: f64,
+    /// What the base law asked for.
+    base: f64,
 }
 
 /// What is on its way to being learned from. It is no part of what an agent's state says, so it is not
@@ -125,6 +137,12 @@ impl ResidualState {
     /// Takes what the last tick came to, if it taught something that nobody took.
     pub fn take_lesson(&mut self) -> Option<Box<Lesson>> {
         self.underway.lesson.take()
+    }
+
+    /// Returns what is known of the agent's quality, demand and rate.
+    #[must_use]
+    pub fn standing(&self) -> &Standing {
+        &self.standing
     }
 
     /// Returns o: what the rate's logarithm is above the base law's, −1 to 1.
@@ -249,7 +267,9 @@ impl Residual {
         state.offset = match &said {
             Some(said) => {
                 let action = f64::from(said.drawn.action).clamp(-1.0, 1.0);
-                KEPT * state.carried + DELTA_MAX * action
+                // Whatever a record says, o is within ±1.
+                let carried = if state.carried.is_nan() { 0.0 } else { state.carried };
+                KEPT * carried.clamp(-1.0, 1.0) + DELTA_MAX * action
             }
             None => 0.0,
         };
@@ -278,16 +298,20 @@ impl Residual {
         asked: Asked,
         market: &Market,
     ) -> Option<Lesson> {
-        let Pending { step, from } = *state.underway.pending.take()?;
+        let Pending { step, from, base } = *state.underway.pending.take()?;
         let standing = &state.standing;
         let (ticks, wanted) = (ticks_of(asked.seconds, market), standing.demand.rate());
         if heard.fault.is_some() || !(0.0 < ticks && ticks <= TICKS_MAX) || wanted <= 0.0 {
             return None;
         }
+        let unit = REWARD_UNIT * self.price.config.guard.r_max;
+        let served = (asked.admitted / asked.seconds).min(SERVED_MAX * wanted);
+        let denied = (asked.denied / asked.seconds).min(served);
         let lesson = Lesson {
             step,
             after: [0.0; OBSERVATION],
-            served: (asked.admitted / asked.seconds / wanted).min(SERVED_MAX),
+            gained: (served - (served + denied).min(base)) / unit,
+            wanted: wanted / unit,
             shed: (1.0 - 1.0 / market.use_share.max(1.0)).max(0.0),
             price: standing.price(),
             moved: (standing.track.rate() / from).ln().abs(),
@@ -340,7 +364,7 @@ impl Law for Residual {
         // What was not followed led to nothing.
         if decision.held.is_none() && from > 0.0 {
             let step = Step { observation, drawn, version: self.version };
-            state.underway.pending = Some(Box::new(Pending { step, from }));
+            state.underway.pending = Some(Box::new(Pending { step, from, base: decision.base }));
         }
         decision
     }

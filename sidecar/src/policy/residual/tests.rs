@@ -180,8 +180,9 @@ fn a_lesson_begins_where_the_last_one_ended_and_is_worth_what_was_served() {
     let second = state.take_lesson().unwrap();
     assert_eq!(first.after, second.step.observation);
     let wanted = state.standing.demand.rate();
-    assert!((second.served - 8.0 / wanted).abs() < 1e-9 && (second.shed - 0.2).abs() < 1e-9);
-    let worth = second.served * (4.2 - 3.0 - 0.2 - 0.2) - MOVE_COST * second.moved;
+    // 8 of 9 tokens passed, and the base law's rate would have let all pass.
+    assert!((second.gained + 1.0 / 200.0).abs() < 1e-9 && (second.shed - 0.2).abs() < 1e-9);
+    let worth = (-(4.2 - 3.0 - 0.2 - 0.2) - MOVE_COST * wanted * second.moved) / 200.0;
     assert!((f64::from(second.reward(4.2)) - worth).abs() < 1e-6);
 }
 

@@ -12,10 +12,12 @@ mod fill;
 mod fixed;
 mod kalman;
 mod learned;
+mod residual;
 mod shipped;
 
 pub use adapted::{Adapted, Believed, Teach, Weigh};
 pub(super) use fixed::equal;
+pub(super) use residual::{residual, settled};
 
 use std::{fmt, str::FromStr};
 
@@ -97,6 +99,8 @@ pub enum PolicyName {
     PriceKalman,
     /// The prototype's, with trust in raters and a Page-Hinkley alarm.
     PriceTrust,
+    /// The shipped `ppo`: `price` with the residual that was trained, trying nothing.
+    Ppo,
     /// Fills capacity by the estimated quality.
     Greedy,
     /// Fills capacity by a draw from what quality may be, with trust and Page-Hinkley.
@@ -115,7 +119,7 @@ const ALPHA_RANGE: std::ops::RangeInclusive<f64> = 0.000_001..=1_000.0;
 
 impl PolicyName {
     /// Those that are compared when nobody names any.
-    pub const DEFAULT: [Self; 15] = [
+    pub const DEFAULT: [Self; 16] = [
         Self::Static,
         Self::StaticMax,
         Self::Additive(0.1),
@@ -128,6 +132,7 @@ impl PolicyName {
         Self::Bandit,
         Self::PriceKalman,
         Self::PriceTrust,
+        Self::Ppo,
         Self::Greedy,
         Self::Thompson,
         Self::Clairvoyant,
@@ -147,6 +152,7 @@ impl PolicyName {
             Self::Bandit => shipped::bandit(world),
             Self::PriceKalman => Box::new(Learned::new(world, Law::price(), false)),
             Self::PriceTrust => Box::new(Learned::new(world, Law::price(), true)),
+            Self::Ppo => Box::new(residual::shipped(world)),
             Self::Greedy => Box::new(Learned::new(world, Law::Greedy, false)),
             Self::Thompson => Box::new(Learned::new(world, Law::thompson(world), true)),
             Self::Reference => Box::new(fixed::Reference::new(world)),
@@ -167,6 +173,7 @@ impl fmt::Display for PolicyName {
             Self::Bandit => "bandit",
             Self::PriceKalman => "price-kalman",
             Self::PriceTrust => "price-trust",
+            Self::Ppo => "ppo",
             Self::Greedy => "greedy",
             Self::Thompson => "thompson",
             Self::Reference => "reference",
@@ -210,6 +217,7 @@ impl FromStr for PolicyName {
             "bandit" => Self::Bandit,
             "price-kalman" => Self::PriceKalman,
             "price-trust" => Self::PriceTrust,
+            "ppo" => Self::Ppo,
             "greedy" => Self::Greedy,
             "thompson" => Self::Thompson,
             "reference" => Self::Reference,
@@ -217,7 +225,7 @@ impl FromStr for PolicyName {
             other => {
                 return Err(format!(
                     "no policy `{other}`: choose from static, static-max, additive[:ALPHA|:best], price, \
-                     price-page-hinkley, bandit, price-kalman, price-trust, greedy, thompson, reference, clairvoyant"
+                     price-page-hinkley, bandit, ppo, price-kalman, price-trust, greedy, thompson, reference, clairvoyant"
                 ));
             }
         };
