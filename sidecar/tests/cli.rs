@@ -66,7 +66,7 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         [bus]
         kind = "nats"
         [policy]
-        kind = "ppo"
+        kind = "oracle"
         [tuner]
         replay_window = "0s"
         [ingest]
@@ -95,7 +95,7 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         "bucket[0].bucket_name: ",
         "bucket[0].refill_rate: must be 0.000001 to 9000000 tokens per second, is -1",
         "bus.kind: bus `nats` is not in this version",
-        "policy.kind: policy `ppo` is not in this version",
+        "policy.kind: must be `additive`, `price`, `bandit` or `ppo`",
         "tuner.replay_window: ",
         "ingest.max_batch: ",
         "gateway.upstream: ",
