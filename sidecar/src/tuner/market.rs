@@ -21,6 +21,12 @@ const TERM_TICKS: u32 = 3;
 /// How long a node that is not told of is remembered.
 const FORGOTTEN: Duration = Duration::from_secs(3_600);
 
+/// What each node had admitted when it was last heard of, and when they were asked last.
+struct Used {
+    nodes: HashMap<String, (u64, Instant)>,
+    at: Instant,
+}
+
 /// What one tuner knows of the market.
 pub(super) struct Trade {
     who: String,
@@ -30,9 +36,9 @@ pub(super) struct Trade {
     tick: Duration,
     leads: bool,
     quote: Option<Quote>,
-    /// What each node had admitted when it was last heard of, and when they were asked. A node that takes
-    /// nothing for a while is not told of, and comes back at its old count.
-    used: Option<(HashMap<String, (u64, Instant)>, Instant)>,
+    /// Absent before the first look. A node that takes nothing for a while is not told of, and comes
+    /// back at its old count.
+    used: Option<Used>,
     price: Gauge,
     use_share: Gauge,
     leading: Gauge,
@@ -107,7 +113,8 @@ impl Trade {
     /// Returns the next quote from what the nodes have admitted; nothing from the first look.
     fn next(&mut self, told: Vec<(String, u64)>, now: Instant) -> Option<Quote> {
         let first = self.used.is_none();
-        let (nodes, at) = self.used.get_or_insert_with(|| (HashMap::new(), now));
+        let Used { nodes, at } =
+            self.used.get_or_insert_with(|| Used { nodes: HashMap::new(), at: now });
         let seconds = now.saturating_duration_since(*at).as_secs_f64();
         *at = now;
         let mut admitted = 0;

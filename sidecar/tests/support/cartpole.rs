@@ -106,7 +106,6 @@ pub(crate) fn cleanrl(steps: u64) -> merit_sidecar::policy::ppo::Config {
         gradient_norm_max: 0.5,
         kl_stop: 0.0,
         kl_max: 0.5,
-        ..merit_sidecar::policy::ppo::Config::default()
     }
 }
 
