@@ -9,6 +9,8 @@ use merit_integration::{Folder, Merit, Persistence, Redis, Settings, eventually,
 
 const DEADLINE: Duration = Duration::from_secs(60);
 const AGENTS: usize = 300;
+/// Ratings of each agent: users that nobody knows yet weigh less than one.
+const ROUNDS: usize = 5;
 
 struct Learner {
     redis: Redis,
@@ -48,7 +50,7 @@ impl Learner {
     /// Rates every agent, and waits until their limits moved; all must be within their bounds.
     async fn moves(&self, merit: &Merit) {
         let agents: Vec<String> = (0..AGENTS).map(|n| format!("agent-{n}")).collect();
-        Poster::new(&merit.ingest()).flow(&agents, AGENTS).await;
+        Poster::new(&merit.ingest()).flow(&agents, ROUNDS * AGENTS).await;
         let rates = || async {
             let mut link = self.redis.connect().await;
             let mut pipe = redis::pipe();

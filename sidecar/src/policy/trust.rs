@@ -17,8 +17,9 @@ pub const RATERS_MAX: NonZeroUsize = NonZeroUsize::new(500_000).expect("above 0"
 /// leaning), with half as much again for raters who are stricter than most.
 pub const FAIR: f64 = 1.8;
 
-/// Of a rater that nobody knows yet.
-const BEGIN: f64 = 1.3;
+/// Of a rater that nobody knows yet: it weighs 0.42. A few ratings that others share make it count in full,
+/// and ten users who come to rate one agent down do less harm until they are found out.
+const BEGIN: f64 = 2.4;
 
 /// Share of the running mean that one rating replaces.
 const SHARE: f64 = 0.15;
@@ -99,15 +100,20 @@ mod tests {
     const BELIEF: Belief = Belief { mean: 4.0, variance: 0.1 };
 
     #[test]
-    fn an_unknown_rater_counts_in_full_and_one_far_off_less_each_time() {
-        // By hand: 1.3 → 1.3 + 0.15·((1 − 4)² − 0.1 − 1.3) = 2.44 → 2.44 + 0.15·(8.9 − 2.44) = 3.409.
+    fn an_unknown_rater_counts_by_half_or_so_and_one_far_off_less_each_time() {
+        // By hand: 2.4 → 2.4 + 0.15·((1 − 4)² − 0.1 − 2.4) = 3.375 → 3.375 + 0.15·(8.9 − 3.375) = 4.20375.
         let mut raters = Raters::default();
         let weights = [0; 3].map(|_| raters.weigh(7, 1.0, BELIEF));
-        let expected = [1.0, (1.8_f64 / 2.44).powi(3), (1.8_f64 / 3.409).powi(3)];
+        let expected =
+            [(1.8_f64 / 2.4).powi(3), (1.8_f64 / 3.375).powi(3), (1.8_f64 / 4.203_75).powi(3)];
         for (weight, expected) in weights.into_iter().zip(expected) {
             assert!((weight - expected).abs() < 1e-6, "{weight} is not {expected}");
         }
-        assert_eq!(raters.weigh(8, 4.0, BELIEF), 1.0, "each rater for itself");
+        let unknown = raters.weigh(8, 4.0, BELIEF);
+        assert!((unknown - 0.421_875).abs() < 1e-6, "each rater for itself: {unknown}");
+        // Four ratings as others rate make it count in full.
+        let known = [0; 4].map(|_| raters.weigh(8, 4.0, BELIEF));
+        assert_eq!(known[3], 1.0, "{known:?}");
     }
 
     #[test]
@@ -139,7 +145,8 @@ mod tests {
         let mut raters = Raters::default();
         let broken = Belief { mean: f64::NAN, variance: f64::INFINITY };
         for (score, belief) in [(f64::NAN, BELIEF), (3.0, broken), (f64::INFINITY, broken)] {
-            assert_eq!(raters.weigh(7, score, belief), 1.0);
+            raters.weigh(7, score, belief);
+            assert_eq!(raters.weight(7), raters.weight(8), "as one that nobody knows");
         }
     }
 }
