@@ -146,13 +146,10 @@ impl World {
         for index in 1..=options.agents {
             let name = format!("agent-{index:0width$}");
             let token = sign(json!({ "agent_id": name }))?;
+            let drawn = rng.random_range(QUALITY.0..QUALITY.1);
             agents.push(SimulatedAgent {
                 id: AgentId::new(&name).expect("letters, digits and a dash"),
-                quality: if index <= 2 && !options.shuffle_ratings {
-                    TWINS_QUALITY
-                } else {
-                    rng.random_range(QUALITY.0..QUALITY.1)
-                },
+                quality: if index <= 2 { TWINS_QUALITY } else { drawn },
                 authorization: format!("Bearer {token}"),
                 admitted: AtomicU64::new(0),
                 denied: AtomicU64::new(0),
