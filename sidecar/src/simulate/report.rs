@@ -98,7 +98,7 @@ pub fn simulate(
     Ok(())
 }
 
-/// Judges the policies of `request` by the criteria of [`super::bars`] and prints the verdicts, or with
+/// Judges the policies of `request` by the criteria of `bars` and prints the verdicts, or with
 /// `json` one object on one line. Its regimes are those that the criteria are about.
 ///
 /// # Errors

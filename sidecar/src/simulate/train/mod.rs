@@ -26,7 +26,7 @@ use crate::policy::{
     ppo::{Checkpoint, Experience, Gaussian, Learner, Refused, Report, Student},
 };
 
-/// The seeds of worlds that no training uses: all below [`SEED_FIRST`].
+/// The seeds of worlds that no training uses: all below 1,000.
 pub const HELD_OUT: std::ops::Range<u64> = 0..SEED_FIRST;
 
 /// Steps that one update learns from.
