@@ -238,13 +238,12 @@ async fn start_with(
     })
 }
 
-/// Returns what a rating without a receipt weighs. Where one is required, ingest takes none without;
-/// what other producers put on the bus weighs nothing then.
-fn unproved(config: &Config) -> f64 {
+/// Returns what ratings without a receipt weigh.
+fn unproved(config: &Config) -> tuner::Unproved {
     match config.ratings.receipts {
-        ingest::ReceiptMode::Off => 1.0,
-        ingest::ReceiptMode::Prefer => config.policy.unproved_weight,
-        ingest::ReceiptMode::Require => 0.0,
+        ingest::ReceiptMode::Off => tuner::Unproved::All,
+        ingest::ReceiptMode::Prefer => tuner::Unproved::Less,
+        ingest::ReceiptMode::Require => tuner::Unproved::Nothing,
     }
 }
 

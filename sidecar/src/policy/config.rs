@@ -205,6 +205,12 @@ impl Config {
         self.tick.as_deref().and_then(parse_tick).unwrap_or(TICK_MS)
     }
 
+    /// Returns true when the policy goes by a price of capacity.
+    #[must_use]
+    pub fn knows_a_price(&self) -> bool {
+        self.kind != Kind::Additive && self.service_capacity.is_some()
+    }
+
     /// Returns how the price follows use.
     #[must_use]
     pub fn integrator(&self) -> Integrator {

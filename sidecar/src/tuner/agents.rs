@@ -37,6 +37,9 @@ pub(super) const AGENTS_MAX: NonZeroUsize = NonZeroUsize::new(200_000).expect("a
 /// one per cent.
 const MOVED_MIN: f64 = 0.01;
 
+/// Places in the turn that may be left over, beside twice as many as there are agents.
+const TURNS_SLACK: usize = 1_024;
+
 /// One agent as the tuner knows it.
 #[derive(Clone, Debug)]
 struct Agent {
@@ -84,6 +87,8 @@ pub(super) struct Folding<'a> {
     pub(super) log: Arc<str>,
     /// True when the last fold took it in, false when the agent's record held it already.
     pub(super) fresh: bool,
+    /// What it weighs: looked up once, however often it is folded before a write holds.
+    pub(super) weight: Option<f64>,
 }
 
 /// What a fold made of an agent's ratings.
@@ -232,7 +237,16 @@ impl Agents {
     fn take_turn(&mut self, agent: &AgentId) -> u64 {
         self.turn += 1;
         self.turns.push_back((agent.clone(), self.turn));
-        self.turn
+        let turn = self.turn;
+        // Places of agents that were pushed out are no longer theirs. Where nobody is looked at,
+        // nothing else takes them away.
+        if self.turns.len() > 2 * self.known.len() + TURNS_SLACK {
+            let known = &self.known;
+            self.turns.retain(|(agent, at)| {
+                *at == turn || known.peek(agent).is_some_and(|known| known.turn == *at)
+            });
+        }
+        turn
     }
 
     /// Returns up to `most` agents whose turn it is and that nobody looked at within `tick`, and puts
@@ -348,7 +362,7 @@ impl Agents {
         let known = self.known.get_mut(agent).expect("loaded before it is folded");
         let mut folded = Folded::default();
         let mut moved: Vec<(String, u64)> = Vec::new();
-        for Folding { delivery, log, fresh } in ratings {
+        for Folding { delivery, log, fresh, weight } in ratings {
             let offset = delivery.offset;
             *fresh = known.applied.get(log).is_none_or(|&applied| offset > applied);
             if !*fresh {
@@ -356,7 +370,11 @@ impl Agents {
                 continue;
             }
             match known.seen.see(&delivery.rating) {
-                Seen::New => folded.note(judge.vote(&mut known.state, &delivery.rating)),
+                Seen::New => {
+                    let rating = &delivery.rating;
+                    let weight = *weight.get_or_insert_with(|| judge.weigh(&known.state, rating));
+                    folded.note(judge.vote(&mut known.state, rating, weight));
+                }
                 Seen::Repeat => folded.repeats += 1,
                 Seen::Conflict => folded.conflicts += 1,
             }
@@ -441,12 +459,13 @@ mod tests {
         bus::Partition,
         policy::{Config, Kind},
         rating::{Poster, RatingRequest},
+        tuner::Unproved,
     };
 
     const EPOCH: &str = "e1";
 
     fn judge(config: &Config) -> Judge {
-        Judge::new(config, Limits::per_second(20.0, 40).unwrap(), 1.0, Vec::new())
+        Judge::new(config, Limits::per_second(20.0, 40).unwrap(), Unproved::All, Vec::new())
     }
 
     fn policy() -> Policy {
@@ -466,7 +485,8 @@ mod tests {
 
     fn fold(agents: &mut Agents, deliveries: &[Delivery]) -> (Option<Change>, Folded) {
         let log: Arc<str> = "s/0".into();
-        let folding = |delivery| Folding { delivery, log: Arc::clone(&log), fresh: false };
+        let folding =
+            |delivery| Folding { delivery, log: Arc::clone(&log), fresh: false, weight: None };
         let mut ratings: Vec<Folding<'_>> = deliveries.iter().map(folding).collect();
         agents.fold(&agent(), &mut ratings, &mut judge(&Config::default()), EPOCH, true)
     }
@@ -582,11 +602,12 @@ mod tests {
         let writes = BucketName::new("writes").unwrap();
         let start = Limits::per_second(20.0, 40).unwrap();
         let buckets = vec![(writes.clone(), Limits::per_second(2.0, 10).unwrap())];
-        let mut judge = Judge::new(&Config::default(), start, 1.0, buckets);
+        let mut judge = Judge::new(&Config::default(), start, Unproved::All, buckets);
         let mut agents = Agents::new();
         agents.load(&agent(), Record::default(), judge.policy(), EPOCH).unwrap();
         let deliveries = [delivery(0, "i", 5)];
-        let mut ratings = [Folding { delivery: &deliveries[0], log: "s/0".into(), fresh: false }];
+        let mut ratings =
+            [Folding { delivery: &deliveries[0], log: "s/0".into(), fresh: false, weight: None }];
         let (change, _) = agents.fold(&agent(), &mut ratings, &mut judge, EPOCH, true);
         // From 20 to 20.2 is one per cent more.
         assert_eq!(change.unwrap().named, [(writes, Limits::per_second(2.02, 10).unwrap())]);
@@ -606,7 +627,8 @@ mod tests {
         let mut agents = Agents::new();
         agents.load(&agent(), Record::default(), judge.policy(), EPOCH).unwrap();
         let deliveries = [delivery(0, "i", 5)];
-        let mut ratings = [Folding { delivery: &deliveries[0], log: "s/0".into(), fresh: false }];
+        let mut ratings =
+            [Folding { delivery: &deliveries[0], log: "s/0".into(), fresh: false, weight: None }];
         let (change, folded) = agents.fold(&agent(), &mut ratings, &mut judge, EPOCH, true);
         let rate = change.unwrap().limits.refill().tokens();
         assert!((15.0..=25.05).contains(&rate), "one step from 20: {rate}");
@@ -657,6 +679,12 @@ mod tests {
         assert_eq!(due(9).len(), 4, "nobody twice in one look around");
         agents.forget(&name(2));
         assert_eq!(agents.due(9, later, Duration::from_secs(1)).len(), 3);
+        // Places are bounded although nobody is looked at.
+        for number in 0..10_000 {
+            agents.load(&name(number), Record::default(), &policy(), EPOCH).unwrap();
+        }
+        assert!(agents.turns.len() <= 2 * 4 + TURNS_SLACK + 1, "{}", agents.turns.len());
+        assert_eq!(agents.due(9, later + Duration::from_secs(60), Duration::from_secs(1)).len(), 4);
     }
 
     #[test]

@@ -27,8 +27,8 @@ use tracing::{debug, info, warn};
 use crate::{
     checkpoint::{self, FileError},
     policy::{
-        Config, Kind, Lesson, Network, OBSERVATION,
-        ppo::{Checkpoint, Expected, Experience, Gaussian, Horizon, Learner, Student},
+        Config, Kind, Lesson, Mode, Network, OBSERVATION,
+        ppo::{self, Checkpoint, Expected, Experience, Gaussian, Horizon, Learner, Student},
     },
 };
 
@@ -44,6 +44,9 @@ const QUEUE: usize = 64;
 /// How often the volume is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
+/// How often agents that were not seen since make room for others.
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
 /// How often what was learned is saved.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 
@@ -54,8 +57,26 @@ pub(super) struct Published {
     pub(super) version: u64,
 }
 
+/// What decides whether another configuration needs another thread.
+#[derive(Clone, Debug, PartialEq)]
+struct Terms {
+    kind: Kind,
+    mode: Mode,
+    seed: u64,
+    checkpoint: Option<PathBuf>,
+    ppo: ppo::Config,
+}
+
+impl Terms {
+    fn of(config: &Config) -> Self {
+        let Config { kind, mode, seed, checkpoint, ppo, .. } = config.clone();
+        Self { kind, mode, seed, checkpoint, ppo }
+    }
+}
+
 /// The loop's end of learning.
 pub(super) struct Learning {
+    terms: Terms,
     lessons: Option<SyncSender<Vec<(AgentId, Lesson)>>>,
     slice: Vec<(AgentId, Lesson)>,
     published: watch::Receiver<Published>,
@@ -86,7 +107,13 @@ impl Learning {
             }
         };
         let dropped = counter!("merit_learning_lessons_dropped_total");
-        Some(Self { lessons: Some(lessons), slice: Vec::new(), published, thread, dropped })
+        let (terms, lessons) = (Terms::of(config), Some(lessons));
+        Some(Self { terms, lessons, slice: Vec::new(), published, thread, dropped })
+    }
+
+    /// Returns true when it goes on as it is under `config`.
+    pub(super) fn suits(&self, config: &Config) -> bool {
+        self.terms == Terms::of(config)
     }
 
     /// Returns the networks in force, when they are others than before.
@@ -131,6 +158,8 @@ struct School {
     experience: Experience<AgentId, OBSERVATION>,
     horizon: Horizon,
     learns: bool,
+    /// True as long as nothing was loaded or learned.
+    untouched: bool,
     volume: Option<Volume>,
     publish: watch::Sender<Published>,
     /// Updates that were saved, and when.
@@ -195,7 +224,9 @@ impl School {
         Self {
             experience: Experience::new(STEPS),
             horizon: config.ppo.horizon(),
-            learns: config.ppo.learn,
+            // In other modes nothing is acted out, and there is nothing to learn from.
+            learns: config.ppo.learn && config.ppo.explore && config.mode == Mode::Live,
+            untouched: true,
             volume,
             publish,
             saved: (beginner.updates(), Instant::now()),
@@ -206,7 +237,7 @@ impl School {
 
     fn run(mut self, taught: &Receiver<Vec<(AgentId, Lesson)>>) {
         self.look();
-        let mut looked = Instant::now();
+        let (mut looked, mut swept) = (Instant::now(), Instant::now());
         loop {
             match taught.recv_timeout(LOOK_EVERY) {
                 Ok(lessons) => self.take_in(lessons),
@@ -219,6 +250,10 @@ impl School {
             if looked.elapsed() >= LOOK_EVERY {
                 self.look();
                 looked = Instant::now();
+            }
+            if swept.elapsed() >= SWEEP_EVERY {
+                self.experience.sweep();
+                swept = Instant::now();
             }
             if self.saved.1.elapsed() >= SAVE_EVERY {
                 self.save();
@@ -246,6 +281,7 @@ impl School {
         }
         match self.student.learn(&batch) {
             Ok(report) => {
+                self.untouched = false;
                 self.told.updates.increment(1);
                 self.told.seconds.record(began.elapsed());
                 self.told.kl.set(report.kl);
@@ -271,9 +307,12 @@ impl School {
     /// Looks at the volume: stands for writer, and loads what somebody else put there.
     fn look(&mut self) {
         let Some(volume) = &mut self.volume else { return };
-        volume.stand();
+        if self.learns {
+            volume.stand();
+        }
         self.told.writer.set(f64::from(u8::from(volume.writer.is_some())));
-        let Some(learner) = volume.load() else { return };
+        let Some(learner) = volume.load(self.untouched) else { return };
+        self.untouched = false;
         info!(path = %volume.path.display(), updates = learner.updates(), "checkpoint loaded");
         self.saved = (learner.updates(), Instant::now());
         self.student = Student::new(learner);
@@ -334,8 +373,9 @@ impl Volume {
         }
     }
 
-    /// Returns what stands on the volume when it is another than was seen last.
-    fn load(&mut self) -> Option<Learner<Gaussian>> {
+    /// Returns what stands on the volume when it is another than was seen last. In place of one that is
+    /// refused, the last good one is of use to an `untouched` school only: others know more.
+    fn load(&mut self, untouched: bool) -> Option<Learner<Gaussian>> {
         let now = stamp(&self.path);
         if now.is_none() || now == self.seen {
             return None;
@@ -348,12 +388,13 @@ impl Volume {
             }
             Err(failure) => {
                 checkpoint_outcome("refused");
-                let good = failure.last_good.is_some();
+                let last_good = failure.last_good.filter(|_| untouched);
+                let good = last_good.is_some();
                 warn!(
                     error = %chain(&failure.error), last_good = good,
                     "checkpoint refused: the last good one is used, or what is in force"
                 );
-                failure.last_good.map(|good| good.learner)
+                last_good.map(|good| good.learner)
             }
         }
     }

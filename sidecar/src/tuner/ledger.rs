@@ -1,7 +1,7 @@
 //! Decisions on their way into the log: each waits until it is known what it was worth.
 //!
 //! Only decisions with chance in them are logged: the others teach an off-policy estimate nothing.
-//! Soft: a restart loses what is not settled, and beyond [`UNSETTLED_MAX`] agents nothing new is noted.
+//! Soft: a restart loses what is not settled, and so does the [`UNSETTLED_MAX`]th agent.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -53,15 +53,20 @@ impl Ledger {
         };
         if let Some(reward) = settled
             && let Some(row) = self.unsettled.remove(agent)
+            // An agent that was forgotten and loaded again may follow an arm that was never noted.
+            && outcome.is_none_or(|outcome| {
+                row.action.arm.is_some_and(|arm| arm.arm == u16::from(outcome.arm))
+            })
         {
             self.log.write(&Decided { reward, ..row });
         }
         // What was not followed says nothing of what it would have been worth.
-        if decision.held.is_some()
-            || self.unsettled.contains_key(agent)
-            || self.unsettled.len() >= UNSETTLED_MAX
-        {
+        if decision.held.is_some() || self.unsettled.contains_key(agent) {
             return;
+        }
+        if self.unsettled.len() >= UNSETTLED_MAX {
+            // Some of them are of agents that were forgotten, and would wait for ever.
+            self.unsettled.clear();
         }
         let Some(features) = policy.observation(state) else { return };
         let row = Decided {

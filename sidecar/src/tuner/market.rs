@@ -47,7 +47,7 @@ pub(super) struct Trade {
 impl Trade {
     /// Returns a market that nobody moved yet, for the tuner `who`; nothing when `config` needs none.
     pub(super) fn new(config: &Config, who: String) -> Option<Self> {
-        let capacity = config.service_capacity?;
+        let capacity = config.service_capacity.filter(|_| config.knows_a_price())?;
         Some(Self {
             who,
             integrator: config.integrator(),
@@ -119,8 +119,9 @@ impl Trade {
         *at = now;
         let mut admitted = 0;
         for (node, count) in told {
-            // A node that was never heard of began at 0 a moment ago.
-            let before = nodes.insert(node, (count, now)).map_or(0, |(before, _)| before);
+            // When a node took its first tokens is not known: it may be new, or have been idle. It
+            // counts from here on.
+            let before = nodes.insert(node, (count, now)).map_or(count, |(before, _)| before);
             admitted += count.saturating_sub(before);
         }
         nodes.retain(|_, (_, heard)| now.saturating_duration_since(*heard) < FORGOTTEN);
@@ -157,19 +158,19 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert_eq!(trade.next(used(&[("n1", 1_000)]), at(0)), None, "nobody knows since when");
-        // 120 + 80 in 2 s of 100/s; n2 is new.
-        let quote = trade.next(used(&[("n1", 1_120), ("n2", 80)]), at(2)).unwrap();
+        // 200 in 2 s of 100/s; n2 was not heard of before, and counts from here on.
+        let quote = trade.next(used(&[("n1", 1_200), ("n2", 1_000_080)]), at(2)).unwrap();
         assert_eq!(quote.use_share, 1.0);
         assert!((quote.price - 0.25 * 0.02).abs() < 1e-12);
         // n1 is gone, n2 goes on at twice the capacity.
         trade.quote = Some(quote);
-        let quote = trade.next(used(&[("n2", 280)]), at(3)).unwrap();
+        let quote = trade.next(used(&[("n2", 1_000_280)]), at(3)).unwrap();
         assert_eq!(quote.use_share, 2.0);
         assert!((quote.price - (0.005 + 0.25)).abs() < 1e-12, "an error of one capacity at most");
         // Two looks at one instant say nothing.
-        assert_eq!(trade.next(used(&[("n2", 290)]), at(3)), None);
+        assert_eq!(trade.next(used(&[("n2", 1_000_290)]), at(3)), None);
         // n1 was idle, and is told of again at the count it had.
-        let quote = trade.next(used(&[("n1", 1_130), ("n2", 290)]), at(4)).unwrap();
+        let quote = trade.next(used(&[("n1", 1_210), ("n2", 1_000_290)]), at(4)).unwrap();
         assert_eq!(quote.use_share, 0.1);
     }
 

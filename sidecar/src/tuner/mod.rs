@@ -90,6 +90,18 @@ pub enum TunerError {
     },
 }
 
+/// What ratings without a receipt that holds weigh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unproved {
+    /// As much as the others: receipts are not looked at.
+    #[default]
+    All,
+    /// [`policy::Config::unproved_weight`].
+    Less,
+    /// Nothing: ingest takes none, and what other producers put on the bus does not count.
+    Nothing,
+}
+
 /// What a loop goes by.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -100,8 +112,8 @@ pub struct Plan {
     pub start: Limits,
     /// Whom a rating is about.
     pub subject: SubjectMode,
-    /// What a rating without a receipt that holds weighs, 0 to 1.
-    pub unproved: f64,
+    /// What ratings without a receipt that holds weigh.
+    pub unproved: Unproved,
     /// Named buckets that scale with what an agent earned, as they are configured.
     pub earned: Vec<(BucketName, Limits)>,
     /// How ratings and looks are batched.
@@ -121,7 +133,7 @@ impl Plan {
             policy,
             start,
             subject: SubjectMode::default(),
-            unproved: 1.0,
+            unproved: Unproved::All,
             earned: Vec::new(),
             tuner: Config::default(),
             changes: None,
@@ -215,7 +227,11 @@ impl<T: Tune> Tuner<T> {
                     self.reconfigure(&config).await;
                     slices = self.slices();
                 }
-                _ = slices.tick() => self.tick().await,
+                _ = slices.tick() => {
+                    self.tick().await;
+                    // From now on: however long it took, ratings come before the next one.
+                    slices.reset();
+                }
                 event = self.consumer.next() => match event? {
                     Event::Assigned(assignments) => self.assigned(&assignments, &stop).await?,
                     Event::Revoked(partitions) => self.revoked(&partitions).await,
@@ -243,13 +259,15 @@ impl<T: Tune> Tuner<T> {
     /// anybody's limits.
     async fn reconfigure(&mut self, config: &policy::Config) {
         self.judge.reconfigure(config);
-        // What was learned is saved before another thread may load it.
-        if let Some(learning) = self.learning.take() {
-            learning.finish().await;
+        if !self.learning.as_ref().is_some_and(|learning| learning.suits(config)) {
+            // What was learned is saved before another thread may load it.
+            if let Some(learning) = self.learning.take() {
+                learning.finish().await;
+            }
+            self.learning = Learning::start(config);
         }
-        self.learning = Learning::start(config);
         match &mut self.trade {
-            Some(trade) if config.service_capacity.is_some() => trade.reconfigure(config),
+            Some(trade) if config.knows_a_price() => trade.reconfigure(config),
             trade => *trade = Trade::new(config, self.who.clone()),
         }
         if let Some(ledger) = &mut self.ledger {
@@ -339,7 +357,8 @@ impl<T: Tune> Tuner<T> {
             let Some(log) = self.logs.get(&delivery.partition) else { continue };
             match delivery.rating.subject(self.subject) {
                 Some(agent) => {
-                    let folding = Folding { delivery, log: Arc::clone(log), fresh: false };
+                    let folding =
+                        Folding { delivery, log: Arc::clone(log), fresh: false, weight: None };
                     pending.entry(agent).or_default().push(folding);
                 }
                 None => self.metrics.without_agent.increment(1),
@@ -476,6 +495,8 @@ impl<T: Tune> Tuner<T> {
         pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
     ) {
         let ratings = pending.remove(agent).map_or(0, |ratings| ratings.len());
+        // What was folded of them must not be written later.
+        self.agents.forget(agent);
         self.metrics.set_aside.increment(ratings as u64);
         error!(
             %agent, error = %fault, ratings,
@@ -533,11 +554,14 @@ impl<T: Tune> Tuner<T> {
         self.metrics.lag.set(lag.iter().map(|(_, lag)| lag).sum::<u64>() as f64);
         #[allow(clippy::cast_precision_loss, reason = "a gauge")]
         self.metrics.agents.set(self.agents.len() as f64);
-        if !self.consumer.durable() {
+        // Before anything was written there is no life to ask for, and without progress and ticks nobody
+        // who needs to know.
+        if !self.consumer.durable() && (self.trade.is_none() || self.life.is_none()) {
             return Ok(());
         }
         match self.ask_life().await {
             Ok(life) if self.is_known(&life) => {}
+            Ok(_) if !self.consumer.durable() => self.agents.forget_all(),
             Ok(_) => return self.begin_again(stop).await,
             // The next batch waits for the store; until then there is nothing to write.
             Err(failure) => {
@@ -545,7 +569,9 @@ impl<T: Tune> Tuner<T> {
                 return Ok(());
             }
         }
-        self.store_progress().await;
+        if self.consumer.durable() {
+            self.store_progress().await;
+        }
         Ok(())
     }
 

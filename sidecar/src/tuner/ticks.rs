@@ -60,8 +60,6 @@ impl<T: Tune> Tuner<T> {
         }
         if let Err(failure) = self.look_around().await {
             self.failed("agents not looked at", &failure);
-            // What was written and what was not is not known.
-            self.agents.forget_all();
         }
     }
 
@@ -118,7 +116,15 @@ impl<T: Tune> Tuner<T> {
 
     async fn write_moved(&mut self, changes: Vec<Change>) -> Result<(), StoreError> {
         let mut reload = Vec::new();
-        for (change, written) in changes.iter().zip(self.store.write(&changes).await?) {
+        let answers = match self.store.write(&changes).await {
+            Ok(answers) => answers,
+            Err(failure) => {
+                // What was written and what was not is not known.
+                changes.iter().for_each(|change| self.agents.forget(&change.agent));
+                return Err(failure);
+            }
+        };
+        for (change, written) in changes.iter().zip(answers) {
             match written {
                 Ok(Written::Done { rev, .. }) => {
                     self.metrics.moves.increment(1);
@@ -128,13 +134,18 @@ impl<T: Tune> Tuner<T> {
                 Ok(Written::Stale | Written::Operator { .. }) => reload.push(change.agent.clone()),
                 Err(fault) => {
                     error!(agent = %change.agent, error = %fault, "agent not moved: mend its keys");
+                    self.agents.forget(&change.agent);
                 }
             }
         }
-        // Loaded again when it is rated: a look is not worth more.
-        for agent in &reload {
-            debug!(%agent, "somebody else wrote the agent: forgotten until it is rated");
-            self.agents.forget(agent);
+        // As if they were new: what the store says counts, and their next look starts from there.
+        reload.iter().for_each(|agent| self.agents.forget(agent));
+        let epoch = self.life.as_ref().map_or("", |life| &life.epoch);
+        for (agent, record) in reload.iter().zip(self.store.load(&reload).await?) {
+            if let Ok(record) = record {
+                let loaded = self.agents.load(agent, record, self.judge.policy(), epoch);
+                loaded.expect("nothing was known of it any more");
+            }
         }
         Ok(())
     }

@@ -101,6 +101,14 @@ impl<K: Ord, const W: usize> Experience<K, W> {
         true
     }
 
+    /// Follows no longer whoever was not seen since the last time: others get the room.
+    pub fn sweep(&mut self) {
+        let idle = self.open.extract_if(.., |_, path| !std::mem::take(&mut path.grew));
+        for path in idle.map(|(_, path)| path).collect::<Vec<_>>() {
+            self.end(path);
+        }
+    }
+
     fn end(&mut self, path: Path<W>) {
         if path.lived.len() >= TICKS_MIN {
             self.steps += path.lived.len();
@@ -146,10 +154,7 @@ impl<K: Ord, const W: usize> Experience<K, W> {
         horizon: Horizon,
     ) -> Batch<f32> {
         assert_eq!(network.critic().inputs, W, "numbers of one observation");
-        let idle = self.open.extract_if(.., |_, path| !std::mem::take(&mut path.grew));
-        for path in idle.map(|(_, path)| path).collect::<Vec<_>>() {
-            self.end(path);
-        }
+        self.sweep();
         self.steps = 0;
         let mut batch = Batch::new(W);
         let mut trajectory = Trajectory::new(W);
