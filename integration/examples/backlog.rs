@@ -28,8 +28,6 @@ const PARTITIONS: usize = 4;
 const EXPONENT: f64 = 1.1;
 const USERS: u32 = 20_000;
 const DEADLINE: Duration = Duration::from_secs(600);
-/// The unit of `/proc/<pid>/stat` (`USER_HZ`) on every Linux.
-const HERTZ: f64 = 100.0;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -54,7 +52,7 @@ async fn main() -> anyhow::Result<()> {
     let tuner = Merit::start(settings.role(Role::Tuner)).await;
     let folded = || async { tuner.metric("merit_ratings_folded_total").await.unwrap_or_default() };
     let deadline = Instant::now() + DEADLINE;
-    let began = (Instant::now(), processor_seconds(tuner.id())?, folded().await);
+    let began = (Instant::now(), tuner.processor()?.as_secs_f64(), folded().await);
     loop {
         tokio::time::sleep(Duration::from_millis(20)).await;
         if folded().await >= ratings as f64 {
@@ -65,7 +63,7 @@ async fn main() -> anyhow::Result<()> {
         }
     }
     let seconds = began.0.elapsed().as_secs_f64();
-    let processor = processor_seconds(tuner.id())? - began.1;
+    let processor = tuner.processor()?.as_secs_f64() - began.1;
     let worked = ratings as f64 - began.2;
     println!(
         "{}",
@@ -124,14 +122,4 @@ fn fill(brokers: &str, ratings: usize, agents: usize) -> anyhow::Result<()> {
     }
     producer.flush(Duration::from_secs(120))?;
     Ok(())
-}
-
-/// Returns the processor time that a process has used so far.
-fn processor_seconds(process: u32) -> anyhow::Result<f64> {
-    let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let (_, fields) = text.rsplit_once(')').context("no name in /proc/<pid>/stat")?;
-    // utime and stime are fields 14 and 15, the name is the second.
-    let times = fields.split_whitespace().skip(11).take(2);
-    let ticks: Result<Vec<f64>, _> = times.map(str::parse).collect();
-    Ok(ticks?.iter().sum::<f64>() / HERTZ)
 }

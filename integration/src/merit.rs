@@ -334,14 +334,17 @@ impl Merit {
         (status, process.output())
     }
 
-    /// Returns the process's id.
+    /// Returns the processor time that the process has used.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
     ///
     /// # Panics
     ///
     /// When it is not running.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.process.as_ref().expect("merit runs").id()
+    pub fn processor(&self) -> anyhow::Result<Duration> {
+        self.process.as_ref().expect("merit runs").processor()
     }
 
     /// Returns the URL of ingest.
@@ -374,15 +377,18 @@ impl Merit {
         format!("http://127.0.0.1:{}", self.ports.metrics)
     }
 
+    async fn metrics_page(&self) -> String {
+        let url = format!("{}/metrics", self.metrics());
+        Client::new().get(&url, None).await.expect("the metrics listener answers").text()
+    }
+
     /// Returns the value of an unlabelled metric, or the sum over its labels.
     ///
     /// # Panics
     ///
     /// When the metrics listener does not answer.
     pub async fn metric(&self, name: &str) -> Option<f64> {
-        let url = format!("{}/metrics", self.metrics());
-        let page =
-            Client::new().get(&url, None).await.expect("the metrics listener answers").text();
+        let page = self.metrics_page().await;
         let values: Vec<f64> = page
             .lines()
             .filter(|line| !line.starts_with('#'))
@@ -399,9 +405,7 @@ impl Merit {
     ///
     /// When the metrics listener does not answer.
     pub async fn series(&self, series: &str) -> Option<f64> {
-        let url = format!("{}/metrics", self.metrics());
-        let page =
-            Client::new().get(&url, None).await.expect("the metrics listener answers").text();
+        let page = self.metrics_page().await;
         let mut lines = page.lines().filter_map(|line| line.rsplit_once(' '));
         lines.find(|(found, _)| *found == series).and_then(|(_, value)| value.parse().ok())
     }

@@ -8,6 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
+
+/// The unit of `/proc/<pid>/stat` (`USER_HZ`) on every Linux.
+const TICK: Duration = Duration::from_millis(10);
+
 /// How much of a process's output is printed when its test fails.
 const TAIL_BYTES: usize = 16_000;
 
@@ -79,6 +84,22 @@ impl Process {
     #[must_use]
     pub fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Returns the processor time it has used, which what else runs on the machine hardly changes.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    pub fn processor(&self) -> anyhow::Result<Duration> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+        // The name, in parentheses, may hold anything; after it come fields 3 and on.
+        let (_, fields) = text.rsplit_once(')').context("no name in /proc/<pid>/stat")?;
+        let mut fields = fields.split_whitespace().skip(11);
+        let mut ticks = || -> anyhow::Result<u32> {
+            Ok(fields.next().context("/proc/<pid>/stat is short")?.parse()?)
+        };
+        Ok(TICK * (ticks()? + ticks()?))
     }
 
     /// Returns what the process has printed so far.

@@ -25,6 +25,7 @@ const MIDDLEWARE: &[(&str, &[&str])] = &[
 ];
 
 const SIDECAR: &[(&str, &[&str])] = &[
+    ("causes", &[]),
     ("clock", &[]),
     ("secret", &[]),
     ("rating", &[]),
@@ -36,10 +37,10 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("decisions", &[]),
     ("figure", &[]),
     ("replay", &["policy", "rating", "decisions", "figure"]),
-    ("tuner", &["bus", "checkpoint", "policy", "decisions", "rating", "clock"]),
+    ("tuner", &["bus", "causes", "checkpoint", "policy", "decisions", "rating", "clock"]),
     ("gateway", &["bus"]),
     ("personalize", &["tuner", "rating"]),
-    ("admin", &["tuner", "rating", "secret"]),
+    ("admin", &["causes", "tuner", "rating", "secret"]),
     ("simulate", &["checkpoint", "figure", "policy", "rating"]),
     ("telemetry", &[]),
     (

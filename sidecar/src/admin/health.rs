@@ -15,6 +15,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use crate::causes::with_causes;
+
 /// How long one part may take to answer: above the second that the bus gives its broker.
 pub const CHECK_DEADLINE: Duration = Duration::from_millis(1500);
 
@@ -122,15 +124,4 @@ impl std::fmt::Debug for Health {
         let names = self.inner.checks.iter().map(|(name, _)| name);
         f.debug_list().entries(names).finish()
     }
-}
-
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

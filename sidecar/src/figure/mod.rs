@@ -4,6 +4,7 @@
 //! that is compiled in (`font/README.md`). In an SVG text stays text, and the viewer's font shows it.
 //! PNGs are drawn at twice the size of the SVG, for sharp text.
 
+pub(crate) mod axes;
 mod raster;
 pub(crate) mod style;
 

@@ -91,6 +91,15 @@ impl State {
         }
     }
 
+    /// Takes what the last epoch came to, if it is a state of [`Bandit`] and one has ended that nobody
+    /// took.
+    pub fn take_outcome(&mut self) -> Option<Outcome> {
+        match self {
+            Self::Bandit(state) => state.take_outcome(),
+            Self::Additive(_) | Self::Price(_) | Self::Ppo(_) => None,
+        }
+    }
+
     /// Takes what the last tick taught, if it is a state of [`Residual`] and taught something.
     pub fn take_lesson(&mut self) -> Option<Box<Lesson>> {
         match self {

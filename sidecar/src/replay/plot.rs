@@ -7,13 +7,7 @@ use std::{
 };
 
 use plotters::{
-    chart::{ChartBuilder, ChartContext},
-    coord::{
-        Shift,
-        cartesian::Cartesian2d,
-        ranged1d::{AsRangedCoord, Ranged, ValueFormatter},
-        types::RangedCoordf64,
-    },
+    coord::{Shift, ranged1d::Ranged},
     prelude::{DrawingArea, DrawingBackend, IntoLogRange, PathElement, Text},
     style::{Color, WHITE},
 };
@@ -21,13 +15,18 @@ use plotters::{
 use super::{report::moment, summary::Agent};
 use crate::figure::{
     self, FORMATS, Failure,
-    style::{COLOURS, GRID, PALE, Scale},
+    axes::{Chart, Labels, Number, axes},
+    style::{COLOURS, PALE, Scale},
 };
 
 /// The most points of a distribution, each step being two: as many as a figure has pixels across.
 const POINTS_MAX: usize = 600;
 /// The most points of one agent's way; of more ratings each point is a mean.
 const WAY_MAX: usize = 200;
+/// How many numbers stand at a horizontal axis, and the pixels that half of the last one takes: a day
+/// is long.
+const X_LABELS: usize = 6;
+const RIGHT: i32 = 30;
 /// The longest name in a legend, in characters.
 const NAME_MAX: usize = 26;
 
@@ -150,13 +149,14 @@ where
     let said = format!("share of {} agents with at most that rate", agents.len());
     let chart = frame(area, scale, ("Final refill rates", &said), policies)?;
     let span = (low..high).log_scale().base(2.0);
-    let mut chart = axes(
-        &chart,
-        scale,
-        (span, 0.0..105.0),
-        ("tokens a second (each step doubles)", "share of agents, %"),
-        &short,
-    )?;
+    let labels = Labels {
+        below: "tokens a second (each step doubles)",
+        beside: "share of agents, %",
+        numbers: (&short, &short),
+        count: X_LABELS,
+        right: RIGHT,
+    };
+    let mut chart = axes(&chart, scale, (span, 0.0..105.0), &labels)?;
     for (index, _) in policies.iter().enumerate().rev() {
         line(&mut chart, scale, index, cumulative(ends(index).collect(), low..high))?;
     }
@@ -187,8 +187,10 @@ where
     let below = if way.timed { "time" } else { "rating" };
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a Unix time")]
     let day = |at: &f64| moment(*at as u64).chars().take(10).collect();
-    let number: &dyn Fn(&f64) -> String = if way.timed { &day } else { &short };
-    let mut chart = axes(&chart, scale, (span, 0.0..high), (below, "tokens a second"), number)?;
+    let number: Number<'_> = if way.timed { &day } else { &short };
+    let (beside, numbers) = ("tokens a second", (number, &short as Number<'_>));
+    let labels = Labels { below, beside, numbers, count: X_LABELS, right: RIGHT };
+    let mut chart = axes(&chart, scale, (span, 0.0..high), &labels)?;
     for (index, rates) in way.rates.iter().enumerate().rev() {
         let points = way.at.chunks(every).zip(rates.chunks(every));
         line(
@@ -263,47 +265,6 @@ where
         area.draw(&Text::new(name, (x + scale.at(30), y - scale.at(7)), scale.text(13)))?;
         y += scale.at(21);
     }
-    Ok(chart)
-}
-
-type Chart<'a, DB, X> = ChartContext<'a, DB, Cartesian2d<X, RangedCoordf64>>;
-
-fn axes<'a, DB, X>(
-    area: &'a DrawingArea<DB, Shift>,
-    scale: Scale,
-    (x, y): (X, Range<f64>),
-    (below, beside): (&str, &str),
-    number: &dyn Fn(&f64) -> String,
-) -> Result<Chart<'a, DB, X::CoordDescType>, Failure>
-where
-    DB: DrawingBackend,
-    DB::ErrorType: 'static,
-    X: AsRangedCoord<Value = f64>,
-    X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
-{
-    let mut chart = ChartBuilder::on(area)
-        .margin_left(scale.at(14))
-        .margin_bottom(scale.at(6))
-        .margin_top(scale.at(8))
-        .margin_right(scale.at(30))
-        .x_label_area_size(scale.at(42))
-        .y_label_area_size(scale.at(58))
-        .build_cartesian_2d(x, y)?;
-    chart
-        .configure_mesh()
-        .bold_line_style(GRID.stroke_width(scale.px(1)))
-        .light_line_style(GRID.mix(0.0))
-        .axis_style(PALE.stroke_width(scale.px(1)))
-        .set_all_tick_mark_size(scale.at(4))
-        .x_labels(6)
-        .y_labels(6)
-        .x_label_formatter(&number)
-        .y_label_formatter(&short)
-        .label_style(scale.text(12))
-        .axis_desc_style(scale.text(13))
-        .x_desc(below)
-        .y_desc(beside)
-        .draw()?;
     Ok(chart)
 }
 

@@ -25,15 +25,13 @@ use tower_merit::AgentId;
 use tracing::{debug, info, warn};
 
 use crate::{
-    checkpoint::{self, FileError},
+    causes::with_causes,
+    checkpoint,
     policy::{
-        Config, Kind, Lesson, Mode, Network, OBSERVATION,
-        ppo::{self, Checkpoint, Expected, Experience, Gaussian, Horizon, Learner, Student},
+        self, Config, Kind, Lesson, Mode, Network, OBSERVATION,
+        ppo::{Checkpoint, Expected, Experience, Gaussian, Horizon, Learner, Student},
     },
 };
-
-/// The name of the policy in checkpoints.
-const POLICY: &str = "ppo";
 
 /// Steps that an update learns from, at least.
 const STEPS: usize = 4_096;
@@ -57,26 +55,10 @@ pub(super) struct Published {
     pub(super) version: u64,
 }
 
-/// What decides whether another configuration needs another thread.
-#[derive(Clone, Debug, PartialEq)]
-struct Terms {
-    kind: Kind,
-    mode: Mode,
-    seed: u64,
-    checkpoint: Option<PathBuf>,
-    ppo: ppo::Config,
-}
-
-impl Terms {
-    fn of(config: &Config) -> Self {
-        let Config { kind, mode, seed, checkpoint, ppo, .. } = config.clone();
-        Self { kind, mode, seed, checkpoint, ppo }
-    }
-}
-
 /// The loop's end of learning.
 pub(super) struct Learning {
-    terms: Terms,
+    /// What the thread was started by.
+    config: Config,
     lessons: Option<SyncSender<Vec<(AgentId, Lesson)>>>,
     slice: Vec<(AgentId, Lesson)>,
     published: watch::Receiver<Published>,
@@ -107,13 +89,15 @@ impl Learning {
             }
         };
         let dropped = counter!("merit_learning_lessons_dropped_total");
-        let (terms, lessons) = (Terms::of(config), Some(lessons));
-        Some(Self { terms, lessons, slice: Vec::new(), published, thread, dropped })
+        let (config, lessons) = (config.clone(), Some(lessons));
+        Some(Self { config, lessons, slice: Vec::new(), published, thread, dropped })
     }
 
     /// Returns true when it goes on as it is under `config`.
     pub(super) fn suits(&self, config: &Config) -> bool {
-        self.terms == Terms::of(config)
+        let Config { kind, mode, seed, checkpoint, ppo, .. } = &self.config;
+        (*kind, *mode, *seed) == (config.kind, config.mode, config.seed)
+            && (checkpoint, ppo) == (&config.checkpoint, &config.ppo)
     }
 
     /// Returns the networks in force, when they are others than before.
@@ -209,15 +193,9 @@ impl School {
         beginner: Learner<Gaussian>,
         publish: watch::Sender<Published>,
     ) -> Self {
-        let expected = Expected {
-            policy: POLICY.to_owned(),
-            head: *beginner.network().head(),
-            inputs: OBSERVATION,
-            config: config.ppo.clone(),
-        };
         let volume = config.checkpoint.clone().map(|path| Volume {
             path,
-            expected,
+            expected: policy::expected(&config.ppo),
             writer: None,
             seen: None,
         });
@@ -332,7 +310,7 @@ impl School {
             return;
         }
         let saving = Checkpoint {
-            policy: POLICY.to_owned(),
+            policy: policy::CHECKPOINT_POLICY.to_owned(),
             learner: learner.clone(),
             notes: std::collections::BTreeMap::new(),
         };
@@ -344,7 +322,7 @@ impl School {
             }
             Err(error) => {
                 checkpoint_outcome("not_saved");
-                warn!(error = %chain(&error), "checkpoint not saved: learning goes on");
+                warn!(error = %with_causes(&error), "checkpoint not saved: learning goes on");
             }
         }
     }
@@ -391,7 +369,7 @@ impl Volume {
                 let last_good = failure.last_good.filter(|_| untouched);
                 let good = last_good.is_some();
                 warn!(
-                    error = %chain(&failure.error), last_good = good,
+                    error = %with_causes(&failure.error), last_good = good,
                     "checkpoint refused: the last good one is used, or what is in force"
                 );
                 last_good.map(|good| good.learner)
@@ -404,14 +382,4 @@ impl Volume {
 fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
     let metadata = path.metadata().ok()?;
     Some((metadata.modified().ok()?, metadata.len()))
-}
-
-fn chain(error: &FileError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(one) = cause {
-        text.push_str(&format!(": {one}"));
-        cause = one.source();
-    }
-    text
 }

@@ -20,12 +20,14 @@ mod ledger;
 mod life;
 mod market;
 mod metrics;
+mod plan;
 mod positions;
 mod ticks;
 mod window;
 
 pub use agents::state_of;
 pub use config::Config;
+pub use plan::{Plan, Unproved};
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -42,7 +44,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId,
-    bucket::{BucketName, Limits},
     store::{Change, StoreError, Tune, Written},
 };
 use tracing::{error, info, warn};
@@ -59,7 +60,6 @@ use self::{
 };
 use crate::{
     bus::{Assignment, BusError, Consumer, Delivery, Event, Partition},
-    decisions::Log,
     policy::{self, CohortError, Cohorts},
     rating::SubjectMode,
 };
@@ -88,58 +88,6 @@ pub enum TunerError {
         /// One of the agents.
         agent: AgentId,
     },
-}
-
-/// What ratings without a receipt that holds weigh.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Unproved {
-    /// As much as the others: receipts are not looked at.
-    #[default]
-    All,
-    /// [`policy::Config::unproved_weight`].
-    Less,
-    /// Nothing: ingest takes none, and what other producers put on the bus does not count.
-    Nothing,
-}
-
-/// What a loop goes by.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Plan {
-    /// The policy.
-    pub policy: policy::Config,
-    /// The limits of agents that have none of their own.
-    pub start: Limits,
-    /// Whom a rating is about.
-    pub subject: SubjectMode,
-    /// What ratings without a receipt that holds weigh.
-    pub unproved: Unproved,
-    /// Named buckets that scale with what an agent earned, as they are configured.
-    pub earned: Vec<(BucketName, Limits)>,
-    /// How ratings and looks are batched.
-    pub tuner: Config,
-    /// Policies to go on by, while it runs.
-    pub changes: Option<watch::Receiver<policy::Config>>,
-    /// Where decisions with chance in them are logged.
-    pub decisions: Option<Log>,
-}
-
-impl Plan {
-    /// Returns a plan by `policy` from the limits `start`; receipts are not looked at, and nothing
-    /// is logged.
-    #[must_use]
-    pub fn new(policy: policy::Config, start: Limits) -> Self {
-        Self {
-            policy,
-            start,
-            subject: SubjectMode::default(),
-            unproved: Unproved::All,
-            earned: Vec::new(),
-            tuner: Config::default(),
-            changes: None,
-            decisions: None,
-        }
-    }
 }
 
 /// The loop. It owns the consuming end of the bus and is the only writer of limits it knows of.

@@ -87,15 +87,12 @@ impl<T: Tune> Tuner<T> {
         let epoch = self.life.as_ref().map_or("", |life| &life.epoch);
         match self.agents.look(agent, demand, now, &self.judge, epoch) {
             Look::Begun => None,
-            Look::Ticked { decision, change } => {
+            Look::Ticked { decision, change, outcome, lesson } => {
                 self.metrics.decided(agent, &decision);
-                let outcome = self.agents.take_outcome(agent);
                 if let (Some(outcome), AnyLaw::Bandit(law)) = (&outcome, self.judge.law_mut()) {
                     law.arms_mut().learn(outcome);
                 }
-                if let Some(learning) = &mut self.learning
-                    && let Some(lesson) = self.agents.take_lesson(agent)
-                {
+                if let (Some(learning), Some(lesson)) = (&mut self.learning, lesson) {
                     learning.note(agent, *lesson);
                 }
                 if let (Some(ledger), Some(state)) = (&mut self.ledger, self.agents.state(agent)) {

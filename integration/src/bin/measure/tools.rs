@@ -71,19 +71,9 @@ impl Server {
 
     /// Returns the processor time it has used, which what else runs on the machine hardly changes.
     pub(crate) fn processor(&self) -> anyhow::Result<Duration> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id()))?;
-        // The name, in parentheses, may hold anything; after it come fields 3 and on.
-        let (_, fields) = text.rsplit_once(')').context("no name in /proc/<pid>/stat")?;
-        let mut fields = fields.split_whitespace().skip(11);
-        let mut ticks = || -> anyhow::Result<u32> {
-            Ok(fields.next().context("/proc/<pid>/stat is short")?.parse()?)
-        };
-        Ok(TICK * (ticks()? + ticks()?))
+        self.process.processor()
     }
 }
-
-/// The unit of `/proc/<pid>/stat` (`USER_HZ`) on every Linux.
-const TICK: Duration = Duration::from_millis(10);
 
 /// A `toxiproxy` before Redis: what the network between node and server may do.
 pub(crate) struct Toxiproxy {

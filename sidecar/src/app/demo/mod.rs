@@ -121,31 +121,22 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     let client: HttpClient = Client::builder(TokioExecutor::new()).build_http();
     let ends = Instant::now() + options.duration;
     let mut agents = JoinSet::new();
+    let caller = |index, chance: usize| Caller {
+        world: Arc::clone(&world),
+        client: client.clone(),
+        index,
+        rng: seeded(options.seed, chance),
+        // The twins are asked for at the same moments: between them there is only the bombing.
+        arrivals: seeded(!options.seed, index.max(1)),
+        gateway: gateway.to_string(),
+        ingest: ingest.to_string(),
+    };
     for index in 0..world.agents.len() {
-        let caller = Caller {
-            world: Arc::clone(&world),
-            client: client.clone(),
-            index,
-            rng: seeded(options.seed, index),
-            // The twins are asked for at the same moments: between them there is only the bombing.
-            arrivals: seeded(!options.seed, index.max(1)),
-            gateway: gateway.to_string(),
-            ingest: ingest.to_string(),
-        };
-        agents.spawn(caller.work(ends));
+        agents.spawn(caller(index, index).work(ends));
     }
     if !options.shuffle_ratings {
-        let first = Caller {
-            world: Arc::clone(&world),
-            client: client.clone(),
-            index: 0,
-            rng: seeded(options.seed, usize::MAX),
-            arrivals: seeded(options.seed, usize::MAX),
-            gateway: gateway.to_string(),
-            ingest: ingest.to_string(),
-        };
         let begins = ends - options.duration.mul_f64(1.0 - world::BOMBED_FROM);
-        agents.spawn(first.bomb(begins, ends));
+        agents.spawn(caller(0, usize::MAX).bomb(begins, ends));
         agents.spawn(compare_twins(Arc::clone(&world), store.clone(), begins, ends));
     }
     show_progress(&world, &options, ends).await;

@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
-use super::{Adapted, shipped::config};
+use super::{
+    Adapted,
+    shipped::{config, trusting},
+};
 use crate::{
-    policy::{EstimatorKind, Raters, Residual, ResidualState, ppo},
+    policy::{EstimatorKind, Residual, ResidualState, ppo},
     simulate::World,
 };
 
 /// Returns `law` at the start of `world`, with raters weighed as the tuner weighs them.
 pub(in crate::simulate) fn residual(world: &World, law: Residual) -> Adapted<'_, Residual> {
-    let mut raters = Raters::default();
-    let weigh = move |rater: u64, score: f64, state: &ResidualState| {
-        raters.weigh(rater, score, state.standing().estimator().belief())
-    };
-    Adapted::new(world, law, Box::new(weigh))
+    Adapted::new(world, law, trusting(ResidualState::standing))
         .priced(config(EstimatorKind::default()).integrator())
         .believing(|state| Some(state.standing().estimator().belief().mean))
 }

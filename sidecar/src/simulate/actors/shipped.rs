@@ -1,6 +1,6 @@
 //! The policies that ship, with the constants of `[policy]`, driven as the tuner drives them.
 
-use super::{Actor, Adapted};
+use super::{Actor, Adapted, Weigh};
 use crate::{
     policy::{Bandit, BanditState, Cohorts, Config, EstimatorKind, Price, Raters, Standing},
     simulate::{
@@ -29,15 +29,19 @@ pub(in crate::simulate) fn config(estimator: EstimatorKind) -> Config {
     }
 }
 
+/// Returns raters' trust at work: what a rating weighs beside the `standing` in an agent's state.
+pub(super) fn trusting<'w, S: 'w>(standing: fn(&S) -> &Standing) -> Weigh<'w, S> {
+    let mut raters = Raters::default();
+    Box::new(move |rater, score, state| {
+        raters.weigh(rater, score, standing(state).estimator().belief())
+    })
+}
+
 /// Returns the shipped `price` over `estimator`, with trust in raters.
 pub(super) fn price<'w>(world: &'w World, estimator: EstimatorKind) -> Box<dyn Actor + 'w> {
     let config = config(estimator);
-    let mut raters = Raters::default();
-    let weigh = move |rater: u64, score: f64, standing: &Standing| {
-        raters.weigh(rater, score, standing.estimator().belief())
-    };
     let law = Price::new(config.price());
-    let actor = Adapted::new(world, law, Box::new(weigh)).priced(config.integrator());
+    let actor = Adapted::new(world, law, trusting(|standing| standing)).priced(config.integrator());
     Box::new(actor.believing(|standing| Some(standing.estimator().belief().mean)))
 }
 
@@ -45,10 +49,6 @@ pub(super) fn price<'w>(world: &'w World, estimator: EstimatorKind) -> Box<dyn A
 /// fitted from time to time.
 pub(super) fn bandit(world: &World) -> Box<dyn Actor + '_> {
     let config = config(EstimatorKind::default());
-    let mut raters = Raters::default();
-    let weigh = move |rater: u64, score: f64, state: &BanditState| {
-        raters.weigh(rater, score, state.standing().estimator().belief())
-    };
     let mut draws = Stream::new(world.seed, Purpose::Policy);
     let law = Bandit::new(config.price(), draws.bits());
     let teach = move |tick: usize, law: &mut Bandit, states: &mut [BanditState]| {
@@ -64,7 +64,8 @@ pub(super) fn bandit(world: &World) -> Box<dyn Actor + '_> {
             }
         }
     };
-    let actor = Adapted::new(world, law, Box::new(weigh)).priced(config.integrator());
+    let actor =
+        Adapted::new(world, law, trusting(BanditState::standing)).priced(config.integrator());
     let actor = actor.taught(Box::new(teach));
     Box::new(actor.believing(|state| Some(state.standing().estimator().belief().mean)))
 }

@@ -3,12 +3,9 @@
 use std::ops::Range;
 
 use plotters::{
-    chart::{ChartBuilder, ChartContext},
     coord::{
         Shift,
-        cartesian::Cartesian2d,
         ranged1d::{AsRangedCoord, Ranged, ValueFormatter},
-        types::RangedCoordf64,
     },
     element::EmptyElement,
     prelude::{
@@ -18,7 +15,11 @@ use plotters::{
 };
 
 use super::Drawn;
-use crate::figure::style::{DASH, GRID, MARGIN, PALE, SOFT, Scale, Stroke, frame};
+use crate::figure::{
+    self, Failure,
+    axes::{Chart, Labels, Number},
+    style::{DASH, PALE, SOFT, Scale, Stroke, frame},
+};
 use crate::simulate::{
     NEUTRAL, PolicyName, RATE_MAX, RATE_MIN,
     compare::{Figure, Line},
@@ -182,46 +183,23 @@ fn cumulative(values: &[f64]) -> Vec<Point> {
     points
 }
 
-type Chart<'a, DB, X> = ChartContext<'a, DB, Cartesian2d<X, RangedCoordf64>>;
-
 fn axes<'a, DB, X>(
     area: &'a DrawingArea<DB, Shift>,
     scale: Scale,
     x: X,
     y: Range<f64>,
     (below, beside): (&str, &str),
-) -> Result<Chart<'a, DB, X::CoordDescType>, Box<dyn std::error::Error + Send + Sync>>
+) -> Result<Chart<'a, DB, X::CoordDescType>, Failure>
 where
     DB: DrawingBackend,
     DB::ErrorType: 'static,
     X: AsRangedCoord<Value = f64>,
     X::CoordDescType: Ranged<ValueType = f64> + ValueFormatter<f64>,
 {
-    let mut chart = ChartBuilder::on(area)
-        .margin_left(scale.at(MARGIN))
-        .margin_bottom(scale.at(6))
-        .margin_top(scale.at(8))
-        .margin_right(scale.at(8))
-        .x_label_area_size(scale.at(if below.is_empty() { 22 } else { 42 }))
-        .y_label_area_size(scale.at(58))
-        .build_cartesian_2d(x, y)?;
     let number = |value: &f64| format!("{value}");
-    chart
-        .configure_mesh()
-        .bold_line_style(GRID.stroke_width(scale.px(1)))
-        .light_line_style(GRID.mix(0.0))
-        .axis_style(PALE.stroke_width(scale.px(1)))
-        .set_all_tick_mark_size(scale.at(4))
-        .x_labels(10)
-        .y_labels(6)
-        .x_label_formatter(&number)
-        .y_label_formatter(&number)
-        .label_style(scale.text(12))
-        .axis_desc_style(scale.text(13))
-        .x_desc(below)
-        .y_desc(beside)
-        .draw()?;
-    Ok(chart)
+    let numbers: (Number<'_>, Number<'_>) = (&number, &number);
+    let labels = Labels { below, beside, numbers, count: 10, right: 8 };
+    figure::axes::axes(area, scale, (x, y), &labels)
 }
 
 /// Draws the moment at which agents change.

@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use crate::{
-    policy::{Price, Raters, Residual, Standing},
+    policy::Residual,
     simulate::{
-        Actor, Adapted, Interval, Outcome, PolicyName, REGIMES, Regime, Seeds, World,
-        actors::residual, run, run_actor, world::count,
+        Interval, Outcome, PolicyName, REGIMES, Regime, Seeds, World, actors::residual, run,
+        run_actor, world::count,
     },
 };
 
@@ -68,18 +68,9 @@ fn pair(law: &Residual, regime: Regime, seed: u64, (agents, ticks): (usize, usiz
     let world = World::new(regime, seed, agents, ticks);
     let reference = run(PolicyName::Reference, &world, None).total();
     let share = |outcome: &Outcome| 100.0 * outcome.total() / reference;
-    let price = run_actor(base(&world, law.price().clone()), &world, None);
+    let price = run(PolicyName::Price, &world, None);
     let ppo = run_actor(Box::new(residual(&world, law.clone())), &world, None);
     Pair { price: share(&price), ppo: share(&ppo), step: ppo.step, shed: ppo.shed }
-}
-
-/// Returns the base law at the start of `world`.
-fn base(world: &World, law: Price) -> Box<dyn Actor + '_> {
-    let mut raters = Raters::default();
-    let weigh = move |rater: u64, score: f64, state: &Standing| {
-        raters.weigh(rater, score, state.estimator().belief())
-    };
-    Box::new(Adapted::new(world, law, Box::new(weigh)))
 }
 
 fn verdict(regime: &'static str, pairs: &[Pair]) -> Verdict {

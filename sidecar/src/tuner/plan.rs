@@ -1,0 +1,59 @@
+//! What a loop goes by.
+
+use tokio::sync::watch;
+use tower_merit::bucket::{BucketName, Limits};
+
+use super::Config;
+use crate::{decisions::Log, policy, rating::SubjectMode};
+
+/// What ratings without a receipt that holds weigh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unproved {
+    /// As much as the others: receipts are not looked at.
+    #[default]
+    All,
+    /// [`policy::Config::unproved_weight`].
+    Less,
+    /// Nothing: ingest takes none, and what other producers put on the bus does not count.
+    Nothing,
+}
+
+/// What a loop goes by.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Plan {
+    /// The policy.
+    pub policy: policy::Config,
+    /// The limits of agents that have none of their own.
+    pub start: Limits,
+    /// Whom a rating is about.
+    pub subject: SubjectMode,
+    /// What ratings without a receipt that holds weigh.
+    pub unproved: Unproved,
+    /// Named buckets that scale with what an agent earned, as they are configured.
+    pub earned: Vec<(BucketName, Limits)>,
+    /// How ratings and looks are batched.
+    pub tuner: Config,
+    /// Policies to go on by, while it runs.
+    pub changes: Option<watch::Receiver<policy::Config>>,
+    /// Where decisions with chance in them are logged.
+    pub decisions: Option<Log>,
+}
+
+impl Plan {
+    /// Returns a plan by `policy` from the limits `start`; receipts are not looked at, and nothing
+    /// is logged.
+    #[must_use]
+    pub fn new(policy: policy::Config, start: Limits) -> Self {
+        Self {
+            policy,
+            start,
+            subject: SubjectMode::default(),
+            unproved: Unproved::All,
+            earned: Vec::new(),
+            tuner: Config::default(),
+            changes: None,
+            decisions: None,
+        }
+    }
+}
