@@ -12,6 +12,7 @@ mod wait;
 
 mod kafka_server;
 mod merit;
+mod nats_server;
 mod redis_cluster;
 mod redis_sentinel;
 mod redis_server;
@@ -29,6 +30,7 @@ pub use folder::Folder;
 pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;
 pub use merit::{Bus, Identity, Merit, Role, Settings, binary};
+pub use nats_server::Nats;
 pub use process::Process;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::RedisSentinel;

@@ -34,6 +34,22 @@ pub enum Role {
 pub enum Bus {
     /// Within the process.
     InProcess,
+    /// Over streams of the Redis that the store is in, with leases of two seconds.
+    Redis {
+        /// What the names of its keys begin with.
+        topic: String,
+        /// Partitions.
+        partitions: u16,
+    },
+    /// Over NATS JetStream, with leases of two seconds.
+    Nats {
+        /// URL of the server.
+        url: String,
+        /// What the names of its subjects begin with.
+        topic: String,
+        /// Partitions.
+        partitions: u16,
+    },
     /// Over Kafka.
     Kafka {
         /// Address of the broker.
@@ -158,6 +174,14 @@ impl Settings {
         line(format_args!("refill_rate = 20\ncapacity = 40"));
         match &self.bus {
             Bus::InProcess => line(format_args!("\n[bus]\nkind = \"in-process\"")),
+            Bus::Redis { topic, partitions } => line(format_args!(
+                "\n[bus]\nkind = \"redis\"\ntopic = \"{topic}\"\n\
+                 partitions = {partitions}\nlease = \"2s\""
+            )),
+            Bus::Nats { url, topic, partitions } => line(format_args!(
+                "\n[bus]\nkind = \"nats\"\nurl = \"{url}\"\ntopic = \"{topic}\"\n\
+                 partitions = {partitions}\nlease = \"2s\""
+            )),
             Bus::Kafka { brokers, topic, partitions } => line(format_args!(
                 "\n[bus]\nkind = \"kafka\"\nbrokers = \"{brokers}\"\ntopic = \"{topic}\"\n\
                  generation = 1\npartitions = {partitions}\ngroup = \"{topic}-tuners\""

@@ -15,7 +15,7 @@ use std::{
 };
 
 use merit_integration::{
-    Kafka, Merit, Persistence, Redis, Role, Settings, eventually,
+    Bus, Kafka, Merit, Nats, Persistence, Redis, Role, Settings, eventually,
     fold::Fold,
     ratings::{BATCH, Poster},
 };
@@ -111,11 +111,15 @@ async fn progress(redis: &Redis) {
     eventually("the tuner writes limits", SETTLE, || async { look().await != before }).await;
 }
 
-/// Starts ingest and tuner. With the replay window of 60 s as shipped these tests would end before
-/// any progress is stored, and every tuner would begin at the start of the topic.
+/// Starts ingest and tuner over Kafka.
 async fn parts(topic: &str, redis: &Redis) -> (Settings, Merit, Merit) {
     let kafka = Kafka::shared().await;
-    let mut settings = Settings::new(&redis.url()).kafka(&kafka.brokers(), topic);
+    parts_over(Settings::new(&redis.url()).kafka(&kafka.brokers(), topic)).await
+}
+
+/// Starts ingest and tuner. With the replay window of 60 s as shipped these tests would end before
+/// any progress is stored, and every tuner would begin at the start of the topic.
+async fn parts_over(mut settings: Settings) -> (Settings, Merit, Merit) {
     settings.environment.push(("MERIT__TUNER__REPLAY_WINDOW".into(), "1s".into()));
     start(settings).await
 }
@@ -139,20 +143,42 @@ async fn start(settings: Settings) -> (Settings, Merit, Merit) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_equal_the_fold_of_all_ratings_though_the_tuner_is_killed_again_and_again() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let parts = parts("killed.ratings", &redis).await;
+    killed_again_and_again(&redis, parts).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_over_redis_streams() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let mut settings = Settings::new(&redis.url());
+    settings.bus = Bus::Redis { topic: "killed.ratings".into(), partitions: 4 };
+    killed_again_and_again(&redis, parts_over(settings).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_over_nats() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let nats = Nats::start().await;
+    let mut settings = Settings::new(&redis.url());
+    settings.bus = Bus::Nats { url: nats.url(), topic: "killed.ratings".into(), partitions: 4 };
+    killed_again_and_again(&redis, parts_over(settings).await).await;
+}
+
+async fn killed_again_and_again(redis: &Redis, parts: (Settings, Merit, Merit)) {
     let kills: u32 = std::env::var("MERIT_KILLS")
         .map_or(3, |text| text.parse().expect("MERIT_KILLS is a number"));
-    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
-    let (_, ingest, mut tuner) = parts("killed.ratings", &redis).await;
+    let (_, ingest, mut tuner) = parts;
     let flow = Flow::start(&ingest.ingest(), 50_000);
     for kill in 1..=kills {
-        progress(&redis).await;
+        progress(redis).await;
         tokio::time::sleep(Duration::from_millis(random_below(1_500))).await;
         tuner.kill9();
         println!("kill {kill} of {kills} after {} ratings", flow.acknowledged());
         tuner.restart().await;
     }
-    progress(&redis).await;
-    flow.end(&redis).await;
+    progress(redis).await;
+    flow.end(redis).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,7 +29,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("secret", &[]),
     ("rating", &[]),
-    ("bus", &["rating", "secret", "clock"]),
+    ("bus", &["rating", "secret", "clock", "causes"]),
     ("ingest", &["rating", "bus", "secret", "clock"]),
     ("policy", &["rating"]),
     // The files of policies that learn: policies themselves know none.

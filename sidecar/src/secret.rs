@@ -4,6 +4,10 @@
 //! no output shows the name of a file, and that of a variable only when it looks like one: capitals,
 //! digits and `_`, of which at least one. The path of the configuration key tells which is meant.
 
+mod address;
+
+pub use address::Address;
+
 use std::{
     fmt, fs,
     io::{self, Read as _},

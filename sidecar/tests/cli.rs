@@ -94,7 +94,7 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         "store.lease_agents_max: ",
         "bucket[0].bucket_name: ",
         "bucket[0].refill_rate: must be 0.000001 to 9000000 tokens per second, is -1",
-        "bus.kind: bus `nats` is not in this version",
+        "bus.url: must be nats://host[:port] or tls://",
         "policy.kind: must be `additive`, `price`, `bandit` or `ppo`",
         "tuner.replay_window: ",
         "ingest.max_batch: ",

@@ -1,6 +1,6 @@
 //! Which bus to use, and how: the `[bus]` table.
 
-use super::{BusError, Consumer, Publisher, in_process, kafka};
+use super::{BusError, Consumer, Publisher, in_process, kafka, nats, redis_streams};
 
 /// The `[bus]` table; `kind` says which bus.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
@@ -11,15 +11,11 @@ pub enum BusConfig {
     InProcess(in_process::Config),
     /// A Kafka topic; needs the feature `kafka`.
     Kafka(kafka::config::Config),
-    /// Known by name only.
-    Redis(NotYet),
-    /// Known by name only.
-    Nats(NotYet),
+    /// Redis Streams.
+    Redis(redis_streams::config::Config),
+    /// NATS JetStream; needs the feature `nats`.
+    Nats(nats::config::Config),
 }
-
-/// The table of a bus that is not in this version yet: any keys, all ignored.
-#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
-pub struct NotYet {}
 
 impl Default for BusConfig {
     /// The bus that needs no server.
@@ -48,19 +44,22 @@ impl BusConfig {
         match self {
             Self::InProcess(config) => config.validate(path, faults),
             Self::Kafka(config) => config.validate(path, faults),
-            Self::Redis(_) | Self::Nats(_) => {}
+            Self::Redis(config) => config.validate(path, faults),
+            Self::Nats(config) => config.validate(path, faults),
         }
     }
 
     fn supported(&self) -> Result<(), BusError> {
         match self {
-            Self::InProcess(_) => Ok(()),
+            Self::InProcess(_) | Self::Redis(_) => Ok(()),
             #[cfg(feature = "kafka")]
             Self::Kafka(_) => Ok(()),
             #[cfg(not(feature = "kafka"))]
             Self::Kafka(_) => Err(BusError::NeedsFeature { kind: "kafka" }),
-            Self::Redis(_) => Err(BusError::NotYet { kind: "redis" }),
-            Self::Nats(_) => Err(BusError::NotYet { kind: "nats" }),
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => Ok(()),
+            #[cfg(not(feature = "nats"))]
+            Self::Nats(_) => Err(BusError::NeedsFeature { kind: "nats" }),
         }
     }
 
@@ -92,6 +91,10 @@ impl BusConfig {
             Self::Kafka(config) => {
                 kafka::publisher::Publisher::connect(config).await.map(Publisher::Kafka)
             }
+            Self::Redis(config) => redis_streams::Publisher::connect(config).map(Publisher::Redis),
+            #[cfg(feature = "nats")]
+            Self::Nats(config) => nats::Publisher::connect(config).await.map(Publisher::Nats),
+            #[cfg(not(all(feature = "kafka", feature = "nats")))]
             other => Err(other.supported().expect_err("what is supported has its own arm")),
         }
     }
@@ -109,6 +112,14 @@ impl BusConfig {
                 let consumer = kafka::consumer::Consumer::connect(config)?;
                 Ok(Consumer::Kafka(Box::new(consumer)))
             }
+            Self::Redis(config) => {
+                redis_streams::consumer(config).map(|bus| Consumer::Redis(Box::new(bus)))
+            }
+            #[cfg(feature = "nats")]
+            Self::Nats(config) => {
+                nats::consumer(config).await.map(|bus| Consumer::Nats(Box::new(bus)))
+            }
+            #[cfg(not(all(feature = "kafka", feature = "nats")))]
             other => Err(other.supported().expect_err("what is supported has its own arm")),
         }
     }
@@ -126,30 +137,28 @@ mod tests {
     }
 
     #[test]
-    fn a_bus_of_a_later_version_is_known_by_name() {
-        for kind in ["redis", "nats"] {
-            let faults = faults(&format!(r#"{{"kind":"{kind}","url":"x"}}"#));
-            assert_eq!(faults, [format!("bus.kind: bus `{kind}` is not in this version yet")]);
-        }
-    }
-
-    #[test]
     fn an_unknown_kind_or_key_is_refused() {
         for json in [
             r#"{"kind":"rabbit"}"#,
             r#"{"kind":"in-process","brokers":"x"}"#,
             r#"{"kind":"kafka","brokers":"x","topics":"y"}"#,
+            r#"{"kind":"redis","urls":"x"}"#,
+            r#"{"kind":"nats","urls":"x"}"#,
         ] {
             assert!(serde_json::from_str::<BusConfig>(json).is_err(), "{json}");
         }
     }
 
     #[test]
-    fn kafka_is_known_in_every_build_and_says_what_a_build_lacks() {
-        let found = faults(r#"{"kind":"kafka","brokers":"127.0.0.1:9092"}"#);
-        let lacking = "bus.kind: bus `kafka` needs a build with `--features kafka`";
-        let expected: &[&str] = if cfg!(feature = "kafka") { &[] } else { &[lacking] };
-        assert_eq!(found, expected);
+    fn every_bus_is_known_in_every_build_and_says_what_a_build_lacks() {
+        for (json, kind, built) in [
+            (r#"{"kind":"kafka","brokers":"h:9092"}"#, "kafka", cfg!(feature = "kafka")),
+            (r#"{"kind":"nats","url":"nats://h"}"#, "nats", cfg!(feature = "nats")),
+            (r#"{"kind":"redis","url":"redis://h"}"#, "redis", true),
+        ] {
+            let lacking = format!("bus.kind: bus `{kind}` needs a build with `--features {kind}`");
+            assert_eq!(faults(json), if built { vec![] } else { vec![lacking] });
+        }
     }
 
     #[tokio::test]

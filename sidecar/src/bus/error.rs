@@ -57,15 +57,9 @@ pub enum BusError {
         /// The kind of bus, which is the feature's name too.
         kind: &'static str,
     },
-    /// No build has this bus yet.
-    #[error("bus `{kind}` is not in this version yet")]
-    NotYet {
-        /// The kind of bus.
-        kind: &'static str,
-    },
     /// The in-process bus was asked to connect two processes.
     #[error(
-        "bus `in-process` ends where the process ends; run all roles in one, or choose `kafka`"
+        "bus `in-process` ends where the process ends; run all roles in one, or choose `redis`, `kafka` or `nats`"
     )]
     OneProcess,
     /// The client refuses its configuration.

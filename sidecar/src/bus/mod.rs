@@ -10,11 +10,14 @@
 pub(crate) mod duration;
 pub mod in_process;
 pub mod kafka;
+pub mod nats;
+pub mod redis_streams;
 
 mod config;
 mod error;
+mod leased;
 
-pub use config::{BusConfig, NotYet};
+pub use config::BusConfig;
 pub use error::{BusError, Cause, PublishError};
 
 use crate::rating::Rating;
@@ -77,6 +80,11 @@ pub enum Event {
 pub enum Publisher {
     /// Within this process.
     InProcess(in_process::Publisher),
+    /// To Redis Streams.
+    Redis(redis_streams::Publisher),
+    /// To NATS JetStream.
+    #[cfg(feature = "nats")]
+    Nats(nats::Publisher),
     /// To a Kafka topic.
     #[cfg(feature = "kafka")]
     Kafka(kafka::publisher::Publisher),
@@ -92,6 +100,9 @@ impl Publisher {
     pub async fn publish(&self, rating: &Rating) -> Result<(), PublishError> {
         match self {
             Self::InProcess(bus) => bus.publish(rating),
+            Self::Redis(bus) => bus.publish(rating).await,
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => bus.publish(rating).await,
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.publish(rating).await,
         }
@@ -105,6 +116,9 @@ impl Publisher {
     pub async fn check(&self) -> Result<(), BusError> {
         match self {
             Self::InProcess(bus) => bus.check(),
+            Self::Redis(bus) => bus.check().await,
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => bus.check().await,
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.check().await,
         }
@@ -116,6 +130,11 @@ impl Publisher {
 pub enum Consumer {
     /// Within this process.
     InProcess(in_process::Consumer),
+    /// From Redis Streams, by leased partitions.
+    Redis(Box<redis_streams::Consumer>),
+    /// From NATS JetStream, by leased partitions.
+    #[cfg(feature = "nats")]
+    Nats(Box<nats::Consumer>),
     /// From a Kafka topic, in a consumer group.
     #[cfg(feature = "kafka")]
     Kafka(Box<kafka::consumer::Consumer>),
@@ -131,6 +150,9 @@ impl Consumer {
     pub async fn next(&mut self) -> Result<Event, BusError> {
         match self {
             Self::InProcess(bus) => Ok(bus.next().await),
+            Self::Redis(bus) => Ok(bus.0.next().await),
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => Ok(bus.0.next().await),
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.next().await,
         }
@@ -141,6 +163,9 @@ impl Consumer {
     pub fn source(&self) -> &str {
         match self {
             Self::InProcess(bus) => bus.source(),
+            Self::Redis(bus) => bus.0.source(),
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => bus.0.source(),
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.source(),
         }
@@ -157,6 +182,15 @@ impl Consumer {
     pub fn commit(&mut self, positions: &[(Partition, u64)]) -> Result<(), BusError> {
         match self {
             Self::InProcess(bus) => bus.commit(positions),
+            Self::Redis(bus) => {
+                bus.0.commit(positions);
+                Ok(())
+            }
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => {
+                bus.0.commit(positions);
+                Ok(())
+            }
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.commit(positions),
         }
@@ -170,6 +204,9 @@ impl Consumer {
     pub fn seek(&mut self, partition: Partition, offset: u64) -> Result<(), BusError> {
         match self {
             Self::InProcess(bus) => bus.seek(partition, offset),
+            Self::Redis(bus) => bus.0.seek(partition, offset),
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => bus.0.seek(partition, offset),
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.seek(partition, offset),
         }
@@ -183,6 +220,15 @@ impl Consumer {
     pub fn pause(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
         match self {
             Self::InProcess(bus) => bus.set_paused(partitions, true),
+            Self::Redis(bus) => {
+                bus.0.set_paused(partitions, true);
+                Ok(())
+            }
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => {
+                bus.0.set_paused(partitions, true);
+                Ok(())
+            }
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.pause(partitions),
         }
@@ -196,6 +242,15 @@ impl Consumer {
     pub fn resume(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
         match self {
             Self::InProcess(bus) => bus.set_paused(partitions, false),
+            Self::Redis(bus) => {
+                bus.0.set_paused(partitions, false);
+                Ok(())
+            }
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => {
+                bus.0.set_paused(partitions, false);
+                Ok(())
+            }
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.resume(partitions),
         }
@@ -206,6 +261,9 @@ impl Consumer {
     pub fn lag(&self) -> Vec<(Partition, u64)> {
         match self {
             Self::InProcess(bus) => bus.lag(),
+            Self::Redis(bus) => bus.0.lag(),
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => bus.0.lag(),
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.lag(),
         }
@@ -216,6 +274,9 @@ impl Consumer {
     pub fn durable(&self) -> bool {
         match self {
             Self::InProcess(_) => false,
+            Self::Redis(_) => true,
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => true,
             #[cfg(feature = "kafka")]
             Self::Kafka(_) => true,
         }
@@ -225,6 +286,9 @@ impl Consumer {
     pub async fn close(self) {
         match self {
             Self::InProcess(bus) => drop(bus),
+            Self::Redis(bus) => bus.0.close().await,
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => bus.0.close().await,
             #[cfg(feature = "kafka")]
             Self::Kafka(bus) => bus.close().await,
         }

@@ -23,7 +23,6 @@ use tower_merit::{
 
 use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
-mod address;
 mod fault;
 mod identity;
 mod routes;
@@ -31,7 +30,7 @@ mod store;
 mod tables;
 mod validate;
 
-pub use address::Address;
+pub use crate::secret::Address;
 pub use identity::{Agents, Identity, Learning};
 pub use routes::{CostHeader, RouteConfig};
 pub use tables::{BucketConfig, Log, Ratings, Role, Sentinel, Store, StoreKind, StoreMode};
@@ -190,12 +189,15 @@ impl Config {
         }
         let mut policy: policy::Config = fault::table(figment, "policy", faults);
         policy.fill_in(|key| figment.contains(&format!("policy.{key}")));
+        let store: Store = fault::table(figment, "store", faults);
+        let mut bus = fault::table(figment, "bus", faults);
+        store.lend_to(&mut bus);
         Self {
             identity: fault::table(figment, "identity", faults),
-            store: fault::table(figment, "store", faults),
+            store,
             bucket,
             route: fault::list(figment, "route", faults),
-            bus: fault::table(figment, "bus", faults),
+            bus,
             ratings: fault::table(figment, "ratings", faults),
             policy,
             tuner: fault::table(figment, "tuner", faults),

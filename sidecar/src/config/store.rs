@@ -7,8 +7,8 @@ use tower_merit::{
     store::{RedisStoreBuilder, StoreError},
 };
 
-use super::{Config, Store, cause, read};
-use crate::secret::Secret;
+use super::{Config, Store, StoreKind, cause, read};
+use crate::{bus::BusConfig, secret::Secret};
 
 impl Config {
     /// Returns what connects to the configured Redis.
@@ -24,6 +24,22 @@ impl Config {
 }
 
 impl Store {
+    /// Gives a bus over Redis that names no server this one, with all that it takes to get in.
+    pub(super) fn lend_to(&self, bus: &mut BusConfig) {
+        let BusConfig::Redis(bus) = bus else { return };
+        if bus.url.is_some() || bus.url_env.is_some() || self.kind != StoreKind::Redis {
+            return;
+        }
+        bus.url.clone_from(&self.url);
+        bus.url_env.clone_from(&self.url_env);
+        bus.username.clone_from(&self.username);
+        bus.password_env.clone_from(&self.password_env);
+        bus.password_file.clone_from(&self.password_file);
+        bus.tls_ca_file.clone_from(&self.tls_ca_file);
+        bus.tls_cert_file.clone_from(&self.tls_cert_file);
+        bus.tls_key_file.clone_from(&self.tls_key_file);
+    }
+
     /// Returns how many ways of saying where Redis is are used.
     fn places(&self) -> usize {
         usize::from(self.url.is_some())

@@ -48,6 +48,8 @@ use tracing::{debug, info, warn};
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long the broker may hold an empty fetch: a seek or a new partition waits for it.
 const FETCH_WAIT_MS: &str = "50";
+/// How often the topic is looked at for new partitions.
+const METADATA_EVERY_MS: &str = "10000";
 /// How much may be fetched ahead, in KiB.
 const AHEAD_MAX_KIB: &str = "16384";
 /// How long to wait before a seek that was refused is tried again.
@@ -115,6 +117,7 @@ impl Consumer {
             .set("session.timeout.ms", session_ms.to_string())
             .set("heartbeat.interval.ms", (session_ms / 3).max(1).to_string())
             .set("max.poll.interval.ms", config.max_poll_interval.as_millis().to_string())
+            .set("topic.metadata.refresh.interval.ms", METADATA_EVERY_MS)
             .set("fetch.wait.max.ms", FETCH_WAIT_MS)
             .set("queued.max.messages.kbytes", AHEAD_MAX_KIB)
             .set("statistics.interval.ms", "1000");

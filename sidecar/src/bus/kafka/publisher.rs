@@ -1,7 +1,7 @@
 //! The publishing end: one idempotent producer, shared by all clones.
 //!
 //! The partition is computed here, because the key is made for compaction and not for order. Their
-//! number is asked for at the first rating and again every minute; topics may grow.
+//! number is asked for at the first rating and again every ten seconds; topics may grow.
 
 use super::{
     client::{self, Logs},
@@ -30,7 +30,7 @@ use tracing::{debug, info, warn};
 /// How long a client should stay away.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long the number of partitions is believed.
-const COUNT_FRESH: Duration = Duration::from_secs(60);
+const COUNT_FRESH: Duration = Duration::from_secs(10);
 /// How long a new topic may take to be known to all brokers, asked for this often.
 const COUNT_DEADLINE: Duration = Duration::from_secs(2);
 const COUNT_EVERY: Duration = Duration::from_millis(50);
