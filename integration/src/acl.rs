@@ -24,6 +24,34 @@ pub const USAGE: [&str; 6] =
 pub const TUNER: [&str; 8] =
     ["~merit:*", "+hgetall", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];
 
+/// What ingest and tuner need for the bus over streams of the topic `openclaw.ratings`.
+pub const STREAMS: [&str; 24] = [
+    "~openclaw.ratings:*",
+    "+ping",
+    "+evalsha",
+    "+script|load",
+    "+time",
+    "+get",
+    "+set",
+    "+del",
+    "+incr",
+    "+exists",
+    "+hget",
+    "+hset",
+    "+hsetnx",
+    "+zadd",
+    "+zrem",
+    "+zrange",
+    "+zremrangebyscore",
+    "+xadd",
+    "+xlen",
+    "+xread",
+    "+xrange",
+    "+xtrim",
+    "+xinfo|stream",
+    "+wait",
+];
+
 /// What both need as well on a cluster; `hget` and `del` for the marks.
 pub const CLUSTER: [&str; 5] = ["+cluster|slots", "+cluster|info", "+asking", "+hget", "+del"];
 

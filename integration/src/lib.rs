@@ -4,6 +4,7 @@
 //! Nothing here skips: a server that is missing or does not start fails the test with the command
 //! that would help.
 
+mod authority;
 mod folder;
 mod issuer;
 pub mod ports;
@@ -26,6 +27,7 @@ pub mod over_redis;
 pub mod ratings;
 pub mod requests;
 
+pub use authority::Authority;
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;

@@ -2,80 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::{error::Error, process::Command, time::Duration};
+use std::{error::Error, time::Duration};
 
 use merit_integration::{
-    Folder, Persistence, Redis,
+    Authority, Persistence, Redis,
     acl::{GATEWAY, TUNER, USAGE, allow},
-    ports,
 };
 use tower_merit::{
     AgentId, RedisStore,
     store::{Bid, Cursor, Spend, StoreError, Tune, contract},
 };
-
-/// An authority with a server's certificate for 127.0.0.1 and a client's, made by openssl.
-struct Authority {
-    folder: Folder,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let authority = Self { folder: Folder::new("authority") };
-        authority.openssl(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
-             -subj /CN=authority -keyout ca.key -out ca.pem",
-        );
-        for name in ["server", "client"] {
-            authority.folder.write(&format!("{name}.ext"), "subjectAltName=IP:127.0.0.1\n");
-            authority.openssl(&format!(
-                "req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name} \
-                 -keyout {name}.key -out {name}.csr"
-            ));
-            authority.openssl(&format!(
-                "x509 -req -days 2 -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial \
-                 -extfile {name}.ext -out {name}.pem"
-            ));
-        }
-        authority
-    }
-
-    fn openssl(&self, arguments: &str) {
-        let done = Command::new("openssl")
-            .args(arguments.split_ascii_whitespace())
-            .current_dir(self.folder.path())
-            .output()
-            .expect("openssl is there (apt-get install openssl)");
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.folder.path().join(name).to_str().unwrap().to_owned()
-    }
-
-    fn pem(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.folder.path().join(name)).unwrap()
-    }
-
-    /// Starts a server that also listens for TLS; returns it with the address of that.
-    async fn server(&self, asks_clients: &str) -> (Redis, String) {
-        let port = ports::free();
-        let options = [
-            "--tls-port",
-            &port.to_string(),
-            "--tls-cert-file",
-            &self.file("server.pem"),
-            "--tls-key-file",
-            &self.file("server.key"),
-            "--tls-ca-cert-file",
-            &self.file("ca.pem"),
-            "--tls-auth-clients",
-            asks_clients,
-        ];
-        let redis = Redis::start_with(Persistence::SnapshotOnDemand, &options).await;
-        (redis, format!("rediss://127.0.0.1:{port}"))
-    }
-}
 
 /// Returns an error with all of its causes.
 fn causes(error: &StoreError) -> String {
@@ -91,7 +27,7 @@ fn causes(error: &StoreError) -> String {
 #[tokio::test]
 async fn a_server_is_spoken_to_over_tls_when_the_given_authority_vouches_for_it() {
     let authority = Authority::new();
-    let (redis, url) = authority.server("no").await;
+    let (redis, url) = authority.redis("no").await;
     let trusting = RedisStore::builder(&url).ca_certificates(authority.pem("ca.pem"));
     let store = trusting.timeout(Duration::from_secs(5)).connect().await.unwrap();
     let agent: AgentId = "a1".parse().unwrap();
@@ -117,7 +53,7 @@ async fn a_server_is_spoken_to_over_tls_when_the_given_authority_vouches_for_it(
 #[tokio::test]
 async fn a_server_that_asks_for_a_certificate_is_shown_the_configured_one() {
     let authority = Authority::new();
-    let (_redis, url) = authority.server("yes").await;
+    let (_redis, url) = authority.redis("yes").await;
     let trusting = RedisStore::builder(&url).ca_certificates(authority.pem("ca.pem"));
     let nobody = trusting.clone().connect().await.unwrap_err();
     assert!(matches!(nobody, StoreError::Unavailable { .. }), "{nobody:?}");

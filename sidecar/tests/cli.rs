@@ -252,7 +252,31 @@ fn with_store(name: &str, lines: &str) -> String {
     let deployed = std::fs::read_to_string(deployed("merit.toml")).unwrap();
     let url = "url       = \"redis://127.0.0.1:6379\"\n";
     assert!(deployed.contains(url), "{deployed}");
-    file(name, &deployed.replace(url, lines))
+    let bus = deployed.lines().find(|line| line.starts_with("kind = \"redis\" ")).unwrap();
+    file(name, &deployed.replace(bus, "kind = \"in-process\"").replace(url, lines))
+}
+
+#[test]
+fn a_bus_over_redis_is_on_the_server_of_the_store_unless_it_names_its_own() {
+    let deployed = std::fs::read_to_string(deployed("merit.toml")).unwrap();
+    let own = deployed.replace("[bus]\n", "[bus]\nurl = \"redis://other:1\"\n");
+    for (name, config, url) in
+        [("shared", &deployed, "redis://127.0.0.1:6379"), ("own", &own, "redis://other:1")]
+    {
+        let config = file(&format!("bus-{name}.toml"), config);
+        let output = merit(&["check-config", "--config", &config, "--json"], &[]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(text(&output.stdout).contains("\"kind\":\"redis\""), "{shown}");
+        let bus = shown.pointer("/config/bus").or_else(|| shown.get("bus")).unwrap();
+        assert_eq!(bus["url"], url, "{bus}");
+    }
+    let cluster =
+        deployed.replace("url       = \"redis://127.0.0.1:6379\"", "cluster = [\"redis://a:1\"]");
+    let config = file("bus-cluster.toml", &cluster);
+    let output = merit(&["check-config", "--config", &config], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("bus.url: must be redis://"), "{}", text(&output.stderr));
 }
 
 #[test]

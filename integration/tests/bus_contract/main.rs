@@ -2,6 +2,7 @@
 
 mod contract;
 mod log;
+mod secured;
 mod server;
 
 /// Makes the tests of one bus out of the suite.

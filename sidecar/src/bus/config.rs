@@ -5,7 +5,6 @@ use super::{BusError, Consumer, Publisher, in_process, kafka, nats, redis_stream
 /// The `[bus]` table; `kind` says which bus.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
-#[expect(clippy::large_enum_variant, reason = "there is one, and it is read once at start")]
 pub enum BusConfig {
     /// Within one process: nothing to install, nothing survives a stop.
     InProcess(in_process::Config),

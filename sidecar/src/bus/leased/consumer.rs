@@ -448,7 +448,7 @@ async fn decode<L: Log>(log: &L, read: Read) -> Found {
         for record in records {
             match rating(&record) {
                 Ok(rating) => {
-                    deliveries.push(Delivery { partition, offset: record.offset, rating })
+                    deliveries.push(Delivery { partition, offset: record.offset, rating });
                 }
                 Err(reason) => put_aside(log, partition, &record, &reason).await,
             }

@@ -3,21 +3,34 @@
 use super::config::{Config, Login};
 use crate::bus::{BusError, Cause, Partition};
 use async_nats::{
-    ConnectOptions,
+    ConnectOptions, Event,
     jetstream::{self, Context, kv, stream},
 };
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tracing::{info, warn};
 
 /// How long a request may take.
 pub(super) const DEADLINE: Duration = Duration::from_secs(2);
 /// The dead letters that are kept.
 const DEAD_KEPT: i64 = 10_000;
 
+/// What to look at when there is no connection: the client does not tell a certificate that it does
+/// not trust from a cable that is cut.
+const REMEDY: &str = "look at bus.url, the certificates and the login";
+
+/// The last that the client said of a connection that is away.
+type Trouble = Arc<Mutex<Option<String>>>;
+
 /// A connection that comes back by itself. Clones share it.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) context: Context,
     pub(super) config: Config,
+    /// Why there is no connection, as far as the client said.
+    trouble: Trouble,
     /// The address, for messages.
     pub(super) address: String,
 }
@@ -30,13 +43,21 @@ impl Link {
     /// When a secret cannot be read or the client refuses its settings.
     pub(super) async fn open(config: &Config) -> Result<Self, BusError> {
         let address = config.servers().collect::<Vec<_>>().join(", ");
+        let trouble = Trouble::default();
         let tls = address.starts_with("tls://");
         let mut options = ConnectOptions::new()
             .name("merit")
             .retry_on_initial_connect()
             .connection_timeout(DEADLINE)
             .request_timeout(Some(DEADLINE))
-            .require_tls(tls);
+            .require_tls(tls)
+            .event_callback({
+                let (trouble, address) = (Arc::clone(&trouble), address.clone());
+                move |event| {
+                    note(&trouble, &address, event);
+                    std::future::ready(())
+                }
+            });
         if let Some(file) = &config.tls_ca_file {
             options = options.add_root_certificates(file.clone());
         }
@@ -63,7 +84,16 @@ impl Link {
         let client = options.connect(servers).await.map_err(failed)?;
         let mut context = jetstream::new(client);
         context.set_timeout(config.delivery_timeout);
-        Ok(Self { context, config: config.clone(), address })
+        Ok(Self { context, config: config.clone(), trouble, address })
+    }
+
+    /// Returns `error` with why there is no connection, when there is none.
+    pub(super) fn explain(&self, error: impl Into<Cause>) -> Cause {
+        let error = error.into();
+        match &*self.trouble.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(trouble) => format!("{error}; {trouble}: {REMEDY}").into(),
+            None => error,
+        }
     }
 
     /// Returns what the names of streams and buckets begin with: they have no dots.
@@ -144,6 +174,32 @@ impl Link {
     pub(super) async fn lease_bucket(&self) -> Result<kv::Store, Cause> {
         self.bucket("leases", self.config.lease).await
     }
+}
+
+/// Logs what changes, and keeps the reason of what does not work.
+fn note(trouble: &Trouble, address: &str, event: Event) {
+    let mut trouble = trouble.lock().unwrap_or_else(PoisonError::into_inner);
+    match event {
+        Event::Connected => {
+            if trouble.take().is_some() {
+                info!(bus = address, "nats answers");
+            }
+        }
+        Event::ServerError(_) | Event::ClientError(_) | Event::Disconnected => {
+            let reason = event.to_string();
+            // It is tried again many times a second.
+            if trouble.as_ref() != Some(&reason) && event_says_why(&event, trouble.is_some()) {
+                warn!(bus = address, reason, remedy = REMEDY, "no connection to nats");
+                *trouble = Some(reason);
+            }
+        }
+        Event::SlowConsumer(_) | Event::LameDuckMode | Event::Draining | Event::Closed => {}
+    }
+}
+
+/// Returns false for a mere end of a connection whose reason is known already.
+fn event_says_why(event: &Event, known: bool) -> bool {
+    !(known && matches!(event, Event::Disconnected))
 }
 
 /// Returns how many partitions the log has; a larger wish is granted.

@@ -69,7 +69,10 @@ impl Publisher {
         let deadline = self.0.link.config.delivery_timeout;
         let outcome = match timeout(deadline, self.deliver(rating)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(unavailable(TimedOut { deadline_ms: deadline.as_millis() })),
+            Err(_) => {
+                let late = TimedOut { deadline_ms: deadline.as_millis() };
+                Err(unavailable(self.0.link.explain(late)))
+            }
         };
         if outcome.is_ok() {
             metrics::histogram!("merit_bus_publish_seconds").record(began.elapsed().as_secs_f64());
@@ -78,7 +81,7 @@ impl Publisher {
     }
 
     async fn deliver(&self, rating: &Rating) -> Result<(), PublishError> {
-        let count = self.count().await.map_err(unavailable)?;
+        let count = self.count().await.map_err(|error| unavailable(self.0.link.explain(error)))?;
         let subject = self.0.link.subject(Partition(rating.partition(count)));
         let sent = self.0.link.context.publish(subject, to_bus_json(rating).into()).await;
         let stored = match sent {
@@ -130,8 +133,8 @@ impl Publisher {
     pub(crate) async fn check(&self) -> Result<(), BusError> {
         let source = match timeout(CHECK_DEADLINE, self.0.link.context.query_account()).await {
             Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => error.into(),
-            Err(_) => TimedOut { deadline_ms: CHECK_DEADLINE.as_millis() }.into(),
+            Ok(Err(error)) => self.0.link.explain(error),
+            Err(_) => self.0.link.explain(TimedOut { deadline_ms: CHECK_DEADLINE.as_millis() }),
         };
         Err(BusError::Unavailable { address: self.0.link.address.clone(), source })
     }

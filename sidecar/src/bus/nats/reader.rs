@@ -36,6 +36,9 @@ pub(in crate::bus) struct StreamReader {
     places: BTreeMap<Partition, Place>,
 }
 
+/// What each partition had, in order.
+type Records = Vec<(Partition, Vec<Record>)>;
+
 /// Where a partition is read.
 struct Place {
     next: u64,
@@ -69,11 +72,7 @@ impl StreamReader {
     }
 
     /// Takes what has come, at most `each` of a partition; ready when there is something.
-    fn poll(
-        &mut self,
-        context: &mut Context<'_>,
-        each: usize,
-    ) -> Poll<Result<Vec<(Partition, Vec<Record>)>, Cause>> {
+    fn poll(&mut self, context: &mut Context<'_>, each: usize) -> Poll<Result<Records, Cause>> {
         let mut found = Vec::new();
         for (partition, place) in &mut self.places {
             let mut records = Vec::new();

@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     num::NonZeroU32,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
@@ -32,7 +33,9 @@ const CHECK_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Puts ratings on the streams. Clones share one connection.
 #[derive(Clone)]
-pub struct Publisher {
+pub struct Publisher(Arc<Shared>);
+
+struct Shared {
     queue: mpsc::Sender<Waiting>,
     link: Link,
     delivery_timeout: Duration,
@@ -71,7 +74,7 @@ impl Publisher {
     pub(crate) fn connect(config: &Config) -> Result<Self, BusError> {
         let link = Link::new(config.client()?, DEADLINE);
         let (queue, waiting) = mpsc::channel(config.queue_max);
-        let publisher = Self {
+        let shared = Shared {
             queue,
             address: link.address(),
             link: link.clone(),
@@ -88,7 +91,7 @@ impl Publisher {
             counted: None,
         };
         tokio::spawn(writer.run(waiting));
-        Ok(publisher)
+        Ok(Self(Arc::new(shared)))
     }
 
     /// Puts `rating` on its partition and returns when the server has it.
@@ -100,13 +103,16 @@ impl Publisher {
         let began = Instant::now();
         let (acknowledge, acknowledged) = oneshot::channel();
         let waiting = Waiting { rating: rating.clone(), acknowledge };
-        self.queue
+        self.0
+            .queue
             .try_send(waiting)
             .map_err(|_| PublishError::Full { retry_after: RETRY_AFTER })?;
-        let outcome = match timeout(self.delivery_timeout, acknowledged).await {
+        let outcome = match timeout(self.0.delivery_timeout, acknowledged).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(gone)) => Err(unavailable(gone)),
-            Err(_) => Err(unavailable(TimedOut { deadline_ms: self.delivery_timeout.as_millis() })),
+            Err(_) => {
+                Err(unavailable(TimedOut { deadline_ms: self.0.delivery_timeout.as_millis() }))
+            }
         };
         if outcome.is_ok() {
             metrics::histogram!("merit_bus_publish_seconds").record(began.elapsed().as_secs_f64());
@@ -120,13 +126,13 @@ impl Publisher {
     ///
     /// When it did not within a second.
     pub(crate) async fn check(&self) -> Result<(), BusError> {
-        let ping = self.link.ask_all(vec![redis::cmd("PING")]);
+        let ping = self.0.link.ask_all(vec![redis::cmd("PING")]);
         let source = match timeout(CHECK_DEADLINE, ping).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => error,
             Err(_) => TimedOut { deadline_ms: CHECK_DEADLINE.as_millis() }.into(),
         };
-        Err(BusError::Unavailable { address: self.address.clone(), source })
+        Err(BusError::Unavailable { address: self.0.address.clone(), source })
     }
 }
 
@@ -235,7 +241,7 @@ impl Writer {
 
 impl fmt::Debug for Publisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Publisher({})", self.address)
+        write!(f, "Publisher({})", self.0.address)
     }
 }
 
