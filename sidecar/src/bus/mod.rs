@@ -12,9 +12,11 @@ pub mod in_process;
 pub mod kafka;
 
 mod config;
+mod decoding;
 mod error;
 
 pub use config::{BusConfig, NotYet};
+pub use decoding::Decoding;
 pub use error::{BusError, Cause, PublishError};
 
 use crate::rating::Rating;
