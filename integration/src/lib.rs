@@ -27,6 +27,12 @@ pub mod over_redis;
 pub mod ratings;
 pub mod requests;
 
+/// The client that a caller with tonic generates from the `.proto`.
+#[allow(missing_docs, clippy::all, reason = "generated")]
+pub mod rating_v1 {
+    include!("../../sidecar/schema/generated/merit.rating.v1.client.rs");
+}
+
 pub use authority::Authority;
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};

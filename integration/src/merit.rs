@@ -190,6 +190,7 @@ impl Settings {
         line(format_args!("\n[policy]\nkind = \"additive\"\nalpha = 0.1\nr_min = 0.5\nr_max = 40"));
         if matches!(self.role, Role::All | Role::Ingest) {
             line(format_args!("\n[ingest]\nlisten = \"127.0.0.1:{}\"", ports.ingest));
+            line(format_args!("grpc_listen = \"127.0.0.1:{}\"", ports.grpc));
         }
         if let (Some(upstream), Role::All | Role::Gateway) = (&self.upstream, self.role) {
             line(format_args!("\n[gateway]\nlisten = \"127.0.0.1:{}\"", ports.gateway));
@@ -208,6 +209,7 @@ impl Settings {
 struct Ports {
     gateway: u16,
     ingest: u16,
+    grpc: u16,
     metrics: u16,
 }
 
@@ -240,7 +242,12 @@ impl Merit {
     /// When the binary is missing.
     #[must_use]
     pub fn launch(settings: Settings) -> Self {
-        let ports = Ports { gateway: ports::free(), ingest: ports::free(), metrics: ports::free() };
+        let ports = Ports {
+            gateway: ports::free(),
+            ingest: ports::free(),
+            grpc: ports::free(),
+            metrics: ports::free(),
+        };
         let folder = Folder::new("merit");
         folder.write("merit.toml", &settings.toml(&ports));
         let mut merit = Self { process: None, folder, ports, settings };
@@ -375,6 +382,12 @@ impl Merit {
     #[must_use]
     pub fn ingest(&self) -> String {
         format!("http://127.0.0.1:{}", self.ports.ingest)
+    }
+
+    /// Returns the URL of ingest over gRPC.
+    #[must_use]
+    pub fn grpc(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports.grpc)
     }
 
     /// Returns the folder that the process runs in.

@@ -42,9 +42,9 @@ pub enum AppError {
     #[error("{0}")]
     Config(String),
     /// An address cannot be listened on.
-    #[error("{name}.listen: cannot listen on {address}")]
+    #[error("{}: cannot listen on {address}", key(name))]
     Bind {
-        /// The table whose listener it is.
+        /// The listener: its table, `ingest.grpc` for the second of ingest.
         name: &'static str,
         /// The address.
         address: SocketAddr,
@@ -82,6 +82,14 @@ pub enum AppError {
     /// The tuner ended by a fault of ours.
     #[error("tuner panicked")]
     Panicked,
+}
+
+/// Returns where the address of the listener `name` is configured.
+fn key(name: &str) -> String {
+    match name {
+        "ingest.grpc" => "ingest.grpc_listen".to_owned(),
+        table => format!("{table}.listen"),
+    }
 }
 
 /// A process that runs.
@@ -124,7 +132,8 @@ async fn start_with(
     let listeners = Listeners::bind(config, role).await?;
     let tees =
         role.guards() && config.gateway.listen.is_some() && config.gateway.tee_ratings.is_some();
-    let publishes = (role.ingests() && config.ingest.listen.is_some()) || tees;
+    let ingests = role.ingests() && config.ingest.listens();
+    let publishes = ingests || tees;
     // A tuner by itself publishes nothing; it asks the bus through this end whether it is there.
     let (publisher, consumer) = bus(&config.bus, publishes || role.tunes(), role.tunes()).await?;
 
@@ -146,7 +155,7 @@ async fn start_with(
         servers.spawn(serve::serve(name, listener, router, stop.clone()));
     };
     let faults = |faults: Vec<String>| AppError::Config(faults.join("; "));
-    let verifier = match listeners.ingest.is_some() || listeners.gateway.is_some() {
+    let verifier = match ingests || listeners.gateway.is_some() {
         true => config.tokens().map_err(faults)?,
         false => None,
     };
@@ -190,6 +199,9 @@ async fn start_with(
             });
         handing_on = tee.as_ref().map(gateway::Tee::handing_on);
         serve("gateway", listener, gateway::router(&config.gateway, admission, tee)?);
+    }
+    if let (Some(listener), Some(intake)) = (listeners.grpc, intake.clone()) {
+        serve("ingest.grpc", listener, ingest::grpc::router(intake, stop.clone()));
     }
     if let (Some(listener), Some(intake)) = (listeners.ingest, intake) {
         serve("ingest", listener, intake.router());
@@ -268,6 +280,7 @@ async fn bus(
 
 struct Listeners {
     ingest: Option<TcpListener>,
+    grpc: Option<TcpListener>,
     gateway: Option<TcpListener>,
     metrics: Option<TcpListener>,
     admin: Option<TcpListener>,
@@ -284,6 +297,7 @@ impl Listeners {
         };
         Ok(Self {
             ingest: bind("ingest", role.ingests(), config.ingest.listen).await?,
+            grpc: bind("ingest.grpc", role.ingests(), config.ingest.grpc_listen).await?,
             gateway: bind("gateway", role.guards(), config.gateway.listen).await?,
             metrics: bind("metrics", true, config.metrics.listen).await?,
             admin: bind("admin", true, config.admin.listen).await?,

@@ -14,10 +14,12 @@ pub mod nats;
 pub mod redis_streams;
 
 mod config;
+mod decoding;
 mod error;
 mod leased;
 
 pub use config::BusConfig;
+pub use decoding::Decoding;
 pub use error::{BusError, Cause, PublishError};
 
 use crate::rating::Rating;

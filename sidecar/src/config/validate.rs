@@ -30,7 +30,7 @@ impl Config {
         self.metrics.validate("metrics", faults);
         self.admin.validate("admin", faults);
         let guards = role.guards() && self.gateway.listen.is_some();
-        let rates = (role.ingests() && self.ingest.listen.is_some())
+        let rates = (role.ingests() && self.ingest.listens())
             || (guards && self.gateway.tee_ratings.is_some());
         if guards || rates {
             self.validate_identity(rates, guards, faults);
@@ -38,8 +38,9 @@ impl Config {
                 faults.push(fault);
             }
         }
-        if role == Role::Ingest && self.ingest.listen.is_none() {
-            faults.push("ingest.listen: must be set for role `ingest`".to_owned());
+        if role == Role::Ingest && !self.ingest.listens() {
+            faults
+                .push("ingest.listen: it or grpc_listen must be set for role `ingest`".to_owned());
         }
         if role == Role::Gateway && self.gateway.listen.is_none() {
             faults.push("gateway.listen: must be set for role `gateway`".to_owned());
@@ -181,7 +182,7 @@ impl Config {
             "metrics.listen: not set: nobody can see how it is doing",
         );
         warn(
-            self.ingest.listen.is_none() && self.gateway.tee_ratings.is_none(),
+            !self.ingest.listens() && self.gateway.tee_ratings.is_none(),
             "ingest.listen: not set, nor gateway.tee_ratings: no rating comes in here",
         );
         warnings

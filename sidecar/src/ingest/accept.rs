@@ -39,7 +39,7 @@ pub(super) struct Inner {
     pub(super) in_flight: Semaphore,
     pub(super) batches: Semaphore,
     raters: Raters,
-    publisher: Publisher,
+    pub(super) publisher: Publisher,
     subject: SubjectMode,
     receipts: Receipts,
 }
@@ -126,7 +126,16 @@ impl Ingest {
         name: Option<RatingId>,
         body: &[u8],
     ) -> Result<Rating, Refusal> {
-        let mut request = RatingRequest::from_json(body)?;
+        self.allow(rater, name, RatingRequest::from_json(body)?)
+    }
+
+    /// Returns the rating that `request` asks for, when `rater` may post it.
+    pub(super) fn allow(
+        &self,
+        rater: &Rater,
+        name: Option<RatingId>,
+        mut request: RatingRequest,
+    ) -> Result<Rating, Refusal> {
         if let Some(name) = name {
             request = request.named(name).map_err(Refusal::TwoNames)?;
         }

@@ -1,4 +1,4 @@
-//! Many ratings in one body: a JSON array, or one object a line (NDJSON).
+//! Many ratings in one body: a JSON array, one object a line (NDJSON), or a batch of CloudEvents.
 //!
 //! Each item stands for itself: it is refused or taken whatever becomes of the others. All are
 //! published at once, in the order of the body: the bus keeps the order of those of one agent.
@@ -15,7 +15,10 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde_json::{Value, json, value::RawValue};
 use tokio::time::Instant;
 
-use super::{Accepted, Ingest, Refusal, raters::Rater, refusal::whole_seconds};
+use super::{
+    Accepted, Ingest, Refusal, cloud_events::Event, raters::Rater, refusal::whole_seconds,
+};
+use crate::rating::RatingRequest;
 
 /// How the ratings of a batch are put together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +27,14 @@ pub(super) enum Form {
     Array,
     /// One JSON object a line; empty lines are skipped.
     Lines,
+    /// A JSON array of CloudEvents.
+    Events,
 }
 
 /// Returns the items of `body`, at most `max`.
 pub(super) fn split(body: &[u8], form: Form, max: usize) -> Result<Vec<&[u8]>, Refusal> {
     let items = match form {
-        Form::Array => array(body, max)?,
+        Form::Array | Form::Events => array(body, max)?,
         Form::Lines => {
             let lines = body.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
             lines.filter(|line| !line.is_empty()).take(max + 1).collect()
@@ -78,12 +83,16 @@ fn array(body: &[u8], max: usize) -> Result<Vec<&[u8]>, Refusal> {
 pub(super) async fn take(
     ingest: &Ingest,
     rater: &Rater,
-    items: &[&[u8]],
+    (form, items): (Form, &[&[u8]]),
     deadline: Instant,
 ) -> Vec<Result<Accepted, Refusal>> {
     // Polled in order for the first time, and a publisher queues a rating when it is first polled.
     let outcomes = items.iter().map(|item| async {
-        let rating = ingest.rating(rater, None, item)?;
+        let request = match form {
+            Form::Array | Form::Lines => RatingRequest::from_json(item)?,
+            Form::Events => Event::read(item)?,
+        };
+        let rating = ingest.allow(rater, None, request)?;
         ingest.publish(&rating, deadline).await
     });
     join_all(outcomes).await

@@ -13,17 +13,21 @@ const BATCH_MAX: usize = 10_000;
 const IN_FLIGHT_MAX: usize = 100_000;
 /// The most batches at a time that configuration may ask for.
 const BATCHES_MAX: usize = 1000;
+/// The most streams at a time that configuration may ask for.
+const STREAMS_MAX: usize = 10_000;
 /// The range of the deadline.
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
-/// How ratings are taken over HTTP.
+/// How ratings are taken over HTTP and gRPC.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Where to listen; off unless named.
+    /// Where to listen for HTTP; off unless named.
     pub listen: Option<SocketAddr>,
-    /// Longest body of one rating, in bytes; 64 KiB is ten times the largest valid one.
+    /// Where to listen for gRPC, unencrypted; off unless named. Needs the feature `grpc`.
+    pub grpc_listen: Option<SocketAddr>,
+    /// Longest body or message of one rating, in bytes; 64 KiB is ten times the largest valid one.
     pub max_body_bytes: usize,
     /// Longest body of a batch, in bytes; 8 MiB holds a full batch of large ratings.
     pub max_batch_bytes: usize,
@@ -34,8 +38,10 @@ pub struct Config {
     pub max_in_flight: usize,
     /// Most batches at a time, of those requests; 16 bound the memory of their bodies to 128 MiB.
     pub max_batches_in_flight: usize,
+    /// Most streams of ratings at a time over gRPC; 64 of them can have 4096 ratings on their way.
+    pub max_streams_in_flight: usize,
     /// How long one request may take, body and acknowledgement included; 10 s is more than the bus
-    /// takes to give up.
+    /// takes to give up. A stream may pause as long.
     #[serde(with = "crate::bus::duration")]
     pub timeout: Duration,
     /// Environment variable with API keys of collectors, `name:secret` separated by commas (or one
@@ -47,11 +53,13 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: None,
+            grpc_listen: None,
             max_body_bytes: 64 << 10,
             max_batch_bytes: 8 << 20,
             max_batch: 1000,
             max_in_flight: 1024,
             max_batches_in_flight: 16,
+            max_streams_in_flight: 64,
             timeout: Duration::from_secs(10),
             api_key_env: None,
         }
@@ -59,6 +67,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Returns whether ratings are taken here at all.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        self.listen.is_some() || self.grpc_listen.is_some()
+    }
+
     /// Adds every fault of the table at `path` (normally `ingest`) to `faults`.
     pub fn validate(&self, path: &str, faults: &mut Vec<String>) {
         let numbers = [
@@ -67,6 +81,7 @@ impl Config {
             ("max_batch", self.max_batch, BATCH_MAX),
             ("max_in_flight", self.max_in_flight, IN_FLIGHT_MAX),
             ("max_batches_in_flight", self.max_batches_in_flight, BATCHES_MAX),
+            ("max_streams_in_flight", self.max_streams_in_flight, STREAMS_MAX),
         ];
         for (name, value, max) in numbers {
             if !(1..=max).contains(&value) {
@@ -78,6 +93,9 @@ impl Config {
                 "{path}.timeout: must be {TIMEOUT_MIN:?}..={TIMEOUT_MAX:?}, is {:?}",
                 self.timeout
             ));
+        }
+        if self.grpc_listen.is_some() && !super::grpc::SUPPORTED {
+            faults.push(format!("{path}.grpc_listen: gRPC needs a build with `--features grpc`"));
         }
         if self.api_key_env.as_ref().is_some_and(Variable::is_empty) {
             faults.push(format!("{path}.api_key_env: must name an environment variable, is empty"));
@@ -118,6 +136,14 @@ mod tests {
         let found = faults(&config);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found.contains(&"ingest.max_batch: must be 1..=10000, is 0".to_owned()));
+    }
+
+    #[test]
+    fn grpc_is_known_in_every_build_and_says_what_a_build_lacks() {
+        let config: Config = serde_json::from_str(r#"{"grpc_listen":"127.0.0.1:8082"}"#).unwrap();
+        let lacking = "ingest.grpc_listen: gRPC needs a build with `--features grpc`";
+        let expected: &[&str] = if cfg!(feature = "grpc") { &[] } else { &[lacking] };
+        assert_eq!(faults(&config), expected);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `POST /v1/rating` and `POST /v1/ratings`.
+//! `POST /v1/rating` and `POST /v1/ratings`, and the schemas of what they take.
 //!
 //! Order of refusal: too busy (503), who (401, 403), what kind (415), how long (413, 408), what it
 //! says (400 when it is no JSON, 422 when a field is at fault). A body is not read before the
@@ -11,7 +11,7 @@ use axum::{
     body::{Body, Bytes},
     extract::State,
     response::{IntoResponse, Response},
-    routing::post,
+    routing::{get, post},
 };
 use http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -26,7 +26,10 @@ use super::{
     Accepted, Ingest, Refusal,
     accept::idempotency_key,
     batch::{self, Form},
+    cloud_events::{self, Event},
+    schema,
 };
+use crate::rating::{RatingId, RatingRequest};
 
 /// The longest piece of a refused header that an answer repeats, in characters.
 const SHOWN_MAX: usize = 60;
@@ -37,11 +40,15 @@ impl Ingest {
         Router::new()
             .route("/v1/rating", post(one))
             .route("/v1/ratings", post(many))
+            .route("/v1/schema/{format}", get(schema::of))
             .fallback(async || {
                 refuse(StatusCode::NOT_FOUND, "ratings go to /v1/rating or /v1/ratings")
             })
             .method_not_allowed_fallback(async || {
-                refuse(StatusCode::METHOD_NOT_ALLOWED, "ratings are sent with POST")
+                refuse(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "ratings are sent with POST, schemas are read with GET",
+                )
             })
             .with_state(self)
     }
@@ -64,13 +71,16 @@ async fn one(State(ingest): State<Ingest>, request: Request<Body>) -> Response {
         let _permit = permit(&inner.in_flight)?;
         let deadline = Instant::now() + inner.config.timeout;
         let rater = ingest.identify(&request).await?;
-        let name = idempotency_key(request.headers())?;
-        if !is_json(&media_type(request.headers())?) {
-            return Err(other_media_type(request.headers(), "application/json"));
-        }
+        let (name, form) = form_of_one(request.headers())?;
         let max = inner.config.max_body_bytes;
         let body = read(request, max, deadline, &ingest).await?;
-        let accepted = ingest.accept(&rater, name, &body, deadline).await?;
+        let asked = match form {
+            One::Rating => RatingRequest::from_json(&body)?,
+            One::DataOf(event) => event.asks(&body)?,
+            One::Event => Event::read(&body)?,
+        };
+        let rating = ingest.allow(&rater, name, asked)?;
+        let accepted = ingest.publish(&rating, deadline).await?;
         Ok((StatusCode::ACCEPTED, Json(accepted.to_json())).into_response())
     };
     ingest.answer(outcome).await
@@ -89,6 +99,10 @@ async fn many(State(ingest): State<Ingest>, request: Request<Body>) -> Response 
         }
         let form = match media_type(request.headers())?.as_str() {
             "application/x-ndjson" => Form::Lines,
+            cloud_events::MANY => Form::Events,
+            cloud_events::ONE => {
+                return Err(other_media_type(request.headers(), cloud_events::MANY));
+            }
             kind if is_json(kind) => Form::Array,
             _ => {
                 let expected = "application/json or application/x-ndjson";
@@ -98,13 +112,43 @@ async fn many(State(ingest): State<Ingest>, request: Request<Body>) -> Response 
         let max = inner.config.max_batch_bytes;
         let body = read(request, max, deadline, &ingest).await?;
         let items = batch::split(&body, form, inner.config.max_batch)?;
-        let outcomes = batch::take(&ingest, &rater, &items, deadline).await;
+        let outcomes = batch::take(&ingest, &rater, (form, &items), deadline).await;
         outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).for_each(|refusal| {
             inner.meter.refused(refusal);
         });
         Ok(batch::answer(&outcomes))
     };
     ingest.answer(outcome).await
+}
+
+/// What the body of one rating is.
+enum One {
+    Rating,
+    /// The data of an event whose attributes are in the head.
+    DataOf(Event),
+    /// An event with its data.
+    Event,
+}
+
+/// Returns what the body is, and the name that the head gives the rating.
+fn form_of_one(head: &HeaderMap) -> Result<(Option<RatingId>, One), Refusal> {
+    let name = idempotency_key(head)?;
+    let form = match media_type(head)?.as_str() {
+        cloud_events::ONE => One::Event,
+        cloud_events::MANY => return Err(other_media_type(head, cloud_events::ONE)),
+        kind if is_json(kind) => match Event::in_head(head)? {
+            Some(event) => One::DataOf(event),
+            None => One::Rating,
+        },
+        _ => return Err(other_media_type(head, "application/json")),
+    };
+    match (&name, &form) {
+        (Some(_), One::DataOf(_) | One::Event) => {
+            let problem = "names what `id` and `source` of a CloudEvent name; leave it out";
+            Err(Refusal::IdempotencyKey { problem: problem.to_owned() })
+        }
+        _ => Ok((name, form)),
+    }
 }
 
 impl Accepted {
@@ -125,11 +169,11 @@ impl Accepted {
     }
 }
 
-fn refuse(status: StatusCode, detail: &str) -> Response {
+pub(super) fn refuse(status: StatusCode, detail: &str) -> Response {
     Problem::new(status, detail).into_response().map(Body::from)
 }
 
-fn permit(semaphore: &Semaphore) -> Result<SemaphorePermit<'_>, Refusal> {
+pub(super) fn permit(semaphore: &Semaphore) -> Result<SemaphorePermit<'_>, Refusal> {
     semaphore.try_acquire().map_err(|_| Refusal::Busy)
 }
 
@@ -145,7 +189,7 @@ fn media_type(headers: &HeaderMap) -> Result<String, Refusal> {
     Ok(kind.trim().to_ascii_lowercase())
 }
 
-fn is_json(media_type: &str) -> bool {
+pub(super) fn is_json(media_type: &str) -> bool {
     let Some(subtype) = media_type.strip_prefix("application/") else { return false };
     subtype == "json" || subtype.strip_suffix("+json").is_some_and(|name| !name.is_empty())
 }

@@ -21,9 +21,19 @@ mod accept;
 
 mod batch;
 
+mod cloud_events;
+
 mod meter;
 
 pub mod http;
+
+mod schema;
+
+#[cfg(feature = "grpc")]
+pub mod grpc;
+#[cfg(not(feature = "grpc"))]
+#[path = "grpc_missing.rs"]
+pub mod grpc;
 
 pub use accept::{Accepted, Ingest};
 pub use config::Config;

@@ -85,6 +85,14 @@ pub enum Refusal {
         /// What is wrong and what to send.
         problem: String,
     },
+    /// The request is no CloudEvent though it says it is one: 400.
+    #[error("{attribute} {problem}")]
+    CloudEvent {
+        /// The attribute or header at fault, or `cloudevent` when it is all of it.
+        attribute: &'static str,
+        /// What is wrong and what to send.
+        problem: String,
+    },
     /// `Idempotency-Key` and the body's `id` differ: 400.
     #[error(transparent)]
     TwoNames(RatingError),
@@ -115,6 +123,12 @@ pub enum Refusal {
     /// Too many requests are in flight: 503.
     #[error("too many requests are in flight")]
     Busy,
+    /// A call that carries one rating carries none, or more: gRPC only.
+    #[error("a call of Rate carries one rating; send many with RateStream")]
+    NotOne,
+    /// A stream of ratings is ended here, with no fault of its own: gRPC only.
+    #[error("stream ends here, {0}; open another and go on there")]
+    StreamEnds(&'static str),
 }
 
 fn bus_message(error: &PublishError) -> &'static str {
@@ -139,13 +153,19 @@ impl Refusal {
             Self::Array { .. }
             | Self::BrokenOff
             | Self::IdempotencyKey { .. }
+            | Self::CloudEvent { .. }
             | Self::TwoNames(_)
-            | Self::Rating(RatingError::Json { .. }) => StatusCode::BAD_REQUEST,
+            | Self::NotOne
+            | Self::Rating(RatingError::Json { .. } | RatingError::Malformed { .. }) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Empty | Self::Rating(_) | Self::Receipt(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Bus { source: PublishError::Refused { .. }, .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
-            Self::Bus { .. } | Self::Late { .. } | Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Bus { .. } | Self::Late { .. } | Self::Busy | Self::StreamEnds(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
         }
     }
@@ -162,14 +182,17 @@ impl Refusal {
             Self::MediaType { .. } | Self::Encoding => "media_type",
             Self::TooLarge { .. } | Self::TooMany { .. } => "too_large",
             Self::Array { .. } | Self::BrokenOff | Self::Rating(RatingError::Json { .. }) => "json",
+            Self::Rating(RatingError::Malformed { .. }) => "protobuf",
             Self::IdempotencyKey { .. } | Self::TwoNames(_) => "idempotency_key",
-            Self::Empty | Self::Rating(_) => "invalid",
+            Self::Empty | Self::NotOne | Self::Rating(_) => "invalid",
             Self::Receipt(_) => "receipt",
             Self::Bus { source: PublishError::Full { .. }, .. } => "bus_full",
             Self::Bus { source: PublishError::Refused { .. }, .. } => "bus_refused",
             Self::Bus { .. } | Self::Late { .. } => "bus_unavailable",
             Self::Slow(_) => "slow",
+            Self::CloudEvent { .. } => "cloud_event",
             Self::Busy => "busy",
+            Self::StreamEnds(_) => "stream_ends",
         }
     }
 
@@ -183,6 +206,7 @@ impl Refusal {
             Self::MediaType { .. } => Some("content-type"),
             Self::Encoding => Some("content-encoding"),
             Self::IdempotencyKey { .. } => Some("idempotency-key"),
+            Self::CloudEvent { attribute, .. } => Some(attribute),
             Self::TwoNames(error) | Self::Rating(error) => error.field(),
             _ => None,
         }
@@ -193,7 +217,7 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Bus { source, .. } => source.retry_after(),
-            Self::Late { .. } | Self::Busy => Some(BUSY_RETRY_AFTER),
+            Self::Late { .. } | Self::Busy | Self::StreamEnds(_) => Some(BUSY_RETRY_AFTER),
             Self::Unauthenticated(error) => error.retry_after_s().map(Duration::from_secs),
             _ => None,
         }
@@ -230,8 +254,8 @@ impl Refusal {
         problem
     }
 
-    /// What was wrong, and what to do.
-    fn detail(&self) -> String {
+    /// Returns what was wrong, and what to do.
+    pub(super) fn detail(&self) -> String {
         match (self.id(), self.retry_after()) {
             (Some(_), Some(_)) => {
                 format!("{self}; send it again with this `id`: it counts once")

@@ -20,6 +20,14 @@ pub enum RatingError {
         #[source]
         source: serde_json::Error,
     },
+    /// The bytes are not in the encoding that they should be in.
+    #[error("not valid {format}: {problem}")]
+    Malformed {
+        /// Protobuf or Avro.
+        format: &'static str,
+        /// What is wrong with them.
+        problem: String,
+    },
     /// The body is JSON, but no object.
     #[error("body is {found}; send one JSON object")]
     NotAnObject {
@@ -74,7 +82,7 @@ impl RatingError {
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::Json { field, .. } => *field,
-            Self::NotAnObject { .. } => None,
+            Self::Malformed { .. } | Self::NotAnObject { .. } => None,
             Self::Missing { field, .. }
             | Self::Repeated { field, .. }
             | Self::Invalid { field, .. } => Some(field),

@@ -5,16 +5,21 @@
 //! score is finite and in [1, 5], and all hashes are truncations of SHA-256 or Kafka's murmur2:
 //! they are stored and compared across versions, so they may never change.
 
+#[cfg(feature = "avro")]
+mod avro;
+mod encoding;
 mod error;
 mod fields;
 mod hash;
 mod key;
 mod parse;
+pub mod proto;
 mod request;
 mod text;
 mod timestamp;
 mod wire;
 
+pub use encoding::{Codec, Encoding, NoEncoding};
 pub use error::RatingError;
 pub use fields::{CONTEXT_MAX, CONTEXT_TEXT_MAX, Context, SCORE_MAX, SCORE_MIN, Scalar, Score};
 pub use key::partition_for;

@@ -75,7 +75,7 @@ fn kind_of(body: &[u8]) -> &'static str {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Field {
+pub(super) enum Field {
     Id,
     Agent,
     User,
@@ -170,7 +170,8 @@ impl<'de> Visitor<'de> for &Reader {
 }
 
 impl Draft {
-    fn take(
+    /// Takes in the value of `field`, which the sender knows as `name`.
+    pub(super) fn take(
         &mut self,
         field: Field,
         name: &'static str,
@@ -278,6 +279,12 @@ pub(super) enum Value<'a> {
     Object,
 }
 
+impl From<i64> for Value<'_> {
+    fn from(number: i64) -> Self {
+        u64::try_from(number).map_or(Self::Negative(number), Self::Unsigned)
+    }
+}
+
 impl Value<'_> {
     /// Returns the value as an error may show it: shortened, text in quotes.
     pub(super) fn shown(&self) -> String {
@@ -324,7 +331,7 @@ impl<'de> Visitor<'de> for Scalars {
     }
 
     fn visit_i64<E>(self, value: i64) -> Result<Value<'de>, E> {
-        Ok(u64::try_from(value).map_or(Value::Negative(value), Value::Unsigned))
+        Ok(value.into())
     }
 
     fn visit_f64<E>(self, value: f64) -> Result<Value<'de>, E> {

@@ -4,6 +4,7 @@ use super::{
     FUTURE_MAX_MS, ItemId, Poster, Rating, RatingError, RatingId, Receipt, Score, UserId,
     hash::Include,
     parse::{self, Draft, Origin},
+    timestamp,
 };
 use tower_merit::AgentId;
 
@@ -96,6 +97,21 @@ impl RatingRequest {
                 Ok(self)
             }
         }
+    }
+
+    /// Takes over what an event tells that carries this rating: its name `id` and its time (RFC 3339),
+    /// where the body has none of its own.
+    ///
+    /// # Errors
+    ///
+    /// When `time` is needed and is no RFC 3339 time from 1970 on; the error names `time`.
+    pub fn of_event(mut self, id: RatingId, time: Option<&str>) -> Result<Self, RatingError> {
+        self.draft.id.get_or_insert(id);
+        if let (None, Some(time)) = (&self.draft.timestamp, time) {
+            let ms = timestamp::from_rfc3339("time", time)?;
+            self.draft.timestamp = Some((ms, format!("\"{time}\"")));
+        }
+        Ok(self)
     }
 
     /// Returns the rating that `poster` posted at `accepted_at_us` (Unix microseconds).

@@ -35,7 +35,7 @@ pub(super) fn parse(field: &'static str, value: &Value<'_>) -> Result<u64, Ratin
         Value::Negative(_) | Value::Float(_) => {
             refuse("is before 1970; send Unix seconds, milliseconds or RFC 3339")
         }
-        Value::Text(text) => rfc3339(field, text),
+        Value::Text(text) => from_rfc3339(field, text),
         _ => refuse("is no time; send Unix seconds, milliseconds or RFC 3339 text"),
     }
 }
@@ -57,6 +57,18 @@ pub fn timestamp_from_text(text: &str) -> Result<u64, RatingError> {
     parse("time", &value)
 }
 
+/// Returns Unix milliseconds that came as such.
+pub(super) fn from_milliseconds(field: &'static str, ms: i64) -> Result<u64, RatingError> {
+    let refuse = |problem: &str| RatingError::Invalid {
+        field,
+        value: ms.to_string(),
+        problem: problem.to_owned(),
+    };
+    let ms = u64::try_from(ms).map_err(|_| refuse("is before 1970; send Unix milliseconds"))?;
+    let within = in_range(ms as f64).map(|_| ms);
+    within.ok_or_else(|| refuse("is beyond the year 9999; send Unix milliseconds"))
+}
+
 /// Returns the value of a `timestamp` field that [`parse`] reads as exactly `timestamp_ms`.
 pub(super) fn to_json(timestamp_ms: u64) -> serde_json::Number {
     if timestamp_ms >= MILLISECONDS_FROM {
@@ -73,7 +85,8 @@ fn in_range(milliseconds: f64) -> Option<u64> {
     (0.0..=LATEST_MS).contains(&rounded).then_some(rounded as u64)
 }
 
-fn rfc3339(field: &'static str, text: &str) -> Result<u64, RatingError> {
+/// Returns the Unix milliseconds that RFC 3339 text means.
+pub(super) fn from_rfc3339(field: &'static str, text: &str) -> Result<u64, RatingError> {
     let refuse = |problem: &str| RatingError::Invalid {
         field,
         value: format!("\"{}\"", shorten(text)),

@@ -6,7 +6,7 @@
 
 use super::{
     ItemId, Poster, Rating, RatingError, RatingRequest, Receipt, ReceiptId,
-    parse::{self, Origin},
+    parse::{self, Draft, Origin},
     timestamp,
 };
 use tower_merit::AgentId;
@@ -59,7 +59,11 @@ pub fn to_bus_json(rating: &Rating) -> Vec<u8> {
 ///
 /// As [`RatingRequest::from_json`] and [`RatingRequest::into_rating`]: such a record is poison.
 pub fn from_bus_json(bytes: &[u8], record_timestamp_ms: u64) -> Result<Rating, RatingError> {
-    let mut draft = parse::read(bytes, Origin::Bus)?;
+    accepted(parse::read(bytes, Origin::Bus)?, record_timestamp_ms)
+}
+
+/// Returns the rating that a record says, whatever its encoding.
+pub(super) fn accepted(mut draft: Draft, record_timestamp_ms: u64) -> Result<Rating, RatingError> {
     let poster = draft
         .poster
         .take()
@@ -72,7 +76,7 @@ pub fn from_bus_json(bytes: &[u8], record_timestamp_ms: u64) -> Result<Rating, R
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::*;
     use proptest::prelude::*;
 
@@ -116,7 +120,8 @@ mod tests {
         ]
     }
 
-    fn body() -> impl Strategy<Value = serde_json::Value> {
+    /// Returns bodies that are ratings, whatever their fields hold.
+    pub(in super::super) fn body() -> impl Strategy<Value = serde_json::Value> {
         let names = (
             "\\PC{1,60}",
             proptest::option::of("[A-Za-z0-9][A-Za-z0-9._:@-]{0,40}[A-Za-z0-9]"),

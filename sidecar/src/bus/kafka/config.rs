@@ -3,6 +3,7 @@
 
 use crate::{
     bus::{BusError, duration},
+    rating::{Codec, Encoding, NoEncoding},
     secret::{File, Secret, Variable},
 };
 use std::{path::PathBuf, time::Duration};
@@ -31,6 +32,8 @@ pub struct Config {
     /// has its partitions back at once. Absent: a killed tuner's wait for the session to time out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// How ratings are written: `json`, `protobuf` or `avro`; JSON, because everybody reads it.
+    pub encoding: Encoding,
     /// Names this log of ratings in the agents' records; raise it when the topic was made anew.
     pub generation: u32,
     /// Partitions of a topic that we create; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners.
@@ -112,6 +115,7 @@ impl Default for Config {
             topic: "openclaw.ratings".to_owned(),
             group: "merit-tuner".to_owned(),
             instance: None,
+            encoding: Encoding::Json,
             generation: 1,
             partitions: 12,
             replication: None,
@@ -152,6 +156,9 @@ impl Config {
         let length = TOPIC_MAX - DEAD_SUFFIX.len();
         let topic = (1..=length).contains(&self.topic.len()) && self.topic.chars().all(in_name);
         expect(topic, "topic", format!("must be 1 to {length} letters, digits and `._-`"));
+        if let Err(error) = self.encoding.codec() {
+            expect(false, "encoding", error.to_string());
+        }
         expect(!self.group.is_empty(), "group", "must not be empty".to_owned());
         let mut within = |key: &str, value: u128, low: u128, high: u128| {
             expect((low..=high).contains(&value), key, format!("must be {low}..={high}"));
@@ -178,6 +185,17 @@ impl Config {
             let one = self.password_env.is_some() != self.password_file.is_some();
             expect(one, "password_env", "set it or password_file for SASL, one of them".to_owned());
         }
+    }
+
+    /// Returns what writes and reads ratings.
+    ///
+    /// # Errors
+    ///
+    /// When this build lacks the encoding.
+    pub fn codec(&self) -> Result<Codec, BusError> {
+        let lacking =
+            |error: NoEncoding| BusError::Config { key: "encoding", problem: error.to_string() };
+        self.encoding.codec().map_err(lacking)
     }
 
     /// Returns the SASL password from where the configuration says it is.

@@ -18,10 +18,7 @@ use super::{
     lookup::{self, Refused, Start},
     records::{Gathered, list, offset, timestamp_ms},
 };
-use crate::{
-    bus::{Assignment, BusError, Delivery, Event, Partition},
-    rating::from_bus_json,
-};
+use crate::bus::{Assignment, BusError, Decoding, Delivery, Event, Partition};
 use futures_util::{FutureExt, StreamExt};
 use rdkafka::{
     Message, Offset, TopicPartitionList,
@@ -63,6 +60,7 @@ pub struct Consumer {
     client: Option<Arc<StreamConsumer<Member>>>,
     topic: String,
     source: String,
+    decoding: Decoding,
     batch_max: usize,
     /// Creates the topics; the subscription waits for it.
     creating: Option<JoinHandle<()>>,
@@ -104,7 +102,7 @@ impl Consumer {
     ///
     /// # Errors
     ///
-    /// When the password is missing or librdkafka refuses the settings.
+    /// When the password is missing, this build lacks the encoding, or librdkafka refuses the settings.
     pub fn connect(config: &Config) -> Result<Self, BusError> {
         let mut settings = client::settings(config)?;
         let session_ms = config.session_timeout.as_millis();
@@ -129,6 +127,7 @@ impl Consumer {
             client: Some(Arc::new(client)),
             topic: config.topic.clone(),
             source: format!("kafka-{}", config.generation),
+            decoding: Decoding::new(config.codec()?),
             batch_max: config.batch_max.max(1),
             creating: Some(tokio::spawn(lookup::create_until_there(config.clone()))),
             unanswered: None,
@@ -370,7 +369,7 @@ impl Consumer {
         let Some(value) = record.payload() else {
             return debug!(%partition, offset, "tombstone is no rating and no poison");
         };
-        match from_bus_json(value, timestamp_ms(record)) {
+        match self.decoding.decode(value, timestamp_ms(record)) {
             Ok(rating) => self.gathered.deliveries.push(Delivery { partition, offset, rating }),
             Err(error) => {
                 let reason = error.to_string();

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     bus::{BusError, Cause, PublishError},
-    rating::{Rating, to_bus_json},
+    rating::{Codec, Rating},
 };
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
@@ -44,6 +44,7 @@ pub struct Publisher(Arc<Shared>);
 
 struct Shared {
     config: Config,
+    codec: Codec,
     producer: FutureProducer<Logs>,
     /// Partitions of the topic; 0 while unknown.
     count: AtomicU32,
@@ -75,10 +76,11 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// When the password is missing or librdkafka refuses the settings.
+    /// When the password is missing, this build lacks the encoding, or librdkafka refuses the settings.
     pub async fn connect(config: &Config) -> Result<Self, BusError> {
         let shared = Shared {
             config: config.clone(),
+            codec: config.codec()?,
             producer: client::producer(config)?,
             count: AtomicU32::new(0),
             counted: SyncMutex::new(Instant::now()),
@@ -119,7 +121,7 @@ impl Publisher {
         let count = self.count().await.map_err(unavailable)?;
         let partition =
             i32::try_from(rating.partition(count)).expect("partitions are far below 2^31");
-        let (key, payload) = (rating.key(), to_bus_json(rating));
+        let (key, payload) = (rating.key(), self.0.codec.encode(rating));
         let record = FutureRecord::to(&self.0.config.topic).partition(partition);
         let record = record.key(&key).payload(&payload);
         let sent = self.0.producer.send_result(record).map_err(|(error, _)| self.failure(error))?;

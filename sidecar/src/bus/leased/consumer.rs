@@ -10,8 +10,8 @@ use super::{
     keep::{self, Held, Kept},
 };
 use crate::{
-    bus::{Assignment, BusError, Cause, Delivery, Event, Partition},
-    rating::{Rating, from_bus_json},
+    bus::{Assignment, BusError, Cause, Decoding, Delivery, Event, Partition},
+    rating::Rating,
 };
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -55,7 +55,7 @@ pub(in crate::bus) struct Consumer<L: Log> {
     keeping: Option<JoinHandle<(u64, Result<Kept, Cause>)>>,
     keep_at: Instant,
     reading: Option<JoinHandle<Sought<L::Reader>>>,
-    reader: Option<L::Reader>,
+    reader: Option<(L::Reader, Decoding)>,
     read_at: Instant,
     /// Which partitions are read next, when there are too many for one batch.
     turn: usize,
@@ -77,7 +77,7 @@ struct Place {
 
 /// What a reading task comes back with.
 struct Sought<R> {
-    reader: R,
+    reader: (R, Decoding),
     from: Vec<(Partition, u64)>,
     found: Result<Found, Cause>,
 }
@@ -105,7 +105,7 @@ impl<L: Log> Consumer<L> {
     pub(in crate::bus) fn new(log: Arc<L>, terms: Terms) -> Self {
         let now = Instant::now();
         Self {
-            reader: Some(log.reader()),
+            reader: Some((log.reader(), Decoding::new(terms.codec))),
             log,
             terms,
             source: String::new(),
@@ -309,7 +309,7 @@ impl<L: Log> Consumer<L> {
         if Instant::now() < self.read_at || !self.reads() {
             return;
         }
-        let Some(mut reader) = self.reader.take() else { return };
+        let Some((mut reader, mut decoding)) = self.reader.take() else { return };
         let free = self.ours.iter().filter(|(_, place)| !place.paused);
         let mut from: Vec<(Partition, u64)> = free.map(|(p, place)| (*p, place.next)).collect();
         let (log, max) = (Arc::clone(&self.log), self.terms.batch_max);
@@ -321,10 +321,10 @@ impl<L: Log> Consumer<L> {
         }
         self.reading = Some(tokio::spawn(async move {
             let found = match reader.read(&from, max).await {
-                Ok(read) => Ok(decode(&*log, read).await),
+                Ok(read) => Ok(decode(&*log, &mut decoding, read).await),
                 Err(error) => Err(error),
             };
-            Sought { reader, from, found }
+            Sought { reader: (reader, decoding), from, found }
         }));
     }
 
@@ -438,7 +438,7 @@ impl<L: Log> Consumer<L> {
 }
 
 /// Decodes what was read and puts aside what is no rating; returns when that is done.
-async fn decode<L: Log>(log: &L, read: Read) -> Found {
+async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read) -> Found {
     let mut found =
         Found { source: read.source, partitions: Vec::with_capacity(read.records.len()) };
     for (partition, records) in read.records {
@@ -446,7 +446,7 @@ async fn decode<L: Log>(log: &L, read: Read) -> Found {
         let (next, number) = (last.offset + 1, last.number);
         let mut deliveries = Vec::with_capacity(records.len());
         for record in records {
-            match rating(&record) {
+            match rating(decoding, &record) {
                 Ok(rating) => {
                     deliveries.push(Delivery { partition, offset: record.offset, rating });
                 }
@@ -458,9 +458,9 @@ async fn decode<L: Log>(log: &L, read: Read) -> Found {
     found
 }
 
-fn rating(record: &Record) -> Result<Rating, String> {
+fn rating(decoding: &mut Decoding, record: &Record) -> Result<Rating, String> {
     let payload = record.payload.as_deref().ok_or("it has no field `rating`")?;
-    from_bus_json(payload, record.taken_ms).map_err(|error| error.to_string())
+    decoding.decode(payload, record.taken_ms).map_err(|error| error.to_string())
 }
 
 /// Puts a record aside, and tries again until the log has taken it: nothing is dropped unseen.

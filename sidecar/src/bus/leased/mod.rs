@@ -15,6 +15,7 @@ mod keep;
 pub(in crate::bus) use consumer::Consumer;
 
 use super::{Cause, Partition};
+use crate::rating::Codec;
 use std::time::Duration;
 
 /// A record as it lies on the log.
@@ -81,6 +82,8 @@ pub(super) struct Terms {
     pub(super) lease: Duration,
     /// Most records in one batch.
     pub(super) batch_max: usize,
+    /// How ratings are read.
+    pub(super) codec: Codec,
 }
 
 /// A log with its leases. Every call has a deadline of its own.

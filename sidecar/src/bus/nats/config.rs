@@ -3,6 +3,7 @@
 
 use crate::{
     bus::{BusError, duration},
+    rating::{Codec, Encoding, NoEncoding},
     secret::{Address, File, Secret, Variable},
 };
 use std::{path::PathBuf, time::Duration};
@@ -44,6 +45,8 @@ pub struct Config {
     pub tls_key_file: Option<PathBuf>,
     /// What the names of all subjects, streams and buckets begin with.
     pub topic: String,
+    /// How ratings are written: `json`, `protobuf` or `avro`; JSON, because everybody reads it.
+    pub encoding: Encoding,
     /// Partitions, 1..=1000; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners. They can become
     /// more, never fewer.
     pub partitions: u32,
@@ -80,6 +83,7 @@ impl Default for Config {
             tls_cert_file: None,
             tls_key_file: None,
             topic: "openclaw.ratings".to_owned(),
+            encoding: Encoding::Json,
             partitions: 12,
             replicas: 1,
             instance: None,
@@ -132,6 +136,9 @@ impl Config {
             "must be 1 to {TOPIC_MAX} letters, digits and `._-`, without an empty part between dots"
         );
         expect(topic, "topic", form);
+        if let Err(error) = self.encoding.codec() {
+            expect(false, "encoding", error.to_string());
+        }
         let in_key = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
         let instance = self
             .instance
@@ -153,6 +160,14 @@ impl Config {
         let second = Duration::from_secs(1);
         lasts("lease", self.lease, second, 300 * second);
         lasts("delivery_timeout", self.delivery_timeout, second / 10, 300 * second);
+    }
+
+    /// Returns what writes and reads ratings.
+    #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only the client needs it"))]
+    pub(super) fn codec(&self) -> Result<Codec, BusError> {
+        let lacking =
+            |error: NoEncoding| BusError::Config { key: "encoding", problem: error.to_string() };
+        self.encoding.codec().map_err(lacking)
     }
 
     /// Returns the addresses of the servers.

@@ -49,6 +49,7 @@ mod consuming {
             me: config.instance.clone().unwrap_or_else(leased::member_name),
             lease: config.lease,
             batch_max: config.batch_max,
+            codec: config.codec()?,
         };
         Ok(Consumer(leased::Consumer::new(Arc::new(log), terms)))
     }

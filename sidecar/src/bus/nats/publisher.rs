@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     bus::{BusError, Cause, Partition, PublishError},
-    rating::{Rating, to_bus_json},
+    rating::{Codec, Rating},
 };
 use async_nats::jetstream::{self, ErrorCode, context::PublishErrorKind};
 use std::{
@@ -34,6 +34,7 @@ pub struct Publisher(Arc<Shared>);
 
 struct Shared {
     link: Link,
+    codec: Codec,
     waiting: Semaphore,
     /// The number of partitions, and when it was asked for; their streams are there.
     counted: Mutex<Option<(NonZeroU32, Instant)>>,
@@ -54,7 +55,8 @@ impl Publisher {
     pub(crate) async fn connect(config: &Config) -> Result<Self, BusError> {
         let waiting = Semaphore::new(config.queue_max);
         let link = Link::open(config).await?;
-        Ok(Self(Arc::new(Shared { link, waiting, counted: Mutex::new(None) })))
+        let codec = config.codec()?;
+        Ok(Self(Arc::new(Shared { link, codec, waiting, counted: Mutex::new(None) })))
     }
 
     /// Puts `rating` on its partition and returns when the server has stored it.
@@ -83,7 +85,7 @@ impl Publisher {
     async fn deliver(&self, rating: &Rating) -> Result<(), PublishError> {
         let count = self.count().await.map_err(|error| unavailable(self.0.link.explain(error)))?;
         let subject = self.0.link.subject(Partition(rating.partition(count)));
-        let sent = self.0.link.context.publish(subject, to_bus_json(rating).into()).await;
+        let sent = self.0.link.context.publish(subject, self.0.codec.encode(rating).into()).await;
         let stored = match sent {
             Ok(sent) => sent.await,
             Err(error) => Err(error),

@@ -3,6 +3,7 @@
 use crate::{
     bus::{BusError, duration},
     causes::with_causes,
+    rating::{Codec, Encoding, NoEncoding},
     secret::{Address, File, Secret, Variable},
 };
 use redis::{
@@ -48,6 +49,8 @@ pub struct Config {
     pub tls_key_file: Option<File>,
     /// What the names of all keys begin with.
     pub topic: String,
+    /// How ratings are written: `json`, `protobuf` or `avro`; JSON, because everybody reads it.
+    pub encoding: Encoding,
     /// Partitions, 1..=1000; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners. They can become
     /// more, never fewer.
     pub partitions: u32,
@@ -84,6 +87,7 @@ impl Default for Config {
             tls_cert_file: None,
             tls_key_file: None,
             topic: "openclaw.ratings".to_owned(),
+            encoding: Encoding::Json,
             partitions: 12,
             instance: None,
             lease: Duration::from_secs(10),
@@ -122,6 +126,9 @@ impl Config {
         let in_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let topic = (1..=TOPIC_MAX).contains(&self.topic.len()) && self.topic.chars().all(in_name);
         expect(topic, "topic", format!("must be 1 to {TOPIC_MAX} letters, digits and `._-`"));
+        if let Err(error) = self.encoding.codec() {
+            expect(false, "encoding", error.to_string());
+        }
         let instance = self.instance.as_ref().is_none_or(|name| (1..=128).contains(&name.len()));
         expect(instance, "instance", "must be 1 to 128 bytes".to_owned());
         let mut within = |key: &str, value: usize, high: usize| {
@@ -138,6 +145,13 @@ impl Config {
         let second = Duration::from_secs(1);
         lasts("lease", self.lease, second, 300 * second);
         lasts("delivery_timeout", self.delivery_timeout, second / 10, 300 * second);
+    }
+
+    /// Returns what writes and reads ratings.
+    pub(super) fn codec(&self) -> Result<Codec, BusError> {
+        let lacking =
+            |error: NoEncoding| BusError::Config { key: "encoding", problem: error.to_string() };
+        self.encoding.codec().map_err(lacking)
     }
 
     /// Returns what connects to the server.

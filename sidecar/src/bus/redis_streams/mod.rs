@@ -31,13 +31,14 @@ pub struct Consumer(pub(super) leased::Consumer<log::Streams>);
 ///
 /// # Errors
 ///
-/// When the address or a secret cannot be used.
+/// When the address or a secret cannot be used, or this build lacks the encoding.
 pub(super) fn consumer(config: &Config) -> Result<Consumer, BusError> {
     let log = log::Streams::new(config)?;
     let terms = Terms {
         me: config.instance.clone().unwrap_or_else(leased::member_name),
         lease: config.lease,
         batch_max: config.batch_max,
+        codec: config.codec()?,
     };
     Ok(Consumer(leased::Consumer::new(Arc::new(log), terms)))
 }

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     bus::{BusError, Cause, Partition, PublishError},
-    rating::{Rating, to_bus_json},
+    rating::{Codec, Rating},
 };
 use redis::{Value, from_redis_value};
 use std::{
@@ -70,7 +70,7 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// When the address or a secret cannot be used.
+    /// When the address or a secret cannot be used, or this build lacks the encoding.
     pub(crate) fn connect(config: &Config) -> Result<Self, BusError> {
         let link = Link::new(config.client()?, DEADLINE);
         let (queue, waiting) = mpsc::channel(config.queue_max);
@@ -83,6 +83,7 @@ impl Publisher {
         let writer = Writer {
             link,
             keys: Keys::new(&config.topic),
+            codec: config.codec()?,
             publish: Lua::new(include_str!("publish.lua")),
             count: Lua::new(include_str!("partitions.lua")),
             wanted: config.partitions,
@@ -140,6 +141,7 @@ impl Publisher {
 struct Writer {
     link: Link,
     keys: Keys,
+    codec: Codec,
     publish: Lua,
     count: Lua,
     wanted: u32,
@@ -175,7 +177,7 @@ impl Writer {
         let call = |(partition, part): (&Partition, &Vec<Waiting>)| {
             let keys = [self.keys.stream(*partition), self.keys.count(*partition)];
             let call = Call::keys(keys).arg(self.length_max);
-            part.iter().fold(call, |call, waiting| call.bytes(to_bus_json(&waiting.rating)))
+            part.iter().fold(call, |call, waiting| call.bytes(self.codec.encode(&waiting.rating)))
         };
         let calls: Vec<Call> = parts.iter().map(call).collect();
         let answers = match self.link.run(&self.publish, &calls).await {

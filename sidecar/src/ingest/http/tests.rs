@@ -345,6 +345,57 @@ async fn the_idempotency_key_names_the_event_and_may_not_contradict_the_body() {
     assert_eq!((malformed.status, &malformed.body["field"]), (400, &json!("idempotency-key")));
 }
 
+const EVENT: &str = r#"{"specversion":"1.0","id":"1","source":"/feed","type":"rating","data":{"agent_id":"a1","user_id":"u1","score":5}}"#;
+
+fn event_to(path: &str, kind: &str, body: impl Into<Body>) -> Request<Body> {
+    let mut request = post_to(path, &own(), body);
+    request.headers_mut().insert("content-type", kind.parse().unwrap());
+    request
+}
+
+#[tokio::test]
+async fn a_cloud_event_is_one_rating_in_every_mode() {
+    let edge = edge();
+    let structured = "application/cloudevents+json; charset=utf-8";
+    let first = edge.send(event_to("/v1/rating", structured, EVENT)).await;
+    assert_eq!(first.status, 202, "{}", first.body);
+    let mut binary = post_to("/v1/rating", &own(), RATING);
+    for (field, value) in
+        [("specversion", "1.0"), ("id", "1"), ("source", "/feed"), ("type", "rating")]
+    {
+        let name: http::HeaderName = format!("ce-{field}").parse().unwrap();
+        binary.headers_mut().insert(name, value.parse().unwrap());
+    }
+    let second = edge.send(binary).await;
+    let kind = "application/cloudevents-batch+json";
+    let bad = EVENT.replace("\"id\":\"1\",", "");
+    let batch = edge.send(event_to("/v1/ratings", kind, format!("[{EVENT},{bad}]"))).await;
+    assert_eq!((second.status, batch.status), (202, 207));
+    let results = &batch.body["results"];
+    assert_eq!((&results[1]["status"], &results[1]["field"]), (&json!(400), &json!("id")));
+    let names = [&first.body["id"], &second.body["id"], &results[0]["id"]];
+    assert!(names[0].as_str().unwrap().starts_with("e-") && names.iter().all(|n| *n == names[0]));
+    assert_eq!(edge.published().await.len(), 3, "the tuner drops repeats");
+}
+
+#[tokio::test]
+async fn a_cloud_event_in_the_wrong_place_or_named_twice_is_refused() {
+    let edge = edge();
+    for (path, kind, body, status) in [
+        ("/v1/rating", "application/cloudevents-batch+json", format!("[{EVENT}]"), 415),
+        ("/v1/ratings", "application/cloudevents+json", EVENT.to_owned(), 415),
+        ("/v1/rating", "application/cloudevents+json", RATING.to_owned(), 400),
+        ("/v1/rating", "application/cloudevents+json", EVENT.replace("5", "6"), 422),
+    ] {
+        let answer = edge.send(event_to(path, kind, body)).await;
+        assert_eq!(answer.status, status, "{path} {kind}: {}", answer.body);
+    }
+    let mut keyed = event_to("/v1/rating", "application/cloudevents+json", EVENT);
+    keyed.headers_mut().insert("idempotency-key", "k".parse().unwrap());
+    assert_eq!(edge.send(keyed).await.status, 400);
+    assert_eq!(edge.published().await, []);
+}
+
 #[tokio::test]
 async fn a_full_bus_is_503_with_the_wait_and_the_id_to_repeat() {
     let edge = edge_with(Config::default(), 1, SubjectMode::Agent);
