@@ -48,10 +48,12 @@ pub fn rater(subject: &str) -> String {
     hs256(&claims(&json!({"sub": subject, "scope": "ratings:write"})))
 }
 
-/// Returns a token of a collector, who may name any rater.
+/// Returns a token of a collector, who may name any rater. It is valid for a day, so that it outlives
+/// clocks that a test sets forward.
 #[must_use]
 pub fn collector() -> String {
-    hs256(&claims(&json!({"sub": "collector", "scope": "openid ratings:write:any"})))
+    let scope = "openid ratings:write:any";
+    hs256(&claims(&json!({"sub": "collector", "scope": scope, "exp": now() + 86_400})))
 }
 
 /// Returns a token signed with `key`.

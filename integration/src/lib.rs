@@ -18,6 +18,7 @@ mod redis_cluster;
 mod redis_sentinel;
 mod redis_server;
 mod upstream;
+mod wall_clock;
 
 pub mod acl;
 pub mod client;
@@ -45,6 +46,7 @@ pub use redis_sentinel::RedisSentinel;
 pub use redis_server::{Persistence, Redis};
 pub use upstream::Upstream;
 pub use wait::{eventually, unix_time, until};
+pub use wall_clock::WallClock;
 
 /// Issuer that every test token names and every test configuration asks for.
 pub const ISSUER: &str = "https://id.test.example/";

@@ -250,6 +250,11 @@ fn describe() {
         Unit::Count,
         "Agents whose state the tuner holds in memory"
     );
+    describe_counter!(
+        "merit_clock_jumps_total",
+        Unit::Count,
+        "Times the system clock was set by two seconds or more, by direction"
+    );
     describe_gauge!(
         "merit_tuner_stopped_partitions",
         Unit::Count,

@@ -28,6 +28,7 @@ use self::store::Store;
 use crate::{
     admin::{self, Health},
     bus::{BusConfig, BusError, Consumer, Publisher},
+    clock,
     config::{Config, Role},
     decisions::{Log, LogConfig, LogError, Logging},
     gateway, ingest, policy,
@@ -146,6 +147,9 @@ async fn start_with(
 
     let (stop, stop_tuner) = (CancellationToken::new(), CancellationToken::new());
     let mut servers = JoinSet::new();
+    let ends = stop.clone();
+    servers
+        .spawn(async move { ends.run_until_cancelled(clock::watch()).await.unwrap_or_default() });
     let mut addresses = Vec::new();
     let mut serve = |name, listener: TcpListener, router: Router| {
         if let Ok(address) = listener.local_addr() {
