@@ -226,7 +226,8 @@ async fn a_full_bus_says_when_to_come_back_and_health_follows_the_bus() {
 async fn a_process_that_stops_tells_a_stream_where_to_go_on_and_loses_nothing_of_it() {
     let (mut merit, redis) = one_process().await;
     let client = client(&merit).await;
-    let watching = HealthClient::new(channel(&merit).await).watch(HealthCheckRequest::default());
+    let mut health = HealthClient::new(channel(&merit).await);
+    let watching = health.watch(HealthCheckRequest::default());
     let watching = watching.await.unwrap().into_inner();
     let (sender, messages) = mpsc::channel(1);
     let messages = stream::unfold(messages, async |mut messages| {

@@ -14,6 +14,7 @@ use tracing::{debug, error};
 use super::{
     Config, Refusal,
     meter::Meter,
+    quota::Quota,
     raters::{ApiKeys, Rater, Raters},
     receipts::Receipts,
 };
@@ -39,6 +40,8 @@ pub(super) struct Inner {
     pub(super) in_flight: Semaphore,
     pub(super) batches: Semaphore,
     raters: Raters,
+    of_raters: Option<Quota>,
+    of_collectors: Option<Quota>,
     pub(super) publisher: Publisher,
     subject: SubjectMode,
     receipts: Receipts,
@@ -75,6 +78,8 @@ impl Ingest {
             batches: Semaphore::new(config.max_batches_in_flight),
             meter: Meter::start(),
             raters: Raters::new(verifier, keys),
+            of_raters: Quota::of_raters(&config),
+            of_collectors: Quota::of_collectors(&config),
             config,
             publisher,
             subject,
@@ -142,7 +147,16 @@ impl Ingest {
         rater.may_send(&request)?;
         let rating = request.into_rating(rater.poster().clone(), unix_now_us())?;
         rater.may_move(&rating, self.inner.subject)?;
-        self.inner.receipts.check(rating, self.inner.subject).map_err(Refusal::Receipt)
+        let rating = self.inner.receipts.check(rating, self.inner.subject);
+        let rating = rating.map_err(Refusal::Receipt)?;
+        let quota = match rater.is_collector() {
+            true => &self.inner.of_collectors,
+            false => &self.inner.of_raters,
+        };
+        if let Some(quota) = quota {
+            quota.take(rater.poster()).map_err(|retry_after| Refusal::Quota { retry_after })?;
+        }
+        Ok(rating)
     }
 
     /// Puts `rating` on the bus, and returns when the bus has acknowledged it.

@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use tower_merit::bucket::CAPACITY_MAX;
+
 use super::raters::{ApiKeys, ApiKeysError};
 use crate::secret::Variable;
 
@@ -15,6 +17,9 @@ const IN_FLIGHT_MAX: usize = 100_000;
 const BATCHES_MAX: usize = 1000;
 /// The most streams at a time that configuration may ask for.
 const STREAMS_MAX: usize = 10_000;
+/// The range of quotas, in ratings a second.
+const RATE_MIN: f64 = 0.001;
+const RATE_MAX: f64 = 1_000_000.0;
 /// The range of the deadline.
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_secs(300);
@@ -44,6 +49,15 @@ pub struct Config {
     /// takes to give up. A stream may pause as long.
     #[serde(with = "crate::bus::duration")]
     pub timeout: Duration,
+    /// Ratings a second that whoever rates as itself may post to this node, for as long as it likes;
+    /// more get 429. 10 is more than a person gives; 0 is no limit.
+    pub rater_rate: f64,
+    /// Ratings that it may post at once, 1..=9000000.
+    pub rater_burst: u64,
+    /// The same for each collector, who posts for many; no limit unless named.
+    pub collector_rate: Option<f64>,
+    /// Ratings that a collector may post at once; only with [`Config::collector_rate`].
+    pub collector_burst: u64,
     /// Environment variable with API keys of collectors, `name:secret` separated by commas (or one
     /// bare secret, named `default`); no API keys unless named.
     pub api_key_env: Option<Variable>,
@@ -61,6 +75,10 @@ impl Default for Config {
             max_batches_in_flight: 16,
             max_streams_in_flight: 64,
             timeout: Duration::from_secs(10),
+            rater_rate: 10.0,
+            rater_burst: 100,
+            collector_rate: None,
+            collector_burst: 10_000,
             api_key_env: None,
         }
     }
@@ -93,6 +111,23 @@ impl Config {
                 "{path}.timeout: must be {TIMEOUT_MIN:?}..={TIMEOUT_MAX:?}, is {:?}",
                 self.timeout
             ));
+        }
+        for (name, rate) in
+            [("rater_rate", Some(self.rater_rate)), ("collector_rate", self.collector_rate)]
+        {
+            let Some(rate) = rate.filter(|rate| *rate != 0.0) else { continue };
+            if !(RATE_MIN..=RATE_MAX).contains(&rate) {
+                faults.push(format!(
+                    "{path}.{name}: must be {RATE_MIN}..={RATE_MAX} ratings a second, or 0, is {rate}"
+                ));
+            }
+        }
+        for (name, burst) in
+            [("rater_burst", self.rater_burst), ("collector_burst", self.collector_burst)]
+        {
+            if !(1..=CAPACITY_MAX).contains(&burst) {
+                faults.push(format!("{path}.{name}: must be 1..={CAPACITY_MAX}, is {burst}"));
+            }
         }
         if self.grpc_listen.is_some() && !super::grpc::SUPPORTED {
             faults.push(format!("{path}.grpc_listen: gRPC needs a build with `--features grpc`"));

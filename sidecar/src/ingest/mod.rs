@@ -7,7 +7,8 @@
 //! 3. "Accepted" is said only after the bus has acknowledged the rating.
 //! 4. A rating's receipt is verified here ([`receipts`]), where the keys are; on the bus stands what
 //!    it proved.
-//! 5. When the bus is full or away the answer is 503 with `Retry-After`; nothing is buffered here.
+//! 5. Each rater has a bucket of ratings; when it is empty the answer is 429 ([`Config::rater_rate`]).
+//! 6. When the bus is full or away the answer is 503 with `Retry-After`; nothing is buffered here.
 
 mod config;
 
@@ -22,6 +23,8 @@ mod accept;
 mod batch;
 
 mod cloud_events;
+
+mod quota;
 
 mod meter;
 

@@ -249,6 +249,11 @@ impl Rater {
         }
     }
 
+    /// Returns whether it may rate as anybody.
+    pub(super) fn is_collector(&self) -> bool {
+        self.only.is_none()
+    }
+
     /// Returns whether this rater is somebody else than the agent that `rating` moves.
     pub(super) fn may_move(&self, rating: &Rating, mode: SubjectMode) -> Result<(), Refusal> {
         match rating.subject(mode) {

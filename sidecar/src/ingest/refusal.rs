@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
-use tower_merit::{Problem, identity::IdentityError, problem::REDUCED_CAPACITY};
+use tower_merit::{
+    Problem,
+    identity::IdentityError,
+    problem::{QUOTA_EXCEEDED, REDUCED_CAPACITY},
+};
 
 use super::{
     raters::{WRITE, WRITE_ANY},
@@ -120,6 +124,12 @@ pub enum Refusal {
     /// The body did not arrive before the deadline of the request: 408.
     #[error("body did not arrive within {} ms", .0.as_millis())]
     Slow(Duration),
+    /// The poster has posted more ratings than it may: 429.
+    #[error("you have posted as many ratings as you may; the next one is taken in {} ms", retry_after.as_millis())]
+    Quota {
+        /// When the next one is taken.
+        retry_after: Duration,
+    },
     /// Too many requests are in flight: 503.
     #[error("too many requests are in flight")]
     Busy,
@@ -167,6 +177,7 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
+            Self::Quota { .. } => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -191,6 +202,7 @@ impl Refusal {
             Self::Bus { .. } | Self::Late { .. } => "bus_unavailable",
             Self::Slow(_) => "slow",
             Self::CloudEvent { .. } => "cloud_event",
+            Self::Quota { .. } => "quota",
             Self::Busy => "busy",
             Self::StreamEnds(_) => "stream_ends",
         }
@@ -218,6 +230,7 @@ impl Refusal {
         match self {
             Self::Bus { source, .. } => source.retry_after(),
             Self::Late { .. } | Self::Busy | Self::StreamEnds(_) => Some(BUSY_RETRY_AFTER),
+            Self::Quota { retry_after } => Some(*retry_after),
             Self::Unauthenticated(error) => error.retry_after_s().map(Duration::from_secs),
             _ => None,
         }
@@ -241,6 +254,12 @@ impl Refusal {
                 status,
                 REDUCED_CAPACITY,
                 "Request cannot be satisfied due to temporary server capacity constraints",
+                detail,
+            ),
+            StatusCode::TOO_MANY_REQUESTS => Problem::typed(
+                status,
+                QUOTA_EXCEEDED,
+                "Request cannot be satisfied as assigned quota has been exceeded",
                 detail,
             ),
             _ => Problem::new(status, detail),

@@ -538,3 +538,48 @@ async fn counts_and_the_rate_of_the_last_ten_seconds_are_exported() {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_rater_that_posts_too_many_is_told_when_to_come_back_and_others_are_not_in_its_way() {
+    let config = Config {
+        rater_rate: 0.5,
+        rater_burst: 3,
+        collector_rate: Some(1.0),
+        collector_burst: 2,
+        ..Config::default()
+    };
+    let edge = edge_with(config, 100, SubjectMode::Agent);
+    let other = token(json!({"sub": "u2", "scope": "ratings:write"}));
+    // What is refused for another reason costs nothing.
+    for _ in 0..5 {
+        assert_eq!(
+            edge.rate(&own(), r#"{"agent_id":"a1","user_id":"u1","score":9}"#).await.status,
+            422
+        );
+    }
+    for _ in 0..3 {
+        assert_eq!(edge.rate(&own(), RATING).await.status, 202);
+    }
+    let refused = edge.rate(&own(), RATING).await;
+    assert_eq!((refused.status, &refused.headers["retry-after"]), (429, &"2".parse().unwrap()));
+    assert!(
+        refused.body["type"].as_str().unwrap().ends_with("#quota-exceeded"),
+        "{}",
+        refused.body
+    );
+    let theirs = r#"{"agent_id":"a1","user_id":"u2","score":5}"#;
+    assert_eq!(edge.rate(&other, theirs).await.status, 202);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(edge.rate(&own(), RATING).await.status, 202);
+    // In a batch, each rating for itself: what is left is taken, the rest is named.
+    let batch = format!("[{theirs},{RATING},{theirs}]");
+    let answer = edge.batch(&any(), batch).await;
+    let statuses: Vec<u64> = answer.body["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["status"].as_u64().unwrap())
+        .collect();
+    assert_eq!(statuses, [202, 202, 429], "{}", answer.body);
+    assert_eq!(edge.published().await.len(), 7);
+}
