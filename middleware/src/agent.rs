@@ -65,8 +65,12 @@ impl AgentId {
         if bytes.is_empty() || bytes.len() > AGENT_ID_MAX {
             return Err(AgentIdError::Length { length: bytes.len() });
         }
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "._:@-".contains(c);
-        if let Some((position, character)) = text.char_indices().find(|&(_, c)| !allowed(c)) {
+        let allowed = |byte: u8| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'@' | b'-')
+        };
+        if let Some(position) = bytes.iter().position(|&byte| !allowed(byte)) {
+            // All before it are ASCII, so a character begins there.
+            let character = text[position..].chars().next().expect("a byte stands there");
             return Err(AgentIdError::Character { character, position });
         }
         let edges = [bytes[0], bytes[bytes.len() - 1]];

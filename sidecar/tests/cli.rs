@@ -69,6 +69,7 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         kind = "oracle"
         [tuner]
         replay_window = "0s"
+        agents_max = 9
         [ingest]
         listen = "127.0.0.1:0"
         max_batch = 0
@@ -97,6 +98,7 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         "bus.url: must be nats://host[:port] or tls://",
         "policy.kind: must be `additive`, `price`, `bandit` or `ppo`",
         "tuner.replay_window: ",
+        "tuner.agents_max: must be 10000 to 100000000, is 9",
         "ingest.max_batch: ",
         "gateway.upstream: ",
         "admin.token_env: ",

@@ -24,7 +24,7 @@ pub(super) struct Draft {
     pub(super) item: Option<ItemId>,
     pub(super) score: Option<Score>,
     /// The timestamp in Unix milliseconds, and how the body spelled it.
-    pub(super) timestamp: Option<(u64, String)>,
+    pub(super) timestamp: Option<(u64, Spelled)>,
     pub(super) context: Context,
     pub(super) receipt: Option<Receipt>,
     /// Read from the bus only: from anywhere else it is an unknown field.
@@ -33,6 +33,37 @@ pub(super) struct Draft {
     pub(super) receipt_id: Option<ReceiptId>,
     /// Read from the bus only.
     pub(super) accepted_at_us: Option<u64>,
+}
+
+/// How a body spelled a value, for an error that may follow: a plain number is kept as it is.
+#[derive(Debug)]
+pub(super) enum Spelled {
+    Number(u64),
+    Text(String),
+}
+
+impl Spelled {
+    fn of(value: &Value<'_>) -> Self {
+        match value {
+            Value::Unsigned(number) => Self::Number(*number),
+            other => Self::Text(other.shown()),
+        }
+    }
+}
+
+impl From<String> for Spelled {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl fmt::Display for Spelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => fmt::Display::fmt(number, f),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
 }
 
 /// Where a body comes from, and so which fields it may hold.
@@ -47,11 +78,11 @@ pub(super) enum Origin {
 /// Returns what the JSON object in `body` says.
 pub(super) fn read(body: &[u8], origin: Origin) -> Result<Draft, RatingError> {
     let reader = Reader { origin, current: Cell::new(None), fault: RefCell::new(None) };
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let outcome = (&reader).deserialize(&mut json).and_then(|draft| {
-        reader.current.set(None);
-        json.end().map(|()| draft)
-    });
+    // Text that is known to be UTF-8 as a whole is not looked at again string by string.
+    let outcome = match std::str::from_utf8(body) {
+        Ok(text) => reader.read(serde_json::Deserializer::from_str(text)),
+        Err(_) => reader.read(serde_json::Deserializer::from_slice(body)),
+    };
     outcome.map_err(|source| match reader.fault.take() {
         Some(fault) => fault,
         None if source.is_data() => RatingError::NotAnObject { found: kind_of(body).to_owned() },
@@ -123,6 +154,15 @@ struct Reader {
 }
 
 impl Reader {
+    fn read<'de, R: serde_json::de::Read<'de>>(
+        &self,
+        mut json: serde_json::Deserializer<R>,
+    ) -> Result<Draft, serde_json::Error> {
+        let draft = self.deserialize(&mut json)?;
+        self.current.set(None);
+        json.end().map(|()| draft)
+    }
+
     /// Keeps the fault for [`read`] and returns an error that ends the parse.
     fn refuse<E: serde::de::Error>(&self, fault: RatingError) -> E {
         *self.fault.borrow_mut() = Some(fault);
@@ -187,7 +227,7 @@ impl Draft {
             Field::Item => self.item = Some(text(name, value, ItemId::new)?),
             Field::Score => self.score = Some(score(name, value)?),
             Field::Timestamp => {
-                self.timestamp = Some((timestamp::parse(name, value)?, value.shown()));
+                self.timestamp = Some((timestamp::parse(name, value)?, Spelled::of(value)));
             }
             Field::Receipt => self.receipt = Some(text(name, value, Receipt::new)?),
             Field::Poster => self.poster = Some(text(name, value, Poster::new)?),

@@ -130,7 +130,7 @@ impl RatingRequest {
         {
             return Err(RatingError::Invalid {
                 field: "timestamp",
-                value: shown.clone(),
+                value: shown.to_string(),
                 problem: format!(
                     "is {} s ahead of our clock; send a time at most {} s ahead",
                     (timestamp_ms - now_ms) / 1000,
@@ -138,9 +138,10 @@ impl RatingRequest {
                 ),
             });
         }
-        let (given, own_timestamp) = (draft.id, draft.timestamp.is_some());
+        let (is_named, own_timestamp) = (draft.id.is_some(), draft.timestamp.is_some());
+        let unnamed = || RatingId::new("unnamed").expect("visible ASCII");
         let mut rating = Rating {
-            id: RatingId::new("unnamed").expect("visible ASCII"),
+            id: draft.id.unwrap_or_else(unnamed),
             poster,
             agent: draft.agent,
             user,
@@ -152,11 +153,12 @@ impl RatingRequest {
             receipt_id: draft.receipt_id,
             accepted_at_us,
         };
-        rating.id = match given {
-            Some(id) => id,
-            None if own_timestamp => id_of(b'c', rating.content(Include::Timestamp)),
-            None => random_id(),
-        };
+        if !is_named {
+            rating.id = match own_timestamp {
+                true => id_of(b'c', rating.content(Include::Timestamp)),
+                false => random_id(),
+            };
+        }
         Ok(rating)
     }
 }

@@ -71,7 +71,9 @@ pub(super) fn accepted(mut draft: Draft, record_timestamp_ms: u64) -> Result<Rat
     let of_record = record_timestamp_ms.saturating_mul(1000);
     let accepted_at_us = draft.accepted_at_us.take().unwrap_or(of_record);
     // Named by content, not at random: the same record must give the same rating when read again.
-    draft.timestamp.get_or_insert_with(|| (accepted_at_us / 1000, "of the record".to_owned()));
+    draft
+        .timestamp
+        .get_or_insert_with(|| (accepted_at_us / 1000, "of the record".to_owned().into()));
     RatingRequest::from_draft(draft)?.into_rating(poster, accepted_at_us)
 }
 

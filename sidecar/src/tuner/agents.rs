@@ -1,17 +1,12 @@
 //! The agents in memory: state, fence and window of each, and one batch folded into them.
 //!
-//! 1. Bounded: beyond [`AGENTS_MAX`] agents the one rated least recently is forgotten, and loaded again
+//! 1. Bounded: beyond `[tuner] agents_max` agents the one rated least recently is forgotten, and loaded again
 //!    when it is rated. Everything here can be forgotten at any time; the store has it all, but for
 //!    what ticks moved by less than [`MOVED_MIN`].
 //! 2. Between ratings agents are looked at in turn ([`Agents::due`]): what they asked for since the
 //!    last look becomes a tick of their policy. Whoever was rated is looked at as its write returns.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    num::NonZeroUsize,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     judge::Judge,
@@ -29,9 +24,6 @@ use tower_merit::{
     bucket::{Limits, MicroTokensPerSecond, Tokens},
     store::{Change, Demand, Record},
 };
-
-/// How many agents are kept in memory; a full window makes one about 10 KB.
-pub(super) const AGENTS_MAX: NonZeroUsize = NonZeroUsize::new(200_000).expect("above 0");
 
 /// By how much a tick must have moved a rate for it to be written, as a difference of logarithms: about
 /// one per cent.
@@ -51,11 +43,28 @@ struct Agent {
     looked: Option<(Demand, Instant)>,
     /// Its place in the turn.
     turn: u64,
-    /// The last offset folded, by `<source>/<partition>`.
-    applied: HashMap<Arc<str>, u64>,
+    /// The last offset folded, by `<source>/<partition>`; nearly always there is one.
+    applied: Applied,
     seen: Window,
     /// An operator's limits that `state` starts from, until they are written as ours.
     adopts: Option<Limits>,
+}
+
+/// How far each log was folded into one agent.
+#[derive(Clone, Debug, Default)]
+struct Applied(Vec<(Arc<str>, u64)>);
+
+impl Applied {
+    /// Takes note of `offset`; returns false when the log was folded that far before.
+    fn advance(&mut self, log: &Arc<str>, offset: u64) -> bool {
+        let same = |known: &Arc<str>| Arc::ptr_eq(known, log) || known == log;
+        match self.0.iter_mut().find(|(known, _)| same(known)) {
+            Some((_, at)) if *at >= offset => return false,
+            Some((_, at)) => *at = offset,
+            None => self.0.push((Arc::clone(log), offset)),
+        }
+        true
+    }
 }
 
 /// The record's `state` field.
@@ -140,7 +149,9 @@ pub(super) enum Look {
 
 /// The agents in memory.
 pub(super) struct Agents {
+    /// Without a bound of its own, so that it grows as agents come; `load` bounds it.
     known: LruCache<AgentId, Agent>,
+    most: usize,
     /// Who is looked at next. An entry counts while it is its agent's own place.
     turns: VecDeque<(AgentId, u64)>,
     turn: u64,
@@ -156,12 +167,9 @@ pub(super) enum WentBack {
 }
 
 impl Agents {
-    pub(super) fn new() -> Self {
-        Self::with_capacity(AGENTS_MAX)
-    }
-
-    fn with_capacity(agents: NonZeroUsize) -> Self {
-        Self { known: LruCache::new(agents), turns: VecDeque::new(), turn: 0 }
+    /// Returns a memory of at most `most` agents; a batch may not have more.
+    pub(super) fn new(most: usize) -> Self {
+        Self { known: LruCache::unbounded(), most, turns: VecDeque::new(), turn: 0 }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -174,8 +182,7 @@ impl Agents {
     }
 
     /// Returns those of `agents` that are not in memory. The others count as rated just now, so that
-    /// taking in the missing ones pushes none of them out: a batch is far smaller than
-    /// [`AGENTS_MAX`].
+    /// taking in the missing ones pushes none of them out: a batch has fewer agents than memory may.
     pub(super) fn unknown<'a>(
         &mut self,
         agents: impl Iterator<Item = &'a AgentId>,
@@ -203,13 +210,13 @@ impl Agents {
             in_force: record.limits.map(|limits| limits.refill().tokens()),
             looked: Some((record.demand, Instant::now())),
             turn: 0,
-            applied: HashMap::new(),
+            applied: Applied::default(),
             seen: Window::default(),
             adopts: None,
         };
         if let Some(found) = found {
             let pairs = record.applied.into_iter();
-            loaded.applied = pairs.map(|(log, at)| (Arc::from(log), at)).collect();
+            loaded.applied = Applied(pairs.map(|(log, at)| (Arc::from(log), at)).collect());
             loaded.seen = Window::restore(&record.seen);
             loaded.state = match (State::deserialize(found.state), record.limits) {
                 (Ok(state), _) => state,
@@ -230,6 +237,9 @@ impl Agents {
             None => self.take_turn(agent),
         };
         self.known.put(agent.clone(), loaded);
+        if self.known.len() > self.most {
+            self.known.pop_lru();
+        }
         match before {
             Some((before, _)) if before > rev => {
                 Err(if rev == 0 { WentBack::Gone } else { WentBack::Older })
@@ -353,10 +363,10 @@ impl Agents {
     ) -> (Option<Change>, Folded) {
         let known = self.known.get_mut(agent).expect("loaded before it is folded");
         let mut folded = Folded::default();
-        let mut moved: Vec<(String, u64)> = Vec::new();
+        let mut moved = Applied::default();
         for Folding { delivery, log, fresh, weight } in ratings {
             let offset = delivery.offset;
-            *fresh = known.applied.get(log).is_none_or(|&applied| offset > applied);
+            *fresh = known.applied.advance(log, offset);
             if !*fresh {
                 folded.skipped += 1;
                 continue;
@@ -370,17 +380,14 @@ impl Agents {
                 Seen::Repeat => folded.repeats += 1,
                 Seen::Conflict => folded.conflicts += 1,
             }
-            known.applied.insert(Arc::clone(&*log), offset);
-            match moved.iter_mut().find(|(moved, _)| moved.as_str() == &**log) {
-                Some((_, at)) => *at = offset,
-                None => moved.push((log.to_string(), offset)),
-            }
+            moved.advance(log, offset);
         }
-        if moved.is_empty() {
+        if moved.0.is_empty() {
             return (None, folded);
         }
         let seen = known.seen.take_unwritten();
-        let applied = if durable { moved } else { Vec::new() };
+        let moved = moved.0.into_iter().map(|(log, at)| (log.to_string(), at));
+        let applied = if durable { moved.collect() } else { Vec::new() };
         (Some(known.change(agent, epoch, judge, applied, seen)), folded)
     }
 

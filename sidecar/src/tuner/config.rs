@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::duration;
 
+/// Bounds of `agents_max`: the least is the largest batch there is, so that a batch never pushes its own
+/// agents out.
+const AGENTS_LEAST: usize = 10_000;
+const AGENTS_MOST: usize = 100_000_000;
+
 /// `[tuner]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -18,11 +23,15 @@ pub struct Config {
     /// How many agents are looked at in a tick although nobody rates them: what they ask for, and what
     /// the price makes of it. Default 2000, at most 100000.
     pub looks: u32,
+    /// How many agents are kept in memory; beyond it the one rated least recently is forgotten, and read
+    /// again when it is rated. Default 200000, 10000 to 100000000. docs/benchmarks.md has what one takes:
+    /// MEMORY.
+    pub agents_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { replay_window: Duration::from_secs(60), looks: 2_000 }
+        Self { replay_window: Duration::from_secs(60), looks: 2_000, agents_max: 200_000 }
     }
 }
 
@@ -36,6 +45,12 @@ impl Config {
         }
         if self.looks > 100_000 {
             faults.push(format!("{path}.looks: must be at most 100000, is {}", self.looks));
+        }
+        if !(AGENTS_LEAST..=AGENTS_MOST).contains(&self.agents_max) {
+            faults.push(format!(
+                "{path}.agents_max: must be {AGENTS_LEAST} to {AGENTS_MOST}, is {}",
+                self.agents_max
+            ));
         }
     }
 }

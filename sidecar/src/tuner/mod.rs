@@ -138,7 +138,7 @@ impl<T: Tune> Tuner<T> {
             store,
             judge: Judge::new(&policy, start, unproved, earned),
             subject,
-            agents: Agents::new(),
+            agents: Agents::new(tuner.agents_max),
             positions: Positions::new(tuner.replay_window),
             logs: HashMap::new(),
             life: None,

@@ -41,7 +41,7 @@ impl Tune for RedisStore {
             bucket.arg(bucket_key(agent)).arg("capacity").arg("refill_rate").arg(HELD);
             commands.extend([(slot, kept), (slot, bucket)]);
         }
-        let answers = self.control(async |masters| masters.send(&commands).await).await?;
+        let answers = self.control(async |masters| masters.send(commands).await).await?;
         let read = |pair: &[Value]| {
             if pair.iter().any(is_fault) {
                 return Err(of_another_type());
@@ -64,7 +64,7 @@ impl Tune for RedisStore {
             (slot_of_agent(agent.as_str()), held)
         };
         let commands: Vec<(u16, Cmd)> = agents.iter().map(ask).collect();
-        let answers = self.control(async |masters| masters.send(&commands).await).await?;
+        let answers = self.control(async |masters| masters.send(commands).await).await?;
         let read = |answer: &Value| match items(answer) {
             Some([held]) => Ok(demand(held)),
             _ if is_fault(answer) => Err(of_another_type()),
@@ -82,7 +82,7 @@ impl Tune for RedisStore {
         }
         let place = |change: &Change| (slot_of_agent(change.agent.as_str()), self.writing(change));
         let commands: Vec<(u16, Cmd)> = changes.iter().map(place).collect();
-        let answers = self.control(async |masters| masters.send(&commands).await).await?;
+        let answers = self.control(async |masters| masters.send(commands).await).await?;
         let read = |answer: &Value| match answer {
             fault if is_fault(fault) => Err(of_another_type()),
             answer => written(answer).ok_or_else(|| malformed(answer)),
@@ -99,7 +99,7 @@ impl Tune for RedisStore {
     async fn begin_epoch(&self, epoch: &str) -> Result<(), StoreError> {
         self.control(async |masters| {
             if masters.is_cluster() {
-                masters.send(&marks::begin(epoch)).await.map(drop)
+                masters.send(marks::begin(epoch)).await.map(drop)
             } else {
                 let mut command = redis::cmd("SET");
                 command.arg(EPOCH_KEY).arg(epoch).arg("NX");
@@ -112,7 +112,7 @@ impl Tune for RedisStore {
     async fn progress(&self) -> Result<Vec<(String, u64)>, StoreError> {
         self.control(async |masters| {
             if masters.is_cluster() {
-                let answers = masters.send(&marks::read_whole()).await?;
+                let answers = masters.send(marks::read_whole()).await?;
                 return marks::least(&answers).ok_or_else(|| malformed(&Value::Array(answers)));
             }
             let mut command = redis::cmd("HGETALL");
@@ -130,7 +130,7 @@ impl Tune for RedisStore {
         self.control(async |masters| {
             if masters.is_cluster() {
                 let Some(epoch) = masters.epoch.clone() else { return Ok(()) };
-                return masters.send(&marks::note(&epoch, progress)).await.map(drop);
+                return masters.send(marks::note(&epoch, progress)).await.map(drop);
             }
             let mut command = redis::cmd("HSET");
             command.arg(PROGRESS_KEY);
@@ -168,7 +168,7 @@ impl Tune for RedisStore {
         let mut list = redis::cmd("ZRANGE");
         list.arg(NODES_KEY).arg(0).arg(-1);
         self.control(async |masters| {
-            let listed = masters.send(&[(slot_of_tag(NODES_KEY), list)]).await?;
+            let listed = masters.send(vec![(slot_of_tag(NODES_KEY), list)]).await?;
             let nodes: Vec<&str> =
                 listed.iter().filter_map(items).flatten().filter_map(text).collect();
             if nodes.is_empty() {
@@ -181,7 +181,7 @@ impl Tune for RedisStore {
                 (slot_of_tag(&key), get)
             };
             let counts: Vec<(u16, Cmd)> = nodes.iter().map(count).collect();
-            let counts = masters.send(&counts).await?;
+            let counts = masters.send(counts).await?;
             let read = |(node, count): (&&str, &Value)| {
                 Some(((*node).to_owned(), text(count)?.parse().ok()?))
             };
@@ -199,7 +199,8 @@ impl Tune for RedisStore {
             command.arg(quote.price.to_string()).arg(quote.use_share.to_string());
         }
         let slot = slot_of_tag(PRICE_KEY);
-        let answers = self.control(async |masters| masters.send(&[(slot, command)]).await).await?;
+        let answers =
+            self.control(async |masters| masters.send(vec![(slot, command)]).await).await?;
         match &answers[..] {
             [fault] if is_fault(fault) => Err(of_another_type()),
             [answer] => traded(answer).ok_or_else(|| malformed(answer)),
@@ -207,6 +208,10 @@ impl Tune for RedisStore {
         }
     }
 }
+
+/// Arguments of a write, and bytes of them beside its texts, that most stay below.
+const WRITING_ARGS: usize = 20;
+const WRITING_BYTES: usize = 512;
 
 /// Bounds of how many keys one `SCAN` looks at: it holds the server up for under 5 ms.
 const SCAN_MIN: usize = 10;
@@ -222,8 +227,10 @@ impl RedisStore {
 
     /// Returns the command that writes a change.
     fn writing(&self, change: &Change) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(self.inner.set_limits.get_hash()).arg(2);
+        let texts =
+            change.state.len() + change.seen.iter().map(|(_, ids)| ids.len()).sum::<usize>();
+        let mut command = Cmd::with_capacity(WRITING_ARGS, texts + WRITING_BYTES);
+        command.arg("EVALSHA").arg(self.inner.set_limits.get_hash()).arg(2);
         command.arg(bucket_key(&change.agent)).arg(record_key(&change.agent));
         command.arg(change.rev);
         command.arg(change.limits.capacity().get());
@@ -286,10 +293,9 @@ async fn live(control: &mut Control, name: &str) -> Result<Life, StoreError> {
 
 /// Reads the marks, and makes those anew that are gone while others are there.
 async fn mended(masters: &mut Masters) -> Result<Said, StoreError> {
-    let reads: Vec<(u16, Cmd)> =
-        marks().iter().map(|mark| (mark.slot, marks::read(mark))).collect();
     for _ in 0..3 {
-        let answers = masters.send(&reads).await?;
+        let reads = marks().iter().map(|mark| (mark.slot, marks::read(mark))).collect();
+        let answers = masters.send(reads).await?;
         let said = Said::new(&answers).ok_or_else(|| malformed(&Value::Array(answers)))?;
         let repairs = said.repairs();
         if repairs.is_empty() {
@@ -300,14 +306,14 @@ async fn mended(masters: &mut Masters) -> Result<Said, StoreError> {
             "part of the bucket store holds none of our data or an older copy: its limits are \
              rebuilt from the log"
         );
-        masters.send(&repairs).await?;
+        masters.send(repairs).await?;
     }
     Err(StoreError::Lost)
 }
 
 /// Sends one command to a store that is no cluster.
 async fn one(masters: &mut Masters, command: Cmd) -> Result<Value, StoreError> {
-    let mut answers = masters.send(&[(0, command)]).await?;
+    let mut answers = masters.send(vec![(0, command)]).await?;
     answers.pop().ok_or_else(|| StoreError::Malformed { what: "nothing".to_owned() })
 }
 

@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use redis::{
-    Client, Cmd, ErrorKind, RedisError, ServerErrorKind, Value,
+    Client, Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value,
     aio::{ConnectionLike, MultiplexedConnection},
 };
 use tokio::{task::JoinSet, time::sleep};
@@ -72,6 +72,22 @@ impl Node {
             Ok(link) => Ok(Self { address, link }),
             Err(source) => Err(StoreError::Unavailable { address, source }),
         }
+    }
+
+    /// Sends `pipeline`, in which each of `places` is a command.
+    async fn call(
+        mut self,
+        pipeline: Pipeline,
+        places: Vec<(usize, Pending)>,
+    ) -> Result<Sent, StoreError> {
+        let call = self.link.req_packed_commands(&pipeline, 0, pipeline.len());
+        let answers = within(CONTROL_TIMEOUT, call).await?;
+        let mut answers = answers.map_err(|error| self.unavailable(error))?;
+        let answer = |(place, at): (usize, Pending)| {
+            (place, at, answers.get_mut(place).map_or(Value::Nil, std::mem::take))
+        };
+        let answered = places.into_iter().map(answer).collect();
+        Ok(Sent { pipeline, answered })
     }
 
     fn host(&self) -> &str {
@@ -211,6 +227,13 @@ struct Pending {
     asking: bool,
 }
 
+/// What one node answered.
+struct Sent {
+    pipeline: Pipeline,
+    /// Of each command its place in the pipeline, where it came from, and the answer.
+    answered: Vec<(usize, Pending, Value)>,
+}
+
 impl Masters {
     pub(super) fn is_cluster(&self) -> bool {
         self.slots.is_some()
@@ -235,7 +258,7 @@ impl Masters {
             return Ok(None);
         }
         let pending = Pending { index: 0, node: master, asking: false };
-        let mut answers = self.deliver(vec![pending], std::slice::from_ref(command)).await?;
+        let mut answers = self.deliver(vec![pending], vec![command.clone()]).await?;
         Ok(answers.pop())
     }
 
@@ -246,7 +269,7 @@ impl Masters {
         let masters = self.count();
         let all = (0..masters).map(|node| Pending { index: node, node, asking: false });
         let commands = vec![command; masters];
-        let answers = self.deliver(all.collect(), &commands).await?;
+        let answers = self.deliver(all.collect(), commands).await?;
         let run_id = |(node, answer): (&Node, &Value)| {
             let info = match answer {
                 Value::VerbatimString { text, .. } => Some(text.as_str()),
@@ -261,7 +284,10 @@ impl Masters {
 
     /// Sends each command to the master of its slot, all masters at once; the answers come in order.
     /// An answer that faults one agent's data stays among them; any other error is the store's.
-    pub(super) async fn send(&mut self, commands: &[(u16, Cmd)]) -> Result<Vec<Value>, StoreError> {
+    pub(super) async fn send(
+        &mut self,
+        commands: Vec<(u16, Cmd)>,
+    ) -> Result<Vec<Value>, StoreError> {
         let node = |slot| self.slots.as_ref().map_or(0, |slots| slots.master(slot));
         let place = |(index, (slot, _)): (usize, &(u16, Cmd))| Pending {
             index,
@@ -269,26 +295,35 @@ impl Masters {
             asking: false,
         };
         let pending = commands.iter().enumerate().map(place).collect();
-        let commands: Vec<Cmd> = commands.iter().map(|(_, command)| command.clone()).collect();
-        self.deliver(pending, &commands).await
+        self.deliver(pending, commands.into_iter().map(|(_, command)| command).collect()).await
     }
 
+    /// Commands move into the pipelines that send them, as a batch of writes is some hundred kilobytes; what
+    /// has to be sent again is copied from there.
     async fn deliver(
         &mut self,
         mut pending: Vec<Pending>,
-        commands: &[Cmd],
+        mut commands: Vec<Cmd>,
     ) -> Result<Vec<Value>, StoreError> {
         let mut answers = vec![Value::Nil; commands.len()];
         for _ in 0..ROUNDS_MAX {
             let mut again = Again::default();
-            for (at, answer) in self.round(&pending, commands).await? {
-                match self.judge(at, &answer, &mut again)? {
-                    Next::Answered => answers[at.index] = answer,
-                    Next::Again => again.pending.push(at),
-                    Next::Elsewhere(to) => {
-                        let node = self.node(&to).await?;
-                        again.pending.push(Pending { node, asking: true, ..at });
-                    }
+            for Sent { pipeline, answered } in self.round(&pending, &mut commands).await? {
+                for (place, at, answer) in answered {
+                    let at = match self.judge(at, &answer, &mut again)? {
+                        Next::Answered => {
+                            answers[at.index] = answer;
+                            continue;
+                        }
+                        Next::Again => at,
+                        Next::Elsewhere(to) => {
+                            let node = self.node(&to).await?;
+                            Pending { node, asking: true, ..at }
+                        }
+                    };
+                    let sent = pipeline.cmd_iter().nth(place).expect("it was sent from there");
+                    commands[at.index] = sent.clone();
+                    again.pending.push(at);
                 }
             }
             if again.pending.is_empty() {
@@ -309,44 +344,33 @@ impl Masters {
     async fn round(
         &self,
         pending: &[Pending],
-        commands: &[Cmd],
-    ) -> Result<Vec<(Pending, Value)>, StoreError> {
-        let mut calls = JoinSet::new();
+        commands: &mut [Cmd],
+    ) -> Result<Vec<Sent>, StoreError> {
+        let mut calls = Vec::new();
         for (index, node) in self.nodes.iter().enumerate() {
-            let mine: Vec<Pending> =
-                pending.iter().filter(|at| at.node == index).copied().collect();
-            if mine.is_empty() {
-                continue;
-            }
-            let mut pipeline = redis::pipe();
-            for at in &mine {
+            let (mut pipeline, mut places) = (Pipeline::new(), Vec::new());
+            for at in pending.iter().filter(|at| at.node == index) {
                 if at.asking {
                     pipeline.cmd("ASKING");
                 }
-                pipeline.add_command(commands[at.index].clone());
+                places.push((pipeline.len(), *at));
+                pipeline.add_command(std::mem::take(&mut commands[at.index]));
             }
-            let node = node.clone();
-            calls.spawn(async move {
-                let (mut link, count) = (node.link.clone(), pipeline.len());
-                let call = link.req_packed_commands(&pipeline, 0, count);
-                let answers = within(CONTROL_TIMEOUT, call).await?;
-                let answers = answers.map_err(|error| node.unavailable(error))?;
-                let mut answers = answers.into_iter();
-                let mut answered = Vec::with_capacity(mine.len());
-                for at in mine {
-                    if at.asking {
-                        answers.next();
-                    }
-                    answered.push((at, answers.next().unwrap_or(Value::Nil)));
-                }
-                Ok(answered)
-            });
+            if !places.is_empty() {
+                calls.push(node.clone().call(pipeline, places));
+            }
         }
-        let mut answered = Vec::with_capacity(pending.len());
-        while let Some(call) = calls.join_next().await {
-            answered.extend(call.map_err(|_| StoreError::Lost)??);
+        // One master is the usual case, and needs no task.
+        if calls.len() == 1
+            && let Some(call) = calls.pop()
+        {
+            return Ok(vec![call.await?]);
         }
-        Ok(answered)
+        let (mut tasks, mut sent) = (calls.into_iter().collect::<JoinSet<_>>(), Vec::new());
+        while let Some(call) = tasks.join_next().await {
+            sent.push(call.map_err(|_| StoreError::Lost)??);
+        }
+        Ok(sent)
     }
 
     /// Returns how to go on with a command.

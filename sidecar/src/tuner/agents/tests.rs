@@ -9,6 +9,8 @@ use crate::{
 };
 
 const EPOCH: &str = "e1";
+/// More than any of the tests has.
+const AGENTS: usize = 1_000;
 
 fn judge(config: &Config) -> Judge {
     Judge::new(config, Limits::per_second(20.0, 40).unwrap(), Unproved::All, Vec::new())
@@ -52,14 +54,14 @@ fn stored(change: &Change, rev: u64) -> Record {
 fn a_rating_at_or_below_the_applied_offset_is_skipped_however_the_batches_fall() {
     let all: Vec<Delivery> =
         (0..10).map(|at| delivery(at, &format!("i{at}"), 1 + at % 5)).collect();
-    let mut once = Agents::new();
+    let mut once = Agents::new(AGENTS);
     once.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
     let (whole, _) = fold(&mut once, &all);
 
-    let mut crashed = Agents::new();
+    let mut crashed = Agents::new(AGENTS);
     crashed.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
     let (first, _) = fold(&mut crashed, &all[..4]);
-    let mut restarted = Agents::new();
+    let mut restarted = Agents::new(AGENTS);
     restarted.load(&agent(), stored(&first.unwrap(), 1), &policy(), EPOCH).unwrap();
     let (rest, folded) = fold(&mut restarted, &all);
     assert_eq!((folded.skipped, folded.counted), (4, 6));
@@ -69,13 +71,13 @@ fn a_rating_at_or_below_the_applied_offset_is_skipped_however_the_batches_fall()
 
 #[test]
 fn a_repeated_id_counts_once_across_a_restart_and_another_body_under_it_not_at_all() {
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     agents.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
     let (change, _) = fold(&mut agents, &[delivery(0, "same", 5)]);
     let change = change.unwrap();
     assert_eq!(change.limits.refill().to_string(), "20.2");
 
-    let mut restarted = Agents::new();
+    let mut restarted = Agents::new(AGENTS);
     restarted.load(&agent(), stored(&change, 1), &policy(), EPOCH).unwrap();
     let repeats = [delivery(1, "same", 5), delivery(2, "same", 1)];
     let (change, folded) = fold(&mut restarted, &repeats);
@@ -87,7 +89,7 @@ fn a_repeated_id_counts_once_across_a_restart_and_another_body_under_it_not_at_a
 
 #[test]
 fn an_operators_limits_are_the_new_start_and_their_ratio_the_new_burst() {
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     let mut record = Record::default();
     record.limits = Some(Limits::per_second(1.0, 6).unwrap());
     record.operator = true;
@@ -100,7 +102,7 @@ fn an_operators_limits_are_the_new_start_and_their_ratio_the_new_burst() {
 
 #[test]
 fn a_state_of_another_policy_starts_from_the_limits_it_left_and_keeps_what_was_applied() {
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     let mut record = Record::default();
     record.rev = 7;
     record.limits = Some(Limits::per_second(8.0, 16).unwrap());
@@ -114,11 +116,11 @@ fn a_state_of_another_policy_starts_from_the_limits_it_left_and_keeps_what_was_a
 
 #[test]
 fn a_record_from_before_a_rebuild_counts_for_nothing_but_its_revision() {
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     agents.load(&agent(), Record::default(), &policy(), "e0").unwrap();
     let (change, _) = fold(&mut agents, &[delivery(9, "i9", 5)]);
     // The fold wrote epoch e1; this store is of another one.
-    let mut rebuilt = Agents::new();
+    let mut rebuilt = Agents::new(AGENTS);
     rebuilt.load(&agent(), stored(&change.unwrap(), 3), &policy(), "e2").unwrap();
     let (change, folded) = fold(&mut rebuilt, &[delivery(0, "i0", 5)]);
     assert_eq!((folded.counted, folded.skipped), (1, 0));
@@ -127,7 +129,7 @@ fn a_record_from_before_a_rebuild_counts_for_nothing_but_its_revision() {
 
 #[test]
 fn a_store_that_knows_less_than_it_did_is_noticed() {
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     let mut record = Record::default();
     record.rev = 5;
     agents.load(&agent(), record, &policy(), EPOCH).unwrap();
@@ -145,7 +147,7 @@ fn named_buckets_move_with_the_default_one() {
     let start = Limits::per_second(20.0, 40).unwrap();
     let buckets = vec![(writes.clone(), Limits::per_second(2.0, 10).unwrap())];
     let mut judge = Judge::new(&Config::default(), start, Unproved::All, buckets);
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     agents.load(&agent(), Record::default(), judge.policy(), EPOCH).unwrap();
     let deliveries = [delivery(0, "i", 5)];
     let mut ratings =
@@ -166,7 +168,7 @@ fn an_agent_is_looked_at_once_a_tick_and_moved_only_by_more_than_one_per_cent() 
     let mut judge = judge(&config);
     let (tick, start) = (Duration::from_secs(1), Instant::now());
     let at = |seconds| start + Duration::from_secs(seconds);
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     agents.load(&agent(), Record::default(), judge.policy(), EPOCH).unwrap();
     let deliveries = [delivery(0, "i", 5)];
     let mut ratings =
@@ -207,7 +209,7 @@ fn an_agent_is_looked_at_once_a_tick_and_moved_only_by_more_than_one_per_cent() 
 
 #[test]
 fn everybody_has_a_turn_before_anybody_has_another_and_the_forgotten_have_none() {
-    let mut agents = Agents::with_capacity(NonZeroUsize::new(4).unwrap());
+    let mut agents = Agents::new(4);
     let name = |number: u32| AgentId::new(&format!("a{number}")).unwrap();
     for number in 0..5 {
         agents.load(&name(number), Record::default(), &policy(), EPOCH).unwrap();
@@ -231,7 +233,7 @@ fn everybody_has_a_turn_before_anybody_has_another_and_the_forgotten_have_none()
 
 #[test]
 fn a_full_memory_makes_room_without_pushing_out_the_batch_at_hand() {
-    let mut agents = Agents::with_capacity(NonZeroUsize::new(3).unwrap());
+    let mut agents = Agents::new(3);
     let name = |number: u32| AgentId::new(&format!("a{number}")).unwrap();
     for number in 0..3 {
         agents.load(&name(number), Record::default(), &policy(), EPOCH).unwrap();
@@ -247,7 +249,7 @@ fn a_full_memory_makes_room_without_pushing_out_the_batch_at_hand() {
 
 #[test]
 fn a_half_that_no_operator_set_is_what_the_state_was_before_the_batch() {
-    let mut agents = Agents::new();
+    let mut agents = Agents::new(AGENTS);
     agents.load(&agent(), Record::default(), &policy(), EPOCH).unwrap();
     agents.adopt(&agent(), Some(Tokens::new(10).unwrap()), None, &policy());
     let (change, _) = fold(&mut agents, &[delivery(0, "i", 5)]);
