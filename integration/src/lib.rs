@@ -10,6 +10,7 @@ pub mod ports;
 mod process;
 mod wait;
 
+mod feed_server;
 mod kafka_server;
 mod merit;
 mod redis_cluster;
@@ -25,6 +26,7 @@ pub mod over_redis;
 pub mod ratings;
 pub mod requests;
 
+pub use feed_server::{FeedServer, Sent};
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;

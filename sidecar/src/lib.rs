@@ -1,6 +1,7 @@
 //! Merit's control plane: takes ratings in, learns each agent's limits, writes them where
 //! `tower-merit` spends them.
 
+mod address;
 mod causes;
 pub mod clock;
 

@@ -23,7 +23,6 @@ use tower_merit::{
 
 use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
 
-mod address;
 mod fault;
 mod identity;
 mod routes;
@@ -31,7 +30,7 @@ mod store;
 mod tables;
 mod validate;
 
-pub use address::Address;
+pub use crate::address::Address;
 pub use identity::{Agents, Identity, Learning};
 pub use routes::{CostHeader, RouteConfig};
 pub use tables::{BucketConfig, Log, Ratings, Role, Sentinel, Store, StoreKind, StoreMode};
@@ -64,6 +63,9 @@ pub struct Config {
     pub tuner: tuner::Config,
     /// Where ratings come in.
     pub ingest: ingest::Config,
+    /// The WebSocket feed that is read; none unless named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed: Option<ingest::feed::Config>,
     /// The reverse proxy.
     pub gateway: gateway::Config,
     /// Health and metrics for machines.
@@ -93,7 +95,7 @@ pub enum ConfigError {
 }
 
 /// The tables of the file, and `bucket_files`.
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 15] = [
     "identity",
     "store",
     "bucket",
@@ -104,14 +106,12 @@ const TABLES: [&str; 14] = [
     "policy",
     "tuner",
     "ingest",
+    "feed",
     "gateway",
     "metrics",
     "admin",
     "log",
 ];
-
-/// Tables that the contract names and this version does not have.
-const LATER: [&str; 1] = ["feed"];
 
 impl Config {
     /// Reads the file at `path` and the environment, and checks everything for `role`.
@@ -173,9 +173,7 @@ impl Config {
         let data = figment.data().unwrap_or_default();
         let named: BTreeSet<&String> = data.values().flat_map(|table| table.keys()).collect();
         for name in named {
-            if LATER.contains(&name.as_str()) {
-                faults.push(format!("{name}: not in this version yet: remove it"));
-            } else if !TABLES.contains(&name.as_str()) {
+            if !TABLES.contains(&name.as_str()) {
                 let known = TABLES.join(", ");
                 faults.push(format!("{name}: unknown table; there are {known}"));
             }
@@ -200,6 +198,7 @@ impl Config {
             policy,
             tuner: fault::table(figment, "tuner", faults),
             ingest: fault::table(figment, "ingest", faults),
+            feed: figment.contains("feed").then(|| fault::table(figment, "feed", faults)),
             gateway: fault::table(figment, "gateway", faults),
             metrics: fault::table(figment, "metrics", faults),
             admin: fault::table(figment, "admin", faults),

@@ -25,6 +25,8 @@ mod meter;
 
 pub mod http;
 
+pub mod feed;
+
 pub use accept::{Accepted, Ingest};
 pub use config::Config;
 pub use raters::{ApiKeys, ApiKeysError};
