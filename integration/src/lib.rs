@@ -11,6 +11,7 @@ pub mod ports;
 mod process;
 mod wait;
 
+mod feed_server;
 mod kafka_server;
 mod merit;
 mod nats_server;
@@ -35,6 +36,7 @@ pub mod rating_v1 {
 }
 
 pub use authority::Authority;
+pub use feed_server::{FeedServer, Sent};
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;

@@ -27,6 +27,8 @@ pub enum Role {
     Tuner,
     /// Guards the upstream.
     Gateway,
+    /// Reads a feed and passes its ratings on.
+    Feed,
 }
 
 /// How ratings travel from ingest to tuner.
@@ -103,6 +105,9 @@ pub struct Settings {
     pub tables: String,
     /// Further variables of the environment, such as `MERIT__TUNER__BATCH_MAX`.
     pub environment: Vec<(String, String)>,
+    /// The program and arguments that the process is started through, such as `unshare -rm`; they must
+    /// become it in the end. Nothing unless said.
+    pub through: Vec<String>,
 }
 
 impl Settings {
@@ -120,6 +125,7 @@ impl Settings {
             tee_ratings: false,
             tables: String::new(),
             environment: Vec::new(),
+            through: Vec::new(),
         }
     }
 
@@ -262,18 +268,18 @@ impl Merit {
             Role::Ingest => "ingest",
             Role::Tuner => "tuner",
             Role::Gateway => "gateway",
+            Role::Feed => "feed",
         };
-        let arguments: Vec<String> = ["run", "--config", "merit.toml", "--role", role]
-            .iter()
-            .map(ToString::to_string)
-            .collect();
         let mut environment = vec![(SECRET_ENV.to_owned(), SECRET.to_owned())];
         environment.extend(self.settings.environment.iter().cloned());
         let binary = binary();
         let program = binary.to_str().expect("the target folder's name is text");
+        let run = [program, "run", "--config", "merit.toml", "--role", role].map(str::to_owned);
+        let command: Vec<String> = self.settings.through.iter().cloned().chain(run).collect();
+        let (program, arguments) = command.split_first().expect("there is a program");
         let name = format!("merit-{role}");
         self.process =
-            Some(Process::start(&name, program, &arguments, &environment, self.folder.path()));
+            Some(Process::start(&name, program, arguments, &environment, self.folder.path()));
     }
 
     /// Waits until `/readyz` answers 200.

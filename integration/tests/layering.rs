@@ -25,12 +25,13 @@ const MIDDLEWARE: &[(&str, &[&str])] = &[
 ];
 
 const SIDECAR: &[(&str, &[&str])] = &[
+    ("address", &[]),
     ("causes", &[]),
     ("clock", &[]),
     ("secret", &[]),
     ("rating", &[]),
     ("bus", &["rating", "secret", "clock", "causes"]),
-    ("ingest", &["rating", "bus", "secret", "clock"]),
+    ("ingest", &["causes", "rating", "bus", "secret", "clock"]),
     ("policy", &["rating"]),
     // The files of policies that learn: policies themselves know none.
     ("checkpoint", &["policy"]),
@@ -46,6 +47,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     (
         "config",
         &[
+            "address",
             "rating",
             "bus",
             "ingest",

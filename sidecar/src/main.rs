@@ -100,7 +100,7 @@ fn run(options: &Run) -> Result<(), Failure> {
     runtime()?.block_on(async {
         let metrics = telemetry::install_metrics().map_err(anyhow::Error::from)?;
         let config = &config;
-        for warning in config.warnings() {
+        for warning in config.warnings(options.role) {
             warn!(warning, "configuration is legal and odd");
         }
         let mut terminate = signal(SignalKind::terminate()).context("no signal handler")?;
@@ -159,7 +159,7 @@ fn demo(options: Demo) -> Result<(), Failure> {
 
 fn check_config(options: &CheckConfig) -> Result<(), Failure> {
     let config = Config::load(&options.config, options.role).map_err(usage)?;
-    for warning in config.warnings() {
+    for warning in config.warnings(options.role) {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
     let shown = if options.json {

@@ -193,6 +193,7 @@ fn describe() {
         "Ratings that the upstream accepted, by what became of them here"
     );
 
+    describe_feed();
     describe_histogram!(
         "merit_bus_publish_seconds",
         Unit::Seconds,
@@ -320,6 +321,32 @@ fn describe() {
         Unit::Count,
         "Requests without an answer of the upstream, by reason"
     );
+}
+
+/// The feed bridge's.
+fn describe_feed() {
+    for (name, what) in [
+        ("merit_feed_connects_total", "First connections to the feed"),
+        ("merit_feed_reconnects_total", "Connections to the feed after one was lost"),
+        ("merit_feed_received_total", "Ratings taken from the feed"),
+        ("merit_feed_forwarded_total", "Ratings of the feed that were delivered, by where"),
+        (
+            "merit_feed_refused_total",
+            "Frames and ratings of the feed that were put aside, by who refused them",
+        ),
+        ("merit_feed_errors_total", "What failed at the feed bridge and is tried again, by kind"),
+        ("merit_feed_pauses_total", "Answers that told the feed bridge to wait"),
+    ] {
+        describe_counter!(name, Unit::Count, what);
+    }
+    describe_gauge!("merit_feed_connected", "1 while the feed is connected, else 0");
+    describe_gauge!("merit_feed_queue_depth", Unit::Count, "Ratings of the feed that wait");
+    describe_gauge!(
+        "merit_feed_lag_seconds",
+        Unit::Seconds,
+        "Age of the oldest rating of the feed that waits"
+    );
+    describe_gauge!("merit_feed_spool_bytes", Unit::Bytes, "Size of the feed bridge's spool");
 }
 
 #[cfg(test)]

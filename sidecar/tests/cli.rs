@@ -33,11 +33,14 @@ fn deployed(name: &str) -> String {
 
 #[test]
 fn the_deployed_configurations_are_valid_and_shown_without_secrets() {
-    for name in ["merit.toml", "merit.kafka.toml"] {
+    let files = [("merit.toml", "all"), ("merit.kafka.toml", "all"), ("merit.feed.toml", "feed")];
+    for (name, role) in files {
         if name.contains("kafka") && !cfg!(feature = "kafka") {
             continue;
         }
-        let output = merit(&["check-config", "--config", &deployed(name), "--json"], &[]);
+        let arguments = ["check-config", "--config", &deployed(name), "--role", role, "--json"];
+        let secrets = [("FEED_API_KEY", SECRET), ("OPENCLAW_API_KEY", "one-two-three")];
+        let output = merit(&arguments, &secrets);
         assert_eq!(output.status.code(), Some(0), "{name}: {}", text(&output.stderr));
         let shown = text(&output.stdout);
         assert_eq!(shown.lines().count(), 1);
@@ -73,6 +76,11 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         [ingest]
         listen = "127.0.0.1:0"
         max_batch = 0
+        [feed]
+        url = "ws://feed.example.com"
+        forward_to = "ftp://x"
+        headers = { "X-Key" = { env = "MERIT_TEST_NO_SUCH_VARIABLE" } }
+        queue = 0
         [gateway]
         listen = "127.0.0.1:0"
         upstream = "ftp://x"
@@ -100,6 +108,10 @@ fn every_fault_is_told_at_once_with_its_full_path() {
         "tuner.replay_window: ",
         "tuner.agents_max: must be 10000 to 100000000, is 9",
         "ingest.max_batch: ",
+        "feed.url: must be wss://, or ws:// to localhost",
+        "feed.forward_to: must be https://",
+        "feed.headers.X-Key: environment variable MERIT_TEST_NO_SUCH_VARIABLE",
+        "feed.queue: must be 1..=1000000, is 0",
         "gateway.upstream: ",
         "admin.token_env: ",
         "nonsense: unknown table",
@@ -387,7 +399,10 @@ fn a_missing_file_a_missing_secret_and_an_unknown_role_are_wrong_usage() {
     assert_eq!(output.status.code(), Some(2));
     let output = merit(&["run", "--config", &deployed("merit.toml"), "--role", "feed"], &[]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("`feed` is not in this version"));
+    assert!(text(&output.stderr).contains("feed: must be there for role `feed`"));
+    let output = merit(&["run", "--config", &deployed("merit.toml"), "--role", "rls"], &[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("`rls` is not in this version"));
 }
 
 #[test]

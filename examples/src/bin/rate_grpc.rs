@@ -16,7 +16,7 @@ use tokio_stream::iter;
 use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
 use tonic_types::StatusExt;
 
-#[allow(missing_docs, clippy::all, reason = "generated")]
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated")]
 mod rating_v1 {
     include!("../../../sidecar/schema/generated/merit.rating.v1.client.rs");
 }

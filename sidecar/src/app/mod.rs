@@ -2,7 +2,7 @@
 //!
 //! 1. Every listener is bound before anything starts; what cannot be bound is an error by name.
 //! 2. Redis or the bus being away is no error at the start: `/readyz` says so until they answer.
-//! 3. To stop: listeners close and finish what is in flight, then ratings that the gateway is still
+//! 3. To stop: listeners close and finish what is in flight, and so does the feed bridge, then ratings that the gateway is still
 //!    handing on reach the bus, tokens taken ahead go back to the store, then the tuner takes what is left off the in-process bus, or gives
 //!    its partitions back. Each step has a deadline; together they are below 30 s.
 
@@ -19,7 +19,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
-    AdmissionLayer, BuildError, JwtVerifier,
+    AdmissionLayer, BuildError, JwtVerifier, MemoryStore,
     store::{LeasedError, StoreError},
 };
 use tracing::{error, info, warn};
@@ -71,6 +71,9 @@ pub enum AppError {
     /// Ingest cannot be built.
     #[error("ingest")]
     Ingest(#[from] ingest::ApiKeysError),
+    /// The feed bridge cannot start, or ended.
+    #[error("feed bridge")]
+    Feed(#[from] ingest::feed::FeedError),
     /// The admin listener cannot be guarded.
     #[error("admin")]
     Admin(#[from] admin::AdminError),
@@ -100,6 +103,7 @@ pub struct Running {
     stop: CancellationToken,
     stop_tuner: CancellationToken,
     servers: JoinSet<()>,
+    bridge: Option<ingest::feed::Bridge>,
     handing_on: Option<gateway::HandingOn>,
     tuner: JoinSet<Result<(), TunerError>>,
     drains: bool,
@@ -119,7 +123,11 @@ pub async fn start(
     role: Role,
     metrics: PrometheusHandle,
 ) -> Result<Running, AppError> {
-    let (store, health) = Store::open(config)?;
+    // A bridge limits nobody: whatever the store, it needs none.
+    let (store, health) = match role {
+        Role::Feed => (Store::Memory(MemoryStore::new()), Health::new()),
+        _ => Store::open(config)?,
+    };
     start_with(config, role, metrics, store, health).await
 }
 
@@ -134,7 +142,9 @@ async fn start_with(
     let tees =
         role.guards() && config.gateway.listen.is_some() && config.gateway.tee_ratings.is_some();
     let ingests = role.ingests() && config.ingest.listens();
-    let publishes = ingests || tees;
+    let takes = ingests || tees;
+    let feed = config.feed.as_ref().filter(|_| role.bridges());
+    let publishes = takes || feed.is_some_and(|feed| feed.publish);
     // A tuner by itself publishes nothing; it asks the bus through this end whether it is there.
     let (publisher, consumer) = bus(&config.bus, publishes || role.tunes(), role.tunes()).await?;
 
@@ -178,12 +188,20 @@ async fn start_with(
             config.ingest.clone(),
             publisher.clone(),
             verifier.clone(),
-            config.ingest.api_keys()?,
+            if takes { config.ingest.api_keys()? } else { ingest::ApiKeys::default() },
             config.ratings.subject,
             config.ratings.receipts().map_err(AppError::Config)?,
         )),
         _ => None,
     };
+    let mut bridge = None;
+    if let Some(feed) = feed {
+        let intake = intake.clone().filter(|_| feed.publish);
+        let started = ingest::feed::Bridge::start(feed.clone(), intake).await?;
+        let status = started.status();
+        health = health.part("feed", move || std::future::ready(status.check()));
+        bridge = Some(started);
+    }
     let mut handing_on = None;
     if let Some(listener) = listeners.gateway {
         let agents = config.agents(verifier.as_ref()).map_err(faults)?;
@@ -244,6 +262,7 @@ async fn start_with(
         stop,
         stop_tuner,
         servers,
+        bridge,
         handing_on,
         tuner,
         drains,
@@ -340,13 +359,20 @@ impl Running {
     ///
     /// When a part failed.
     pub async fn until(mut self, told: impl Future<Output = ()>) -> Result<(), AppError> {
+        let bridge = async {
+            match &mut self.bridge {
+                Some(bridge) => bridge.failed().await,
+                None => std::future::pending().await,
+            }
+        };
         let failed = tokio::select! {
             () = told => None,
-            Some(ended) = self.tuner.join_next() => Some(ended),
+            Some(ended) = self.tuner.join_next() => Some(ended.map(|ended| ended.map_err(AppError::from))),
+            failed = bridge => Some(Ok(Err(failed.into()))),
         };
         let failure = match failed {
             None => Ok(()),
-            Some(Ok(Err(failure))) => Err(failure.into()),
+            Some(Ok(Err(failure))) => Err(failure),
             Some(Ok(Ok(()))) => Ok(()),
             Some(Err(panic)) => {
                 error!(%panic, "tuner ended");
@@ -364,7 +390,14 @@ impl Running {
             health.drain();
         }
         self.stop.cancel();
-        while self.servers.join_next().await.is_some() {}
+        let bridge = self.bridge.take();
+        let bridged = async {
+            if let Some(bridge) = bridge {
+                bridge.finish().await;
+            }
+        };
+        let served = async { while self.servers.join_next().await.is_some() {} };
+        tokio::join!(bridged, served);
         if let Some(handing_on) = self.handing_on.take() {
             let given_up = handing_on.finish(HANDING_ON_DEADLINE).await;
             if given_up > 0 {

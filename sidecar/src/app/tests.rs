@@ -21,6 +21,7 @@ fn running(drains: bool) -> Running {
         addresses: Vec::new(),
         stop: CancellationToken::new(),
         stop_tuner: CancellationToken::new(),
+        bridge: None,
         servers: JoinSet::new(),
         handing_on: None,
         tuner: JoinSet::new(),

@@ -63,6 +63,9 @@ pub struct Config {
     pub tuner: tuner::Config,
     /// Where ratings come in.
     pub ingest: ingest::Config,
+    /// The WebSocket feed that is read; none unless named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed: Option<ingest::feed::Config>,
     /// The reverse proxy.
     pub gateway: gateway::Config,
     /// Health and metrics for machines.
@@ -92,7 +95,7 @@ pub enum ConfigError {
 }
 
 /// The tables of the file, and `bucket_files`.
-const TABLES: [&str; 14] = [
+const TABLES: [&str; 15] = [
     "identity",
     "store",
     "bucket",
@@ -103,14 +106,12 @@ const TABLES: [&str; 14] = [
     "policy",
     "tuner",
     "ingest",
+    "feed",
     "gateway",
     "metrics",
     "admin",
     "log",
 ];
-
-/// Tables that the contract names and this version does not have.
-const LATER: [&str; 1] = ["feed"];
 
 impl Config {
     /// Reads the file at `path` and the environment, and checks everything for `role`.
@@ -172,9 +173,7 @@ impl Config {
         let data = figment.data().unwrap_or_default();
         let named: BTreeSet<&String> = data.values().flat_map(|table| table.keys()).collect();
         for name in named {
-            if LATER.contains(&name.as_str()) {
-                faults.push(format!("{name}: not in this version yet: remove it"));
-            } else if !TABLES.contains(&name.as_str()) {
+            if !TABLES.contains(&name.as_str()) {
                 let known = TABLES.join(", ");
                 faults.push(format!("{name}: unknown table; there are {known}"));
             }
@@ -202,6 +201,7 @@ impl Config {
             policy,
             tuner: fault::table(figment, "tuner", faults),
             ingest: fault::table(figment, "ingest", faults),
+            feed: figment.contains("feed").then(|| fault::table(figment, "feed", faults)),
             gateway: fault::table(figment, "gateway", faults),
             metrics: fault::table(figment, "metrics", faults),
             admin: fault::table(figment, "admin", faults),

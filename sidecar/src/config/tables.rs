@@ -192,7 +192,7 @@ pub enum Role {
     Tuner,
     /// Limits requests.
     Gateway,
-    /// The WebSocket bridge; not in this version.
+    /// Reads a WebSocket feed of ratings and passes them on.
     Feed,
     /// Envoy's rate limit service; not in this version.
     Rls,
@@ -203,6 +203,12 @@ impl Role {
     #[must_use]
     pub fn ingests(self) -> bool {
         matches!(self, Self::All | Self::Ingest)
+    }
+
+    /// Returns true when a process of this role reads the feed.
+    #[must_use]
+    pub fn bridges(self) -> bool {
+        matches!(self, Self::All | Self::Feed)
     }
 
     /// Returns true when a process of this role sets limits.

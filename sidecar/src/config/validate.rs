@@ -13,19 +13,24 @@ use crate::bus::{BusConfig, duration};
 
 impl Config {
     pub(super) fn validate(&self, role: Role, faults: &mut Vec<String>) {
-        match role {
-            Role::Feed | Role::Rls => {
-                faults.push(format!("role: `{role:?}` is not in this version yet").to_lowercase());
-            }
-            _ => {}
+        if role == Role::Rls {
+            faults.push(format!("role: `{role:?}` is not in this version yet").to_lowercase());
         }
-        self.validate_buckets(faults);
-        self.validate_routes(faults);
-        self.validate_store(role, faults);
+        // A bridge limits nobody: it needs neither buckets nor a store.
+        if role != Role::Feed {
+            self.validate_buckets(faults);
+            self.validate_routes(faults);
+            self.validate_store(role, faults);
+        }
         self.bus.validate("bus", faults);
         self.policy.validate("policy", faults);
         self.tuner.validate("tuner", faults);
         self.ingest.validate("ingest", faults);
+        let feed = self.feed.as_ref().filter(|_| role.bridges());
+        if let Some(feed) = feed {
+            feed.validate("feed", faults);
+        }
+        let publishes = feed.is_some_and(|feed| feed.publish);
         self.gateway.validate("gateway", faults);
         self.metrics.validate("metrics", faults);
         self.admin.validate("admin", faults);
@@ -34,9 +39,17 @@ impl Config {
             || (guards && self.gateway.tee_ratings.is_some());
         if guards || rates {
             self.validate_identity(rates, guards, faults);
-            if let Err(fault) = self.ratings.receipt_keys() {
-                faults.push(fault);
-            }
+        }
+        if (guards || rates || publishes)
+            && let Err(fault) = self.ratings.receipt_keys()
+        {
+            faults.push(fault);
+        }
+        if role == Role::Feed && self.feed.is_none() {
+            faults.push(
+                "feed: must be there for role `feed`: set url, and forward_to or publish"
+                    .to_owned(),
+            );
         }
         if role == Role::Ingest && !self.ingest.listens() {
             faults
@@ -45,8 +58,12 @@ impl Config {
         if role == Role::Gateway && self.gateway.listen.is_none() {
             faults.push("gateway.listen: must be set for role `gateway`".to_owned());
         }
-        if role != Role::All && matches!(self.bus, BusConfig::InProcess(_)) && role != Role::Gateway
-        {
+        let needs_bus = match role {
+            Role::All | Role::Gateway => false,
+            Role::Feed => publishes,
+            _ => true,
+        };
+        if needs_bus && matches!(self.bus, BusConfig::InProcess(_)) {
             faults.push(format!(
                 "bus.kind: `in-process` carries nothing between processes: role `{}` needs another bus",
                 format!("{role:?}").to_lowercase()
@@ -135,10 +152,23 @@ impl Config {
         }
     }
 
-    /// Returns what is legal and odd.
+    /// Returns what is legal and odd in a process of `role`.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
+    pub fn warnings(&self, role: Role) -> Vec<String> {
         let mut warnings = Vec::new();
+        if role != Role::Feed {
+            self.warn_of_limits(&mut warnings);
+        }
+        if let Some(feed) = self.feed.as_ref().filter(|_| role.bridges()) {
+            feed.warn("feed", &mut warnings);
+        }
+        if self.metrics.listen.is_none() {
+            warnings.push("metrics.listen: not set: nobody can see how it is doing".to_owned());
+        }
+        warnings
+    }
+
+    fn warn_of_limits(&self, warnings: &mut Vec<String>) {
         let mut warn = |on: bool, text: &str| {
             if on {
                 warnings.push(text.to_owned());
@@ -171,20 +201,16 @@ impl Config {
                 );
             }
         }
-        let limits = self.default_limits();
-        let start = limits.refill().tokens();
+        let start = self.default_limits().refill().tokens();
         warn(
             !(self.policy.r_min..=self.policy.r_max).contains(&start),
             "policy: the default bucket's refill_rate lies outside [r_min, r_max]: an agent jumps there with its first rating",
         );
         warn(
-            self.metrics.listen.is_none(),
-            "metrics.listen: not set: nobody can see how it is doing",
+            !self.ingest.listens()
+                && self.gateway.tee_ratings.is_none()
+                && !self.feed.as_ref().is_some_and(|feed| feed.publish),
+            "ingest.listen: not set, nor gateway.tee_ratings, nor feed.publish: no rating comes in here",
         );
-        warn(
-            !self.ingest.listens() && self.gateway.tee_ratings.is_none(),
-            "ingest.listen: not set, nor gateway.tee_ratings: no rating comes in here",
-        );
-        warnings
     }
 }

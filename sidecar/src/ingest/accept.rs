@@ -21,7 +21,7 @@ use super::{
 use crate::{
     bus::{PublishError, Publisher},
     clock::unix_time,
-    rating::{Rating, RatingId, RatingRequest, SubjectMode},
+    rating::{Poster, Rating, RatingId, RatingRequest, SubjectMode},
 };
 
 /// The field that names the event when the body does not
@@ -102,6 +102,20 @@ impl Ingest {
             self.accept(&rater, name, request.body(), deadline).await
         };
         outcome.await.inspect_err(|refusal| self.inner.meter.refused(refusal))
+    }
+
+    /// Takes the rating in `body` under `name` from a collector that this process itself is: by the
+    /// rules of `POST /v1/rating`, without the credential. The refusal is counted.
+    pub(super) async fn take_for(
+        &self,
+        poster: &Poster,
+        name: &RatingId,
+        body: &[u8],
+    ) -> Result<Accepted, Refusal> {
+        let deadline = Instant::now() + self.inner.config.timeout;
+        let rater = Rater::collector(poster);
+        let taken = self.accept(&rater, Some(name.clone()), body, deadline).await;
+        taken.inspect_err(|refusal| self.inner.meter.refused(refusal))
     }
 
     /// Returns who sent `request`, when it may post ratings.

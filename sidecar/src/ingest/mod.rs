@@ -38,6 +38,8 @@ pub mod grpc;
 #[path = "grpc_missing.rs"]
 pub mod grpc;
 
+pub mod feed;
+
 pub use accept::{Accepted, Ingest};
 pub use config::Config;
 pub use raters::{ApiKeys, ApiKeysError};

@@ -3,7 +3,7 @@
 //! 1. A bearer token with scope [`WRITE`] rates as its own `sub`; with [`WRITE_ANY`] it may name
 //!    any user. An API key is a collector's: it may name any user.
 //! 2. The poster of a rating is the token's subject or `key-<name>`: ids are scoped by it, so no
-//!    subject can pass for a key, nor for a foreign producer on the bus.
+//!    subject can pass for a key or a feed, nor for a foreign producer on the bus.
 //! 3. A field [`API_KEY`] that is no collector's does not spoil a bearer beside it: it may be the key
 //!    that the gateway knows the agent by.
 //! 4. API keys are kept and looked up as SHA-256 digests; the lookup's time tells nothing of a key.
@@ -17,7 +17,7 @@ use tower_merit::{
     identity::{IdentityError, Token, bearer, jwt::Verifying},
 };
 
-use super::Refusal;
+use super::{Refusal, feed::POSTER_PREFIX as FEED_PREFIX};
 use crate::{
     rating::{FOREIGN_POSTER, Poster, Rating, RatingRequest, SubjectMode},
     secret::Unset,
@@ -224,6 +224,7 @@ fn unknown_key() -> Refusal {
 fn subject_poster(subject: &str) -> Result<Poster, Refusal> {
     let ambiguous = subject == FOREIGN_POSTER
         || subject.starts_with(KEY_PREFIX)
+        || subject.starts_with(FEED_PREFIX)
         || subject.starts_with(SUBJECT_PREFIX);
     let poster = match ambiguous {
         true => Poster::new(&format!("{SUBJECT_PREFIX}{subject}")),
@@ -233,7 +234,7 @@ fn subject_poster(subject: &str) -> Result<Poster, Refusal> {
 }
 
 impl Rater {
-    fn collector(poster: &Poster) -> Self {
+    pub(super) fn collector(poster: &Poster) -> Self {
         Self { poster: poster.clone(), only: None, agent: None }
     }
 
@@ -309,11 +310,12 @@ mod tests {
     }
 
     #[test]
-    fn no_subject_passes_for_a_key_or_a_foreign_producer() {
+    fn no_subject_passes_for_a_key_a_feed_or_a_foreign_producer() {
         let poster = |subject| subject_poster(subject).unwrap().to_string();
         assert_eq!(poster("u1"), "u1");
         let marked = [poster("key-feed"), poster("bus"), poster("sub:bus")];
         assert_eq!(marked, ["sub:key-feed", "sub:bus", "sub:sub:bus"]);
+        assert_eq!(poster("feed:moltbook"), "sub:feed:moltbook");
         assert!(subject_poster("a\nb").is_err());
     }
 }

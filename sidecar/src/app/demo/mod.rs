@@ -1,9 +1,11 @@
 //! `merit demo`: the whole loop in one process, over real HTTP, with no server installed.
 //!
 //! Simulated agents of hidden quality ask a stand-in API through the real gateway, three times as
-//! often as they may at first; raters post what they think of the answers to the real ingest. What
-//! an agent may do at the end is what the loop learned of it. Nothing but loopback is opened.
+//! often as they may at first; raters say what they think of the answers on a sample feed, which the
+//! bridge reads. What an agent may do at the end is what the loop learned of it. Nothing but loopback
+//! is opened.
 
+mod feed;
 mod report;
 mod world;
 
@@ -15,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -32,6 +34,7 @@ use tower_merit::{
 };
 
 use self::{
+    feed::Feed,
     report::{End, Report},
     world::{Tally, World},
 };
@@ -68,6 +71,9 @@ pub enum DemoError {
     /// The stand-in API cannot listen.
     #[error("stand-in API cannot listen on loopback")]
     Upstream(#[source] io::Error),
+    /// The sample feed cannot listen.
+    #[error("sample feed cannot listen on loopback")]
+    Feed(#[source] io::Error),
     /// A development token cannot be signed.
     #[error("token not signed")]
     Token(#[from] jsonwebtoken::errors::Error),
@@ -109,14 +115,18 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     let api =
         (tokio::spawn(serve::serve("openclaw", listener, world::api(), stop_api.clone())), api);
 
+    let (feed, feed_address) = Feed::open(stop_api.clone()).await.map_err(DemoError::Feed)?;
+
     let store = MemoryStore::new();
-    let config = world.config(api.1);
+    let config = world.config(api.1, feed_address);
     let running =
         start_with(&config, Role::All, metrics, Store::Memory(store.clone()), Health::new())
             .await?;
     let address = |name| running.address(name).expect("the demo's configuration listens");
+    let counts = running.bridge.as_ref().expect("the demo's configuration has a feed").counter();
     let (gateway, ingest) = (address("gateway"), address("ingest"));
-    eprintln!("{}", report::welcome(&options, &world, gateway, ingest, address("metrics")));
+    let places = [gateway, ingest, feed_address, address("metrics")];
+    eprintln!("{}", report::welcome(&options, &world, places));
 
     let client: HttpClient = Client::builder(TokioExecutor::new()).build_http();
     let ends = Instant::now() + options.duration;
@@ -129,7 +139,7 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
         // The twins are asked for at the same moments: between them there is only the bombing.
         arrivals: seeded(!options.seed, index.max(1)),
         gateway: gateway.to_string(),
-        ingest: ingest.to_string(),
+        feed: feed.clone(),
     };
     for index in 0..world.agents.len() {
         agents.spawn(caller(index, index).work(ends));
@@ -142,11 +152,16 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     show_progress(&world, &options, ends).await;
     while agents.join_next().await.is_some() {}
 
+    let unread = feed.is_read(|| counts().taken).await;
     // The listeners close and the tuner takes what is still on the bus: then the limits are final.
     running.until(async {}).await?;
     stop_api.cancel();
     // The stand-in API has nothing in flight any more.
     let _ = api.0.await;
+    let bridged = counts();
+    if unread > 0 || bridged.refused > 0 || bridged.finished < bridged.taken {
+        world.failed(format!("{unread} ratings were not read by the bridge: {bridged:?}"));
+    }
 
     if let Some(first) = world.first_failure() {
         return Err(DemoError::Traffic { count: world.failures.load(Ordering::Relaxed), first });
@@ -234,7 +249,7 @@ struct Caller {
     rng: StdRng,
     arrivals: StdRng,
     gateway: String,
-    ingest: String,
+    feed: Feed,
 }
 
 impl Caller {
@@ -287,9 +302,8 @@ impl Caller {
             let bomber = &world.bombers[self.rng.random_range(0..world.bombers.len())];
             let id = self.rng.next_u64();
             let agent = &world.agents[self.index].id;
-            if self.post(&format!("{id:016x}"), agent, bomber, 1).await {
-                world.bombs.fetch_add(1, Ordering::Relaxed);
-            }
+            self.tell(&format!("{id:016x}"), agent, bomber, 1).await;
+            world.bombs.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -302,28 +316,16 @@ impl Caller {
         let rater = &world.raters[self.rng.random_range(0..world.raters.len())];
         let agent = &world.agents[credited];
         let id = format!("{:016x}", self.rng.next_u64());
-        if self.post(&id, &agent.id, rater, score).await {
-            agent.rated(score);
-        }
+        self.tell(&id, &agent.id, rater, score).await;
+        agent.rated(score);
     }
 
-    /// Posts a rating; returns true when it was taken.
-    async fn post(&self, id: &str, agent: &AgentId, rater: &world::Rater, score: u8) -> bool {
-        let body = serde_json::json!({
-            "id": id, "agent_id": agent, "user_id": rater.user, "score": score,
+    /// Tells the feed a rating.
+    async fn tell(&self, id: &str, agent: &AgentId, user: &str, score: u8) {
+        let rating = serde_json::json!({
+            "id": id, "agent_id": agent, "user_id": user, "score": score,
         });
-        let request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("http://{}/v1/rating", self.ingest))
-            .header(header::AUTHORIZATION, &rater.authorization)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(body.to_string()));
-        match self.send(request).await {
-            Ok((StatusCode::ACCEPTED, _)) => return true,
-            Ok((status, body)) => self.world.failed(format!("{status} to a rating: {body}")),
-            Err(error) => self.world.failed(error),
-        }
-        false
+        self.feed.tell(rating.to_string()).await;
     }
 
     async fn send(

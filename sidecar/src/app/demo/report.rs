@@ -20,9 +20,7 @@ use crate::policy::{self, Explained, Mode};
 pub(super) fn welcome(
     options: &Options,
     world: &World,
-    gateway: SocketAddr,
-    ingest: SocketAddr,
-    metrics: SocketAddr,
+    [gateway, ingest, feed, metrics]: [SocketAddr; 4],
 ) -> String {
     let World { visitor_token, visitor_rating_token, demand, start_rate, capacity, .. } = world;
     format!(
@@ -32,6 +30,7 @@ Policy ppo: a price on capacity, and a learned residual{shadow}.{bombing}
 
   gateway  http://{gateway}   a stand-in OpenClaw API behind it
   ingest   http://{ingest}
+  feed     ws://{feed}   what users think; the bridge reads it
   metrics  http://{metrics}/metrics
 
 See a 429 in full (your own agent, asked for more than it holds):

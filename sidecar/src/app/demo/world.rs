@@ -18,6 +18,7 @@ use super::{DemoError, Options};
 use crate::{
     clock::unix_time,
     config::{BucketConfig, Config},
+    ingest,
     policy::{self, Kind},
     secret::File,
 };
@@ -67,12 +68,12 @@ const AUDIENCE: &str = "openclaw";
 /// The environment variable that no configuration file names: the demo's secret is made at start.
 pub(super) struct World {
     pub(super) agents: Vec<SimulatedAgent>,
-    pub(super) raters: Vec<Rater>,
+    pub(super) raters: Vec<String>,
     pub(super) demand: f64,
     pub(super) start_rate: f64,
     pub(super) capacity: f64,
     /// Who rates the first agent down; the second is its twin.
-    pub(super) bombers: Vec<Rater>,
+    pub(super) bombers: Vec<String>,
     pub(super) bombs: AtomicU64,
     /// Sums of the rates that the twins had at each look while one of them was bombed, µ-tokens per second.
     pub(super) twins_rates: [AtomicU64; 2],
@@ -102,11 +103,6 @@ pub(super) struct SimulatedAgent {
     pub(super) denied: AtomicU64,
     scores: AtomicU64,
     ratings: AtomicU64,
-}
-
-pub(super) struct Rater {
-    pub(super) user: String,
-    pub(super) authorization: String,
 }
 
 /// What happened so far.
@@ -157,19 +153,12 @@ impl World {
                 ratings: AtomicU64::new(0),
             });
         }
-        let rater = |user: String| -> Result<Rater, DemoError> {
-            let token = sign(json!({ "sub": user, "scope": "ratings:write" }))?;
-            Ok(Rater { user, authorization: format!("Bearer {token}") })
-        };
-        let raters: Result<_, _> =
-            (0..RATERS).map(|index| rater(format!("user-{index}"))).collect();
-        let bombers: Result<_, _> =
-            (0..BOMBERS).map(|index| rater(format!("bomber-{index}"))).collect();
+        let users = |name: &str, count| (0..count).map(|n| format!("{name}-{n}")).collect();
         let demand = (DEMAND_TOTAL / f64::from(options.agents)).min(DEMAND_MAX);
         Ok(Self {
             agents,
-            raters: raters?,
-            bombers: bombers?,
+            raters: users("user", RATERS),
+            bombers: users("bomber", BOMBERS),
             bombs: AtomicU64::new(0),
             twins_rates: [AtomicU64::new(0), AtomicU64::new(0)],
             demand,
@@ -185,7 +174,7 @@ impl World {
     }
 
     /// Returns the configuration that the demo runs: what a file would say, with ports of its own.
-    pub(super) fn config(&self, api: SocketAddr) -> Config {
+    pub(super) fn config(&self, api: SocketAddr, feed: SocketAddr) -> Config {
         let loopback = || Some(SocketAddr::from(([127, 0, 0, 1], 0)));
         let mut config = Config::default();
         config.identity.algorithms = vec!["HS256".to_owned()];
@@ -211,6 +200,11 @@ impl World {
         config.policy.r_min = self.start_rate / 10.0;
         config.policy.r_max = self.demand * 2.0;
         config.ingest.listen = loopback();
+        config.feed = Some(ingest::feed::Config {
+            url: Some((&*format!("ws://{feed}")).into()),
+            publish: true,
+            ..ingest::feed::Config::default()
+        });
         config.gateway.listen = loopback();
         config.gateway.upstream = format!("http://{api}");
         config.metrics.listen = loopback();

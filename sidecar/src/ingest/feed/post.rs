@@ -1,0 +1,296 @@
+//! Posts ratings to an endpoint: body and name as they are, repeated until it says yes or no.
+//!
+//! 1. 429 and `Retry-After` hold back every post (`tower_merit::retry_after` waits, with
+//!    `share_pause`).
+//! 2. What may pass is tried again with back-off, for as long as it takes: no answer, 5xx, 408, 425, and
+//!    a 429 that names no time. So is what speaks of us and not of the rating: 401 and redirects.
+//! 3. Any other 4xx is a no to this rating.
+//! 4. At most `in_flight` posts are out. A rating that waits to be tried again leaves its place to others,
+//!    unless everything has failed lately: then it keeps it, and an endpoint that is down is asked seldom.
+
+use std::{
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::body::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnectorBuilder;
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tower::{Layer as _, Service as _, ServiceExt as _, service_fn, util::BoxCloneSyncService};
+use tower_merit::RetryAfterLayer;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    backoff::Backoff,
+    frames::Item,
+    meter::{Fault, Meter, To},
+    plan::Forward,
+    sink::Streak,
+};
+use crate::{causes::with_causes, ingest::accept::IDEMPOTENCY_KEY};
+
+/// Between tries, at least and at most.
+pub(super) const RETRY_LEAST: Duration = Duration::from_millis(100);
+pub(super) const RETRY_MOST: Duration = Duration::from_secs(30);
+/// The longest that one `Retry-After` is waited out.
+const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
+/// How often a rating is sent before our own back-off takes over: 429s without `Retry-After` are
+/// waited out for 1 s, 2 s … 16 s then.
+const ATTEMPTS: NonZeroU32 = NonZeroU32::new(6).expect("6 is not 0");
+/// After so many failures in a row the endpoint is down.
+const DOWN: u32 = 8;
+/// What is read of an answer, in bytes, and what of it a reason repeats, in characters.
+const ANSWER_MAX: usize = 64 << 10;
+const REASON_MAX: usize = 300;
+/// Connections that nothing was posted on for so long are closed.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// Why a post has no answer.
+#[derive(Debug, thiserror::Error)]
+enum PostError {
+    #[error("no answer")]
+    Request(#[from] hyper_util::client::legacy::Error),
+    #[error("no answer within {} ms", .0.as_millis())]
+    Late(Duration),
+}
+
+type Polite = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, PostError>;
+
+/// Where ratings are posted.
+pub(super) struct Endpoint {
+    uri: Uri,
+    authorization: Option<HeaderValue>,
+    client: Polite,
+    timeout: Duration,
+    meter: Arc<Meter>,
+    places: Semaphore,
+    /// Failures since something was answered with a yes or a no.
+    failures: AtomicU32,
+    /// Whether it says that it takes nothing from us.
+    locked_out: Streak,
+}
+
+/// What an answer means for a rating.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    Taken,
+    Refused(String),
+    Again(String),
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        forward: Forward,
+        limit: Duration,
+        in_flight: usize,
+        meter: &Arc<Meter>,
+    ) -> Self {
+        let tls = match &forward.remote.tls {
+            Some(tls) => tls.as_ref().clone(),
+            None => unencrypted(),
+        };
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .build();
+        let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE_MAX)
+            .build(connector);
+        let counted = Arc::clone(meter);
+        let post = service_fn(move |request: Request<Full<Bytes>>| {
+            let (client, meter) = (client.clone(), Arc::clone(&counted));
+            async move {
+                let answer = timeout(limit, client.request(request)).await;
+                let answer = answer.map_err(|_| PostError::Late(limit))??;
+                if answer.status() == StatusCode::TOO_MANY_REQUESTS
+                    || answer.headers().contains_key(header::RETRY_AFTER)
+                {
+                    meter.told_to_wait();
+                }
+                Ok(answer)
+            }
+        });
+        let polite = RetryAfterLayer::new().max_wait(WAIT_MAX).max_attempts(ATTEMPTS).share_pause();
+        Self {
+            uri: forward.remote.uri,
+            authorization: forward.authorization,
+            client: BoxCloneSyncService::new(polite.layer(post)),
+            timeout: limit,
+            meter: Arc::clone(meter),
+            places: Semaphore::new(in_flight),
+            failures: AtomicU32::new(0),
+            locked_out: Streak::default(),
+        }
+    }
+
+    /// Posts `item` until the endpoint takes it or refuses it.
+    ///
+    /// # Errors
+    ///
+    /// With the reason, when it is refused.
+    pub(super) async fn deliver(&self, item: &Item) -> Result<(), String> {
+        let mut backoff = Backoff::new(RETRY_LEAST, RETRY_MOST);
+        let mut place = None;
+        loop {
+            let held = match place.take() {
+                Some(held) => held,
+                None => self.places.acquire().await.expect("the semaphore is never closed"),
+            };
+            match self.post(item).await {
+                Answer::Taken => {
+                    self.works();
+                    self.meter.forwarded(To::Endpoint);
+                    return Ok(());
+                }
+                Answer::Refused(reason) => {
+                    self.works();
+                    return Err(reason);
+                }
+                Answer::Again(why) => {
+                    let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+                    debug!(why, "endpoint does not take a rating: it is tried again");
+                    if failures == DOWN {
+                        warn!(why, "endpoint takes no ratings: they wait");
+                    }
+                    place = (failures >= DOWN).then_some(held);
+                    sleep(backoff.next(fastrand::f64())).await;
+                }
+            }
+        }
+    }
+
+    fn works(&self) {
+        self.locked_out.ends();
+        if self.failures.swap(0, Ordering::Relaxed) >= DOWN {
+            info!("endpoint takes ratings again");
+        }
+    }
+
+    async fn post(&self, item: &Item) -> Answer {
+        let mut client = self.client.clone();
+        let answer = match client.ready().await {
+            Ok(client) => client.call(self.request(item)).await,
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(answer) => self.judge(answer).await,
+            Err(error) => {
+                self.meter.fault(Fault::EndpointAway);
+                Answer::Again(with_causes(&error))
+            }
+        }
+    }
+
+    fn request(&self, item: &Item) -> Request<Full<Bytes>> {
+        let agent = concat!("merit/", env!("CARGO_PKG_VERSION"));
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(self.uri.clone())
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::USER_AGENT, agent)
+            .header(IDEMPOTENCY_KEY, quoted(item.name.as_str()));
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization.clone());
+        }
+        request.body(Full::new(item.body.clone())).expect("address and fields were checked")
+    }
+
+    async fn judge(&self, answer: Response<Incoming>) -> Answer {
+        let status = answer.status();
+        // Read to its end, so that the connection serves the next post.
+        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect();
+        let body = match timeout(self.timeout, body).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            _ => Bytes::new(),
+        };
+        let answer = meaning(status, &body);
+        if matches!(answer, Answer::Again(_)) {
+            self.meter.fault(Fault::EndpointAnswer);
+        }
+        if status == StatusCode::UNAUTHORIZED || status.is_redirection() {
+            let remedy = match status.is_redirection() {
+                true => "set feed.forward_to to where it redirects",
+                false => "check the token in feed.api_key_env or feed.api_key_file",
+            };
+            if self.locked_out.begins() {
+                error!(%status, remedy, "endpoint takes no rating at all");
+            }
+        }
+        answer
+    }
+}
+
+/// TLS that trusts nobody, for a connector that is only used without.
+fn unencrypted() -> rustls::ClientConfig {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc has the default versions")
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth()
+}
+
+/// Returns `name` as a string of structured fields (RFC 9651 section 3.3.3).
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn meaning(status: StatusCode, body: &[u8]) -> Answer {
+    let said = || {
+        let text = String::from_utf8_lossy(body);
+        let text: String = text.chars().take(REASON_MAX).flat_map(char::escape_debug).collect();
+        format!("endpoint answered {status}: {text}")
+    };
+    match status {
+        _ if status.is_success() => Answer::Taken,
+        StatusCode::UNAUTHORIZED
+        | StatusCode::REQUEST_TIMEOUT
+        | StatusCode::TOO_EARLY
+        | StatusCode::TOO_MANY_REQUESTS => Answer::Again(said()),
+        _ if status.is_client_error() => Answer::Refused(said()),
+        _ => Answer::Again(said()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rating_is_refused_by_a_4xx_about_it_and_by_nothing_else() {
+        let meaning = |status| meaning(StatusCode::from_u16(status).unwrap(), b"{\"a\":\n1}");
+        for status in [200, 201, 202, 204] {
+            assert_eq!(meaning(status), Answer::Taken);
+        }
+        for status in [400, 403, 404, 405, 409, 410, 413, 415, 422] {
+            assert!(matches!(meaning(status), Answer::Refused(_)), "{status}");
+        }
+        for status in [301, 302, 308, 401, 408, 425, 429, 500, 502, 503, 504] {
+            assert!(matches!(meaning(status), Answer::Again(_)), "{status}");
+        }
+        let Answer::Refused(reason) = meaning(422) else { panic!("refused") };
+        assert!(reason.starts_with("endpoint answered 422") && !reason.contains('\n'), "{reason}");
+    }
+
+    #[test]
+    fn the_key_is_a_string_in_quotes() {
+        assert_eq!(quoted("f-00"), "\"f-00\"");
+        assert_eq!(quoted(r#"a"b\c"#), r#""a\"b\\c""#);
+    }
+}
