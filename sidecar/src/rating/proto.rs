@@ -51,7 +51,7 @@ pub(super) fn draft(message: &v1::Rating, origin: Origin) -> Result<Draft, Ratin
     if origin == Origin::Bus {
         take(Field::Poster, "poster", message.poster.as_ref())?;
         take(Field::ReceiptId, "receipt_id", message.receipt_id.as_ref())?;
-        let accepted = message.accepted_at_us.map(|us| Value::from(us));
+        let accepted = message.accepted_at_us.map(Value::from);
         if let Some(accepted) = accepted {
             draft.take(Field::AcceptedAt, "accepted_at_us", &accepted)?;
         }
@@ -66,7 +66,7 @@ pub(super) fn draft(message: &v1::Rating, origin: Origin) -> Result<Draft, Ratin
                 problem: "is before March 1973; send Unix milliseconds, not seconds".to_owned(),
             });
         }
-        draft.timestamp = Some((milliseconds, ms.to_string()));
+        draft.timestamp = Some((milliseconds, ms.to_string().into()));
     }
     for (key, value) in &message.context {
         insert(&mut draft.context, key, value)?;

@@ -109,7 +109,7 @@ impl RatingRequest {
         self.draft.id.get_or_insert(id);
         if let (None, Some(time)) = (&self.draft.timestamp, time) {
             let ms = timestamp::from_rfc3339("time", time)?;
-            self.draft.timestamp = Some((ms, format!("\"{time}\"")));
+            self.draft.timestamp = Some((ms, format!("\"{time}\"").into()));
         }
         Ok(self)
     }
