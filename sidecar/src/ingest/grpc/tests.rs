@@ -264,7 +264,7 @@ async fn a_stream_goes_on_after_a_rating_that_is_refused_for_what_it_says() {
 
 #[tokio::test]
 async fn a_stream_keeps_its_order_and_lists_a_hundred_refusals_at_most() {
-    let edge = edge_with(Config::default(), 10_000);
+    let edge = edge_with(Config { rater_rate: 0.0, ..Config::default() }, 10_000);
     let messages = (0..5000).map(|n| match n % 2 {
         0 => streamed(named(n)),
         _ => streamed(Rating { score: 0.0, ..named(n) }),

@@ -439,7 +439,7 @@ async fn a_batch_answers_for_every_item_in_its_order() {
 
 #[tokio::test]
 async fn lines_stand_for_themselves_and_keep_the_order_of_each_agent() {
-    let edge = edge_with(Config::default(), 1000, SubjectMode::Agent);
+    let edge = edge_with(Config { rater_rate: 0.0, ..Config::default() }, 1000, SubjectMode::Agent);
     let line = |n: usize| {
         format!("{{\"agent_id\":\"a{}\",\"user_id\":\"u1\",\"score\":3,\"id\":\"{n}\"}}\n", n % 7)
     };

@@ -354,6 +354,8 @@ impl Spool {
 
     fn remove_first(&mut self) -> Result<(), SpoolError> {
         let Some(first) = self.segments.front() else { return Ok(()) };
+        // A file that is open takes its space until it is closed.
+        self.reading = self.reading.take().filter(|cursor| cursor.first != first.first);
         let path = path_of(&self.folder, first.first);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
