@@ -384,6 +384,19 @@ impl Merit {
         self.process.as_ref().expect("merit runs").processor()
     }
 
+    /// Returns the resident memory of the process in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn resident(&self) -> anyhow::Result<u64> {
+        self.process.as_ref().expect("merit runs").resident()
+    }
+
     /// Returns the URL of ingest.
     #[must_use]
     pub fn ingest(&self) -> String {

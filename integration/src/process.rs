@@ -102,6 +102,20 @@ impl Process {
         Ok(TICK * (ticks()? + ticks()?))
     }
 
+    /// Returns its resident memory in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    pub fn resident(&self) -> anyhow::Result<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+        let kib = text
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"))
+            .context("no VmRSS in /proc/<pid>/status")?;
+        Ok(kib.trim().parse::<u64>()? * 1024)
+    }
+
     /// Returns what the process has printed so far.
     #[must_use]
     pub fn output(&self) -> String {

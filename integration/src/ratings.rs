@@ -1,6 +1,9 @@
 //! Posting ratings to ingest and keeping the test's own list of what was acknowledged.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -114,6 +117,47 @@ impl Poster {
             assert_eq!(result["id"], *rating.id, "{result}");
             self.fold.rate(&rating.agent, rating.score);
         }
+    }
+
+    /// Posts a batch again and again, what was not taken under the same ids, until all of it is; returns
+    /// how many ratings were refused or stayed without an answer, each time counted.
+    ///
+    /// A rating that was refused comes behind those of its agent that were taken.
+    ///
+    /// # Panics
+    ///
+    /// When an answer is neither 202, 207, 429 nor 503.
+    pub async fn rate_until_taken(&mut self, mut ratings: Vec<Rating>, pause: Duration) -> u64 {
+        let url = format!("{}/v1/ratings", self.url);
+        let mut refused = 0;
+        while !ratings.is_empty() {
+            let batch = Value::Array(ratings.iter().map(Rating::json).collect());
+            let left = match self.client.post(&url, &self.token, &batch).await {
+                Err(_) => ratings,
+                Ok(answer) => {
+                    let known = matches!(answer.status.as_u16(), 202 | 207 | 429 | 503);
+                    assert!(known, "{}: {}", answer.status, answer.text());
+                    let told = answer.json();
+                    let results = told["results"].as_array();
+                    let taken = |at: usize| results.is_some_and(|all| all[at]["status"] == 202);
+                    let mut left = Vec::new();
+                    for (at, rating) in ratings.into_iter().enumerate() {
+                        if taken(at) {
+                            self.fold.rate(&rating.agent, rating.score);
+                        } else {
+                            left.push(rating);
+                        }
+                    }
+                    left
+                }
+            };
+            refused += left.len() as u64;
+            ratings = left;
+            if !ratings.is_empty() {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        refused
     }
 
     /// Rates `agents` up to the highest rate there is.

@@ -35,14 +35,30 @@ pub(crate) struct Kafka {
     pub(crate) folder: PathBuf,
     pub(crate) port: u16,
     pub(crate) tls: bool,
+    /// Lines of its configuration beside those of the script.
+    properties: &'static str,
 }
 
 impl Kafka {
     pub(crate) fn start(tls: bool) -> Self {
+        Self::start_with(tls, "")
+    }
+
+    /// Starts a broker where nobody may do anything without an access control list, but who comes without a name.
+    pub(crate) fn start_guarded() -> Self {
+        Self::start_with(
+            true,
+            "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+             super.users=User:ANONYMOUS",
+        )
+    }
+
+    fn start_with(tls: bool, properties: &'static str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("merit-bus-{}-{count}", std::process::id());
-        let kafka = Self { folder: std::env::temp_dir().join(name), port: free_port(), tls };
+        let folder = std::env::temp_dir().join(name);
+        let kafka = Self { folder, port: free_port(), tls, properties };
         kafka.start_again();
         kafka
     }
@@ -58,10 +74,10 @@ impl Kafka {
         })
     }
 
-    fn script(&self, arguments: &[&str]) {
+    pub(crate) fn script(&self, arguments: &[&str]) {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/kafka-local.sh");
         let mut command = Command::new(script);
-        command.args(arguments);
+        command.args(arguments).env("KAFKA_EXTRA_PROPS", self.properties);
         if self.tls {
             command.env("KAFKA_TLS", "1");
         }

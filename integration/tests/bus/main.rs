@@ -109,3 +109,58 @@ async fn tls_and_sasl_let_in_who_knows_the_password_and_nobody_else() {
     let untrusting = BusConfig::Kafka(untrusting).publisher().await.unwrap();
     assert!(untrusting.publish(&rating("a", "x")).await.is_err(), "an unknown CA is not trusted");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_right_to_create_a_missing_topic_it_says_so_and_goes_on_when_there_is_one() {
+    let kafka = Kafka::start_guarded();
+    let password = kafka.folder.join("password");
+    fs::write(&password, "test-secret").unwrap();
+    let config = Config {
+        brokers: format!("localhost:{}", kafka.port + 2),
+        security: Security::SaslSsl,
+        ca_file: Some(kafka.folder.join("tls/ca.pem")),
+        username: "test".to_owned(),
+        password_file: Some(File::from(&password)),
+        ..kafka.config()
+    };
+    let (folder, broker) = (kafka.folder.to_str().unwrap(), kafka.brokers());
+    let allow = |what: &[&str], operations: &[&str]| {
+        let class = "org.apache.kafka.tools.AclCommand";
+        let who =
+            ["--add", "--allow-principal", "User:test", "--resource-pattern-type", "prefixed"];
+        let mut arguments = vec!["run", folder, class, "--bootstrap-server", &broker];
+        arguments.extend(who.iter().chain(what));
+        arguments.extend(operations.iter().flat_map(|operation| ["--operation", operation]));
+        kafka.script(&arguments);
+    };
+    allow(&["--topic", &config.topic], &["Read", "Write", "Describe"]);
+    allow(&["--group", &config.group], &["Read"]);
+
+    let (publisher, mut consumer) = BusConfig::Kafka(config.clone()).both().await.unwrap();
+    let refused = publisher.publish(&rating("a", "early")).await.unwrap_err();
+    let mut why = refused.to_string();
+    let mut source = std::error::Error::source(&refused);
+    while let Some(cause) = source {
+        why = format!("{why}: {cause}");
+        source = cause.source();
+    }
+    for part in [
+        &*format!("topic {} is missing", config.topic),
+        "Create",
+        "12 partition(s)",
+        "cleanup.policy=compact, min.compaction.lag.ms=604800000",
+    ] {
+        assert!(why.contains(part), "{part:?} is not in {why:?}");
+    }
+    let dead = config.dead_topic();
+    kafka.script(&["topic", folder, &config.topic, "12", "compact"]);
+    kafka.script(&["topic", folder, &dead, "1", "delete"]);
+    let begun = std::time::Instant::now();
+    while publisher.publish(&rating("a", "late")).await.is_err() {
+        assert!(begun.elapsed() < PATIENCE, "it does not see the topic");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // What is published again is under the same id, as ever.
+    assert_eq!(ids(&deliveries(&mut consumer, 1).await.0), ["late"]);
+    consumer.close().await;
+}

@@ -20,6 +20,7 @@ mod ledger;
 mod life;
 mod market;
 mod metrics;
+mod pending;
 mod plan;
 mod positions;
 mod ticks;
@@ -29,12 +30,7 @@ pub use agents::state_of;
 pub use config::Config;
 pub use plan::{Plan, Unproved};
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    error::Error as _,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, error::Error as _, sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
@@ -56,6 +52,7 @@ use self::{
     life::Known,
     market::Trade,
     metrics::Metrics,
+    pending::Pending,
     positions::Positions,
 };
 use crate::{
@@ -300,14 +297,14 @@ impl<T: Tune> Tuner<T> {
         positions: &[(Partition, u64)],
         stop: &CancellationToken,
     ) -> Result<(), TunerError> {
-        let mut pending: BTreeMap<AgentId, Vec<Folding<'_>>> = BTreeMap::new();
+        let mut pending = Pending::default();
         for delivery in deliveries {
             let Some(log) = self.logs.get(&delivery.partition) else { continue };
             match delivery.rating.subject(self.subject) {
                 Some(agent) => {
                     let folding =
                         Folding { delivery, log: Arc::clone(log), fresh: false, weight: None };
-                    pending.entry(agent).or_default().push(folding);
+                    pending.push(agent, folding);
                 }
                 None => self.metrics.without_agent.increment(1),
             }
@@ -335,7 +332,7 @@ impl<T: Tune> Tuner<T> {
     /// Folds and writes `pending` until nothing of it is left.
     async fn apply(
         &mut self,
-        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
+        pending: &mut Pending<'_>,
         stop: &CancellationToken,
     ) -> Result<(), Interrupt> {
         if self.life.is_none() {
@@ -356,7 +353,7 @@ impl<T: Tune> Tuner<T> {
                 Err(interrupt) => return Err(interrupt),
             }
             if conflicts > CONFLICTS_MAX
-                && let Some((agent, _)) = pending.pop_first()
+                && let Some(agent) = pending.agents().next().cloned()
             {
                 return Err(Interrupt::Failed(TunerError::Contended { agent }));
             }
@@ -366,36 +363,26 @@ impl<T: Tune> Tuner<T> {
 
     /// One round: loads who is unknown, folds everybody, writes, and keeps in `pending` whoever
     /// somebody else wrote meanwhile.
-    async fn apply_once(
-        &mut self,
-        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
-    ) -> Result<(), Interrupt> {
+    async fn apply_once(&mut self, pending: &mut Pending<'_>) -> Result<(), Interrupt> {
         let epoch = self.life.as_ref().map_or_else(String::new, |life| life.epoch.clone());
-        let unknown = self.agents.unknown(pending.keys());
+        let unknown = self.agents.unknown(pending.agents());
         self.load(&unknown, &epoch, pending).await?;
 
         let mut changes: Vec<Change> = Vec::with_capacity(pending.len());
         let mut folds: Vec<(Folded, f64)> = Vec::with_capacity(pending.len());
-        let mut idle: Vec<AgentId> = Vec::new();
-        for (agent, ratings) in &mut *pending {
+        pending.retain(|agent, ratings| {
             let began = Instant::now();
             let (change, folded) =
                 self.agents.fold(agent, ratings, &mut self.judge, &epoch, self.consumer.durable());
             self.metrics.update_latency.record(began.elapsed());
-            match change {
-                Some(change) => {
-                    folds.push((folded, change.limits.refill().tokens()));
-                    changes.push(change);
-                }
-                None => {
-                    self.metrics.skipped.increment(folded.skipped);
-                    idle.push(agent.clone());
-                }
-            }
-        }
-        for agent in idle {
-            pending.remove(&agent);
-        }
+            let Some(change) = change else {
+                self.metrics.skipped.increment(folded.skipped);
+                return false;
+            };
+            folds.push((folded, change.limits.refill().tokens()));
+            changes.push(change);
+            true
+        });
         let written = match self.store.write(&changes).await {
             Ok(written) => written,
             Err(failure) => {
@@ -404,16 +391,17 @@ impl<T: Tune> Tuner<T> {
             }
         };
         let now = Instant::now();
-        let mut reload = Vec::new();
-        let mut operators = Vec::new();
-        for ((change, written), (folded, rate)) in changes.into_iter().zip(written).zip(folds) {
+        let (mut reload, mut operators, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+        // What is left is who has a change, in the order of the changes.
+        let mut outcomes = changes.into_iter().zip(written).zip(folds);
+        pending.retain(|_, ratings| {
+            let ((change, written), (folded, rate)) = outcomes.next().expect("one for each agent");
             match written {
                 Ok(Written::Done { rev, demand }) => {
                     self.agents.written(&change.agent, rev, rate);
-                    if let Some(ratings) = pending.remove(&change.agent) {
-                        self.metrics.applied(&change.agent, &folded, rate, &ratings);
-                    }
+                    self.metrics.applied(&change.agent, &folded, rate, ratings);
                     self.look_in_passing(&change.agent, demand, now);
+                    return false;
                 }
                 Ok(Written::Stale) => {
                     self.metrics.stale.increment(1);
@@ -424,8 +412,12 @@ impl<T: Tune> Tuner<T> {
                     operators.push((change.agent.clone(), capacity, refill));
                     reload.push(change.agent);
                 }
-                Err(fault) => self.set_aside(&change.agent, &fault, pending),
+                Err(fault) => faults.push((change.agent, fault)),
             }
+            true
+        });
+        for (agent, fault) in faults {
+            self.set_aside(&agent, &fault, pending);
         }
         self.load(&reload, &epoch, pending).await?;
         for (agent, capacity, refill) in operators {
@@ -436,13 +428,8 @@ impl<T: Tune> Tuner<T> {
 
     /// Gives up the ratings of an agent whose data in the store cannot be read: one agent's fault
     /// must not hold up the others.
-    fn set_aside(
-        &mut self,
-        agent: &AgentId,
-        fault: &StoreError,
-        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
-    ) {
-        let ratings = pending.remove(agent).map_or(0, |ratings| ratings.len());
+    fn set_aside(&mut self, agent: &AgentId, fault: &StoreError, pending: &mut Pending<'_>) {
+        let ratings = pending.remove(agent);
         // What was folded of them must not be written later.
         self.agents.forget(agent);
         self.metrics.set_aside.increment(ratings as u64);
@@ -456,7 +443,7 @@ impl<T: Tune> Tuner<T> {
         &mut self,
         agents: &[AgentId],
         epoch: &str,
-        pending: &mut BTreeMap<AgentId, Vec<Folding<'_>>>,
+        pending: &mut Pending<'_>,
     ) -> Result<(), Interrupt> {
         let records = match self.store.load(agents).await {
             Ok(records) => records,

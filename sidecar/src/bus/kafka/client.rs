@@ -169,10 +169,15 @@ pub(super) async fn ensure_topics(config: &Config) -> Result<(), BusError> {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("topic {topic} is missing and cannot be created: {code}")]
+#[error(
+    "topic {topic} is missing and cannot be created: {code}; allow this user to Create it, or have it \
+     created with {partitions} partition(s) and {settings}"
+)]
 struct NoTopic {
     topic: String,
     code: RDKafkaErrorCode,
+    partitions: i32,
+    settings: String,
 }
 
 async fn create_topics(admin: &AdminClient<Logs>, config: &Config) -> Result<(), Cause> {
@@ -182,14 +187,23 @@ async fn create_topics(admin: &AdminClient<Logs>, config: &Config) -> Result<(),
     let replication = || TopicReplication::Fixed(config.replication.map_or(-1, i32::from));
     let partitions = i32::try_from(config.partitions).expect("validated to be far below 2^31");
     let dead = config.dead_topic();
-    let topics = [
-        NewTopic::new(&config.topic, partitions, replication())
-            .set("cleanup.policy", "compact")
-            .set("min.compaction.lag.ms", COMPACTION_LAG_MS),
-        NewTopic::new(&dead, 1, replication())
-            .set("cleanup.policy", "delete")
-            .set("retention.ms", DEAD_RETENTION_MS),
+    let wanted = [
+        (
+            &config.topic,
+            partitions,
+            [("cleanup.policy", "compact"), ("min.compaction.lag.ms", COMPACTION_LAG_MS)],
+        ),
+        (&dead, 1, [("cleanup.policy", "delete"), ("retention.ms", DEAD_RETENTION_MS)]),
     ];
+    let topics = wanted.map(|(topic, partitions, settings)| {
+        let topic = NewTopic::new(topic, partitions, replication());
+        settings.into_iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+    });
+    let missing = |topic: String, code| {
+        let (_, partitions, settings) = &wanted[usize::from(topic == dead)];
+        let settings = settings.map(|(key, value)| format!("{key}={value}")).join(", ");
+        NoTopic { topic, code, partitions: *partitions, settings }
+    };
     for result in admin.create_topics(&topics, &options).await? {
         match result {
             Ok(topic) => info!(topic, "topic created"),
@@ -199,7 +213,7 @@ async fn create_topics(admin: &AdminClient<Logs>, config: &Config) -> Result<(),
                 }
             }
             Err((topic, code)) if is_forbidden(code) && exists(admin, &topic)? => {}
-            Err((topic, code)) => return Err(Box::new(NoTopic { topic, code })),
+            Err((topic, code)) => return Err(missing(topic, code).into()),
         }
     }
     Ok(())

@@ -1,0 +1,235 @@
+//! How many ratings a core of the tuner folds when nothing is waited for: no network, no clock in the store.
+//!
+//! ```text
+//! cargo bench -p merit-sidecar --features full --bench tuner
+//! ```
+//!
+//! `loop` is the whole tuner over an in-process bus that is full already and a store that is a map: who was
+//! rated, fence, window of ids (two SHA-256 for each rating), policy, state as JSON, revision, metrics. `ppo` is
+//! live and learns; its thread runs beside the loop. `fold` is the policy alone in a plain loop over states: what
+//! no tuner can be faster than. Agents are drawn from Zipf(1.1) over 10,000, raters from 20,000.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a measurement may stop where it stands")]
+
+use std::{
+    collections::HashMap,
+    hint::black_box,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use merit_sidecar::{
+    bus::{Consumer, Publisher, in_process},
+    policy::{self, Kind, Policy, State, vote_of},
+    rating::{Poster, Rating, RatingRequest},
+    telemetry,
+    tuner::{Plan, Tuner},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tower_merit::{
+    AgentId,
+    bucket::Limits,
+    store::{Bid, Change, Cursor, Demand, Life, Quote, Record, StoreError, Traded, Tune, Written},
+};
+
+const RATINGS: usize = 400_000;
+const AGENTS: usize = 10_000;
+const USERS: u32 = 20_000;
+const EXPONENT: f64 = 1.1;
+/// Tokens that an agent takes between two of its writes.
+const ASKED: u64 = 3;
+
+/// Records in a map: fenced as every store, and nothing else.
+#[derive(Default)]
+struct Records {
+    agents: Mutex<HashMap<AgentId, Record>>,
+    quote: Mutex<Option<Quote>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Tune for Records {
+    async fn load(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
+        let known = lock(&self.agents);
+        Ok(agents.iter().map(|agent| Ok(known.get(agent).cloned().unwrap_or_default())).collect())
+    }
+
+    async fn demand(
+        &self,
+        agents: &[AgentId],
+    ) -> Result<Vec<Result<Demand, StoreError>>, StoreError> {
+        let known = lock(&self.agents);
+        let demand = |agent| known.get(agent).map_or_else(Demand::default, |kept| kept.demand);
+        Ok(agents.iter().map(|agent| Ok(demand(agent))).collect())
+    }
+
+    async fn write(
+        &self,
+        changes: &[Change],
+    ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
+        let mut known = lock(&self.agents);
+        let mut write = |change: &Change| {
+            if !known.contains_key(&change.agent) {
+                known.insert(change.agent.clone(), Record::default());
+            }
+            let kept = known.get_mut(&change.agent).expect("inserted above");
+            if kept.rev != change.rev {
+                return Ok(Written::Stale);
+            }
+            kept.rev += 1;
+            kept.limits = Some(change.limits);
+            kept.state.clone_from(&change.state);
+            for (slot, ids) in &change.seen {
+                match kept.seen.iter_mut().find(|(known, _)| known == slot) {
+                    Some((_, known)) => known.clone_from(ids),
+                    None => kept.seen.push((slot.clone(), ids.clone())),
+                }
+            }
+            kept.demand.admitted += ASKED;
+            Ok(Written::Done { rev: kept.rev, demand: kept.demand })
+        };
+        Ok(changes.iter().map(&mut write).collect())
+    }
+
+    async fn agents(
+        &self,
+        _: Cursor,
+        _: usize,
+    ) -> Result<(Vec<AgentId>, Option<Cursor>), StoreError> {
+        Ok((lock(&self.agents).keys().cloned().collect(), None))
+    }
+
+    async fn used(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let taken = lock(&self.agents).values().map(|kept| kept.demand.admitted).sum();
+        Ok(vec![("bench".to_owned(), taken)])
+    }
+
+    async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
+        let mut quote = lock(&self.quote);
+        *quote = bid.quote.or(*quote);
+        Ok(Traded { leads: true, quote: *quote })
+    }
+
+    async fn life(&self) -> Result<Life, StoreError> {
+        Ok(Life { run_id: "bench".to_owned(), epoch: Some("1".to_owned()) })
+    }
+
+    async fn begin_epoch(&self, _: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn progress(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        Ok(Vec::new())
+    }
+
+    async fn note_progress(&self, _: &[(String, u64)]) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+fn config(kind: Kind) -> policy::Config {
+    let service_capacity = (kind != Kind::Additive).then_some(50_000.0);
+    // Ten ticks a second, so that there is something to learn within a run.
+    let tick = Some("100ms".to_owned());
+    policy::Config { kind, service_capacity, tick, ..policy::Config::default() }
+}
+
+fn start() -> Limits {
+    Limits::per_second(20.0, 40).unwrap()
+}
+
+/// Ratings, each with the number of its agent; the same every time.
+fn ratings() -> Vec<(usize, Rating)> {
+    let mut sum = 0.0;
+    let shares: Vec<f64> = (1..=AGENTS)
+        .map(|rank| {
+            sum += f64::from(u32::try_from(rank).unwrap()).powf(-EXPONENT);
+            sum
+        })
+        .collect();
+    let mut random = StdRng::seed_from_u64(1);
+    let poster = Poster::new("bench").unwrap();
+    let one = |number: usize| {
+        let drawn = random.random::<f64>() * sum;
+        let agent = shares.partition_point(|&share| share < drawn).min(AGENTS - 1);
+        let body = format!(
+            r#"{{"agent_id":"agent-{agent}","user_id":"user-{}","score":{},"id":"b{number}"}}"#,
+            random.random_range(0..USERS),
+            random.random_range(1..=5_u32)
+        );
+        let at_us = 1_800_000_000_000_000 + number as u64 * 10;
+        let request = RatingRequest::from_json(body.as_bytes()).unwrap();
+        (agent, request.into_rating(poster.clone(), at_us).unwrap())
+    };
+    (0..RATINGS).map(one).collect()
+}
+
+/// Puts `ratings` on a bus and returns how long a tuner takes to fold and write all of them.
+fn run(runtime: &Runtime, kind: Kind, ratings: &[(usize, Rating)]) -> Duration {
+    let bus = in_process::Config { capacity: ratings.len(), ..in_process::Config::default() };
+    let (publisher, consumer) = in_process::channel(&bus);
+    let publisher = Publisher::InProcess(publisher);
+    runtime.block_on(async move {
+        for (_, rating) in ratings {
+            publisher.publish(rating).await.unwrap();
+        }
+        drop(publisher);
+        let plan = Plan::new(config(kind), start());
+        let tuner = Tuner::new(Consumer::InProcess(consumer), Records::default(), plan);
+        let began = Instant::now();
+        tuner.run(CancellationToken::new()).await.unwrap();
+        began.elapsed()
+    })
+}
+
+/// Returns how long the policy alone takes for all of `ratings`.
+fn fold(kind: Kind, ratings: &[(usize, Rating)]) -> Duration {
+    let policy = Policy::new(&config(kind), start());
+    let mut states: Vec<State> = vec![policy.begin(); AGENTS];
+    let began = Instant::now();
+    for (agent, rating) in ratings {
+        black_box(policy.vote(&mut states[*agent], vote_of(rating, 1.0)));
+    }
+    began.elapsed()
+}
+
+fn tuner(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // Metrics cost what they cost in a running process.
+    let metrics = runtime.block_on(async { telemetry::install_metrics() }).unwrap();
+    let ratings = ratings();
+    let mut group = criterion.benchmark_group("tuner");
+    group.throughput(Throughput::Elements(RATINGS as u64));
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    for kind in [Kind::Additive, Kind::Price, Kind::Ppo] {
+        let name = format!("{kind:?}").to_lowercase();
+        group.bench_function(format!("{name}/fold"), |bencher| {
+            bencher.iter_custom(|times| (0..times).map(|_| fold(kind, &ratings)).sum());
+        });
+        group.bench_function(format!("{name}/loop"), |bencher| {
+            bencher.iter_custom(|times| {
+                let run = |_| {
+                    let took = run(&runtime, kind, &ratings);
+                    metrics.run_upkeep();
+                    took
+                };
+                (0..times).map(run).sum()
+            });
+        });
+    }
+    group.finish();
+    let page = metrics.render();
+    let learned = page.lines().filter(|line| line.starts_with("merit_learning_updates_total"));
+    learned.for_each(|line| println!("{line} in all runs"));
+}
+
+criterion_group!(benches, tuner);
+criterion_main!(benches);
