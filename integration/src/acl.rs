@@ -25,7 +25,7 @@ pub const TUNER: [&str; 8] =
     ["~merit:*", "+hgetall", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];
 
 /// What ingest and tuner need for the bus over streams of the topic `openclaw.ratings`.
-pub const STREAMS: [&str; 24] = [
+pub const STREAMS: [&str; 26] = [
     "~openclaw.ratings:*",
     "+ping",
     "+evalsha",
@@ -38,12 +38,14 @@ pub const STREAMS: [&str; 24] = [
     "+exists",
     "+hget",
     "+hset",
+    "+hdel",
     "+hsetnx",
     "+zadd",
     "+zrem",
     "+zrange",
     "+zremrangebyscore",
     "+xadd",
+    "+xdel",
     "+xlen",
     "+xread",
     "+xrange",

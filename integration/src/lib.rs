@@ -5,6 +5,7 @@
 //! that would help.
 
 mod authority;
+mod cutter;
 mod folder;
 mod issuer;
 pub mod ports;
@@ -36,6 +37,7 @@ pub mod rating_v1 {
 }
 
 pub use authority::Authority;
+pub use cutter::Cutter;
 pub use feed_server::{FeedServer, Sent};
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};

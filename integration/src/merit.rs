@@ -329,6 +329,24 @@ impl Merit {
         self.process.as_mut().expect("merit runs").signal("HUP");
     }
 
+    /// Stops the process where it stands: it holds what it has and does nothing.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn freeze(&mut self) {
+        self.process.as_mut().expect("merit runs").signal("STOP");
+    }
+
+    /// Lets a frozen process go on.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn thaw(&mut self) {
+        self.process.as_mut().expect("merit runs").signal("CONT");
+    }
+
     /// Sends SIGTERM and does not wait.
     ///
     /// # Panics

@@ -79,6 +79,33 @@ impl Nats {
         self.port
     }
 
+    /// Copies what the server has stored; it must not be running.
+    ///
+    /// # Panics
+    ///
+    /// When it runs, or the folder cannot be copied.
+    pub fn keep_a_copy(&self) {
+        assert!(self.process.is_none(), "the server runs");
+        self.copy("store", "kept");
+    }
+
+    /// Puts back what was copied last, as a server does that lost what it had not written yet.
+    ///
+    /// # Panics
+    ///
+    /// When it runs, or nothing was copied.
+    pub fn fall_back(&self) {
+        assert!(self.process.is_none(), "the server runs");
+        self.copy("kept", "store");
+    }
+
+    fn copy(&self, from: &str, to: &str) {
+        let (from, to) = (self.folder.path().join(from), self.folder.path().join(to));
+        let _ = std::fs::remove_dir_all(&to);
+        let copied = std::process::Command::new("cp").arg("-a").args([&from, &to]).status();
+        assert!(copied.expect("cp is there").success(), "{} is not copied", from.display());
+    }
+
     /// Kills the server with SIGKILL.
     ///
     /// # Panics

@@ -17,7 +17,7 @@ use std::{
 use merit_integration::{
     Bus, Kafka, Merit, Nats, Persistence, Redis, Role, Settings, eventually,
     fold::Fold,
-    ratings::{BATCH, Poster},
+    ratings::{BATCH, Poster, Rating},
 };
 use tokio::task::JoinSet;
 
@@ -29,6 +29,9 @@ const AT_THE_EDGE: usize = 10;
 const PACE: u32 = 500;
 /// How long the tuner may take to work off what is left on the topic.
 const SETTLE: Duration = Duration::from_secs(180);
+
+/// How long a tuner that says nothing keeps its partitions, on every bus as shipped.
+const LEASES: Duration = Duration::from_secs(10);
 
 /// Returns a random number below `bound`: the moments of the kills must differ between runs.
 fn random_below(bound: u64) -> u64 {
@@ -184,26 +187,60 @@ async fn killed_again_and_again(redis: &Redis, parts: (Settings, Merit, Merit)) 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn limits_equal_the_fold_of_all_ratings_though_partitions_move_between_two_tuners() {
     let redis = Redis::start(Persistence::SnapshotOnDemand).await;
-    let (settings, ingest, tuner) = parts("moved.ratings", &redis).await;
-    let flow = Flow::start(&ingest.ingest(), 20_000);
-    progress(&redis).await;
+    let parts = parts("moved.ratings", &redis).await;
+    moved_between_two_tuners(&redis, parts).await;
+}
 
-    // The second tuner joins, does its part and leaves as it should; a third leaves as it should not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_of_redis_streams_move_and_a_frozen_tuner_wakes_up_without_them() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let mut settings = Settings::new(&redis.url());
+    settings.bus = Bus::Redis { topic: "moved.ratings".into(), partitions: 4 };
+    moved_between_two_tuners(&redis, parts_over(settings).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_of_nats_move_and_a_frozen_tuner_wakes_up_without_them() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let nats = Nats::start().await;
+    let mut settings = Settings::new(&redis.url());
+    settings.bus = Bus::Nats { url: nats.url(), topic: "moved.ratings".into(), partitions: 4 };
+    moved_between_two_tuners(&redis, parts_over(settings).await).await;
+}
+
+/// A second tuner joins, does its part and leaves as it should; a third leaves as it should not; a fourth takes
+/// over from a first that stands still for longer than its leases, and then goes on.
+async fn moved_between_two_tuners(redis: &Redis, parts: (Settings, Merit, Merit)) {
+    let (settings, ingest, mut tuner) = parts;
+    let flow = Flow::start(&ingest.ingest(), 20_000);
+    progress(redis).await;
     for graceful in [true, false] {
-        let mut second = Merit::start(settings.clone().role(Role::Tuner)).await;
-        eventually("the second tuner writes limits", SETTLE, || async {
-            second.metric("rl_update_latency_count").await.is_some_and(|count| count >= 1.0)
-        })
-        .await;
+        let mut second = takes_part(&settings).await;
         if graceful {
             second.terminate().await;
         } else {
             second.kill9();
         }
-        progress(&redis).await;
+        progress(redis).await;
     }
-    flow.end(&redis).await;
-    drop(tuner);
+    let fourth = takes_part(&settings).await;
+    tuner.freeze();
+    tokio::time::sleep(LEASES + Duration::from_secs(3)).await;
+    progress(redis).await;
+    tuner.thaw();
+    progress(redis).await;
+    flow.end(redis).await;
+    drop((tuner, fourth));
+}
+
+/// Starts another tuner and returns when it has written limits.
+async fn takes_part(settings: &Settings) -> Merit {
+    let tuner = Merit::start(settings.clone().role(Role::Tuner)).await;
+    eventually("another tuner writes limits", SETTLE, || async {
+        tuner.metric("rl_update_latency_count").await.is_some_and(|count| count >= 1.0)
+    })
+    .await;
+    tuner
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -250,4 +287,34 @@ async fn limits_equal_the_fold_of_all_ratings_though_redis_is_emptied_under_the_
     flow.end(&redis).await;
     let rewinds = tuner.metric("merit_tuner_rewinds_total").await;
     assert!(rewinds.is_some_and(|rewinds| rewinds >= 1.0), "{rewinds:?}");
+}
+
+/// Ratings fill the memory of a server that holds the bus and the limits: the tuner works them off and makes room,
+/// though the server refuses what needs memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_ratings_filled_gets_room_again_by_itself() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let mut settings = Settings::new(&redis.url());
+    settings.bus = Bus::Redis { topic: "full.ratings".into(), partitions: 1 };
+    let (_, ingest, mut tuner) = parts_over(settings).await;
+    let mut poster = Poster::new(&ingest.ingest());
+    let agents: Vec<String> = (0..20).map(|n| format!("agent-{n}")).collect();
+    poster.flow(&agents, 20).await;
+    poster.fold.settles_in(&redis, SETTLE).await;
+    tuner.freeze();
+    poster.flow(&agents, 3_000).await;
+    let held: u64 = redis.ask(&["XLEN", "full.ratings:{0}"]).await;
+    assert!(held >= 3_000, "{held}");
+    let _: String = redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let refused = poster.try_rate(&Rating::new("agent-1", 5.0)).await.expect("ingest answers");
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    tuner.thaw();
+    poster.fold.settles_in(&redis, SETTLE).await;
+    eventually("what was folded is removed", SETTLE, || async {
+        redis.ask::<u64>(&["XLEN", "full.ratings:{0}"]).await < 500
+    })
+    .await;
+    let _: String = redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    poster.flow(&agents, 20).await;
+    poster.fold.settles_in(&redis, SETTLE).await;
 }

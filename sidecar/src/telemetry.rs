@@ -246,6 +246,11 @@ fn describe() {
         Unit::Count,
         "Ratings on the bus that the tuner has not read yet"
     );
+    describe_counter!(
+        "merit_bus_partition_faults_total",
+        Unit::Count,
+        "Times a partition of the bus could not be used while others could"
+    );
     describe_gauge!(
         "merit_tuner_agents",
         Unit::Count,

@@ -469,6 +469,12 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Returns true when the store answered and has no memory for what was to be written.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Unavailable { source, .. } if source.code() == Some("OOM"))
+    }
+
     /// Returns true when the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -173,6 +173,27 @@ impl Consumer {
         }
     }
 
+    /// Says that `partition` ends below what was read of it: what comes now would be taken for what was there
+    /// before. Returns whether the log gets another name for that; then everything is revoked, and
+    /// assigned again under it.
+    pub fn renew(&mut self, partition: Partition) -> bool {
+        match self {
+            Self::InProcess(_) => false,
+            Self::Redis(bus) => {
+                bus.0.renew(partition);
+                true
+            }
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => {
+                bus.0.renew(partition);
+                true
+            }
+            // Its name is the generation in the configuration.
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => false,
+        }
+    }
+
     /// Starts to store `positions` (next offsets) as where to resume; does not wait for it.
     ///
     /// A commit that the broker refuses is logged and counted; the next one covers it. Partitions

@@ -64,7 +64,7 @@ pub(super) struct Metrics {
     pub(super) rewinds: Counter,
     pub(super) lag: Gauge,
     pub(super) agents: Gauge,
-    pub(super) stopped_partitions: Gauge,
+    stopped_partitions: Gauge,
 }
 
 impl Metrics {
@@ -93,6 +93,11 @@ impl Metrics {
             agents: gauge!("merit_tuner_agents"),
             stopped_partitions: gauge!("merit_tuner_stopped_partitions"),
         }
+    }
+
+    /// Notes how many partitions are ours and not read.
+    pub(super) fn stopped(&self, partitions: usize) {
+        self.stopped_partitions.set(f64::from(u32::try_from(partitions).unwrap_or(u32::MAX)));
     }
 
     /// Counts and tells what a decision says beside the rate.

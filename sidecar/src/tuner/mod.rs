@@ -30,7 +30,12 @@ pub use agents::state_of;
 pub use config::Config;
 pub use plan::{Plan, Unproved};
 
-use std::{collections::HashMap, error::Error as _, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    error::Error as _,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     sync::watch,
@@ -96,6 +101,8 @@ pub struct Tuner<T> {
     agents: Agents,
     positions: Positions,
     logs: HashMap<Partition, Arc<str>>,
+    /// Ours, and not read: their logs end below what was applied.
+    stopped: HashSet<Partition>,
     life: Option<Known>,
     metrics: Metrics,
     /// The name that this tuner leads the market by.
@@ -138,6 +145,7 @@ impl<T: Tune> Tuner<T> {
             agents: Agents::new(tuner.agents_max),
             positions: Positions::new(tuner.replay_window),
             logs: HashMap::new(),
+            stopped: HashSet::new(),
             life: None,
             metrics: Metrics::new(),
             trade: Trade::new(&policy, who.clone()),
@@ -257,13 +265,21 @@ impl<T: Tune> Tuner<T> {
             if from > *log_end {
                 // The offsets in the store are of a longer log than this one: reading on would skip
                 // every rating until the log is as long as the old one was.
+                self.consumer.pause(&[*partition])?;
+                if self.consumer.renew(*partition) {
+                    warn!(
+                        %partition, %source, log_end, applied = from,
+                        "log ends below what was applied: it lost ratings, and gets another name"
+                    );
+                    continue;
+                }
                 error!(
                     %partition, %source, log_end, applied = from,
                     "log ends below what was applied: the topic was made anew. Give [bus] generation \
                      a new number and restart; this partition is not read until then"
                 );
-                self.metrics.stopped_partitions.increment(1.0);
-                self.consumer.pause(&[*partition])?;
+                self.stopped.insert(*partition);
+                self.metrics.stopped(self.stopped.len());
                 continue;
             }
             if known.is_none() && *log_end > *log_start {
@@ -286,7 +302,9 @@ impl<T: Tune> Tuner<T> {
         for partition in partitions {
             self.positions.end(*partition);
             self.logs.remove(partition);
+            self.stopped.remove(partition);
         }
+        self.metrics.stopped(self.stopped.len());
         self.agents.forget_all();
     }
 
@@ -534,7 +552,11 @@ impl<T: Tune> Tuner<T> {
             .collect();
         if let Err(failure) = self.store.note_progress(&named).await {
             self.failed("progress not stored", &failure);
-            return;
+            // A store that is full may be the bus too, and then has room again when that is committed. It is
+            // the same store still, with all that was written.
+            if !failure.is_full() {
+                return;
+            }
         }
         if let Err(failure) = self.consumer.commit(&moved) {
             warn!(error = %failure, "offsets not committed");

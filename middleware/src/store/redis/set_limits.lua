@@ -59,9 +59,12 @@ for i = 1, named do
   end
 end
 
+-- A server without memory refuses HSET, but not in a script that has written: the ratings that fill it may be on
+-- the same server, and are removed when these limits are in force.
+redis.call('PEXPIRE', KEYS[2], record_ttl)
 redis.call('HSET', KEYS[2], 'rev', string.format('%.0f', rev + 1), 'written', ARGV[2] .. ' ' .. ARGV[3],
   'state', ARGV[6], unpack(ARGV, 10 + named * 3))
-redis.call('PEXPIRE', KEYS[2], record_ttl)
+if rev == 0 then redis.call('PEXPIRE', KEYS[2], record_ttl) end
 if #record > 0 then redis.call('HSET', KEYS[2], unpack(record)) end
 redis.call('HSET', KEYS[1], unpack(bucket))
 local bucket_ttl = tonumber(ARGV[7])

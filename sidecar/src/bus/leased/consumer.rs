@@ -7,7 +7,7 @@
 
 use super::{
     Bounds, Letter, Log, Read, Reader, Record, Terms,
-    keep::{self, Held, Kept},
+    keep::{self, Having, Kept},
 };
 use crate::{
     bus::{Assignment, BusError, Cause, Decoding, Delivery, Event, Partition},
@@ -17,12 +17,12 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
     future::pending,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
     task::JoinHandle,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tracing::{info, warn};
 
@@ -30,6 +30,10 @@ use tracing::{info, warn};
 const KEEP_MAX: Duration = Duration::from_secs(1);
 /// How long to wait after a round or a read that failed.
 const AGAIN_AFTER: Duration = Duration::from_millis(200);
+/// Longest time until a partition that could not be read is tried again.
+const AGAIN_MAX: Duration = Duration::from_secs(5);
+/// How long a dead letter may hold up the other partitions.
+const LETTER_PATIENCE: Duration = Duration::from_millis(500);
 /// How long giving the partitions back may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest reason of a record that is put aside, in bytes.
@@ -61,7 +65,22 @@ pub(in crate::bus) struct Consumer<L: Log> {
     turn: usize,
     /// The last of a chain of commits.
     writing: Option<JoinHandle<()>>,
+    /// What the next of them writes.
+    commits: Arc<Mutex<Commits>>,
+    /// Partitions that give offsets twice: the next round gives the log another name.
+    lost: BTreeSet<Partition>,
+    /// Partitions that are ours and cannot be used, as was told.
+    unusable: BTreeSet<Partition>,
     away: bool,
+}
+
+/// Commits that nobody writes yet.
+#[derive(Debug, Default)]
+struct Commits {
+    source: String,
+    positions: BTreeMap<Partition, u64>,
+    /// Whether somebody will.
+    queued: bool,
 }
 
 /// Where a partition of ours is read.
@@ -72,7 +91,22 @@ struct Place {
     /// The number of the last record read, once there was one, and of the newest known.
     read: Option<u64>,
     newest: u64,
+    /// What there was to read when it became ours, at most.
+    unread: u64,
     paused: bool,
+    /// How often in a row it could not be read on, and when it is tried again.
+    failures: u32,
+    again_at: Option<Instant>,
+}
+
+impl Place {
+    /// Leaves it out for a while, longer each time; returns whether that is new.
+    fn hold(&mut self, now: Instant) -> bool {
+        let wait = AGAIN_AFTER.saturating_mul(1 << self.failures.min(8)).min(AGAIN_MAX);
+        self.again_at = Some(now + wait);
+        self.failures = self.failures.saturating_add(1);
+        self.failures == 1
+    }
 }
 
 /// What a reading task comes back with.
@@ -87,13 +121,15 @@ struct Sought<R> {
 struct Found {
     source: String,
     partitions: Vec<Part>,
+    faults: Vec<(Partition, Cause)>,
+    lost: Vec<Partition>,
 }
 
 struct Part {
     partition: Partition,
     deliveries: Vec<Delivery>,
     next: u64,
-    number: u64,
+    number: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +157,9 @@ impl<L: Log> Consumer<L> {
             read_at: now,
             turn: 0,
             writing: None,
+            commits: Arc::default(),
+            lost: BTreeSet::new(),
+            unusable: BTreeSet::new(),
             away: false,
         }
     }
@@ -167,14 +206,12 @@ impl<L: Log> Consumer<L> {
         if self.keeping.is_none() {
             wake = wake.min(self.keep_at);
         }
-        if self.reading.is_none() && self.reads() {
-            wake = wake.min(self.read_at);
+        if self.reading.is_none() {
+            let free = self.ours.values().filter(|place| !place.paused);
+            let soonest = free.map(|place| place.again_at.unwrap_or(self.read_at)).min();
+            wake = soonest.map_or(wake, |soonest| wake.min(soonest.max(self.read_at)));
         }
         wake.min(far)
-    }
-
-    fn reads(&self) -> bool {
-        self.ours.values().any(|place| !place.paused)
     }
 
     fn begin_to_keep(&mut self) {
@@ -182,15 +219,19 @@ impl<L: Log> Consumer<L> {
             return;
         }
         let (log, terms) = (Arc::clone(&self.log), self.terms.clone());
-        let owned: BTreeMap<Partition, u64> =
-            self.ours.iter().map(|(partition, place)| (*partition, place.next)).collect();
-        let releasing = self.releasing.iter().copied().collect();
-        let (known, revocations) = (self.source.clone(), self.revocations);
+        let having = Having {
+            source: self.source.clone(),
+            owned: self.ours.iter().map(|(partition, place)| (*partition, place.next)).collect(),
+            releasing: self.releasing.iter().copied().collect(),
+            lost: self.lost.iter().copied().collect(),
+        };
+        let revocations = self.revocations;
         // What was committed before a partition is given back is written before.
         let before = self.writing.take();
         self.keeping = Some(tokio::spawn(async move {
-            finish(before).await;
-            let round = keep::round(&*log, &terms, &known, owned, releasing);
+            // One that hangs is overtaken: then it finds that the partition is another's, or writes less.
+            let _ = timeout(terms.lease / 3, finish(before)).await;
+            let round = keep::round(&*log, &terms, having);
             let kept = match timeout(terms.lease, round).await {
                 Ok(kept) => kept,
                 Err(late) => Err(late.into()),
@@ -232,25 +273,41 @@ impl<L: Log> Consumer<L> {
                 return;
             }
             self.source.clone_from(&kept.source);
+            self.lost.clear();
         }
         self.until = kept.began + self.terms.lease;
-        let held: BTreeMap<Partition, Held> = kept.ours.into_iter().collect();
-        // Read on beyond its end, a log would skip records: the caller decides anew.
-        let keeps = |partition| held.get(partition).is_some_and(|held| !held.beyond);
+        self.tell_of(&kept.faults);
+        let held: BTreeMap<Partition, Bounds> = kept.ours.into_iter().collect();
+        // One that is ours and whose bounds are not known just now stays.
+        let keeps = |partition: &Partition| {
+            held.contains_key(partition) || kept.faults.iter().any(|(p, _)| p == partition)
+        };
         let mut gone: BTreeSet<Partition> =
             self.ours.keys().filter(|partition| !keeps(partition)).copied().collect();
         gone.extend(kept.surplus.iter().filter(|partition| self.ours.contains_key(partition)));
         let mut assigned = Vec::new();
-        for (partition, held) in held {
+        for (partition, bounds) in held {
             match self.ours.get_mut(&partition) {
-                Some(place) => place.newest = place.newest.max(held.bounds.newest),
-                None => assigned.push((partition, held.bounds)),
+                Some(place) => place.newest = place.newest.max(bounds.newest),
+                None => assigned.push((partition, bounds)),
             }
         }
         self.revoke(gone.into_iter().collect());
         if !assigned.is_empty() {
             self.assign(&assigned, kept.partitions);
         }
+    }
+
+    /// Says of each partition once what ails it.
+    fn tell_of(&mut self, faults: &[(Partition, Cause)]) {
+        for (partition, error) in faults {
+            metrics::counter!("merit_bus_partition_faults_total").increment(1);
+            if self.unusable.insert(*partition) {
+                let bus = self.log.address();
+                warn!(bus, %partition, %error, "partition cannot be used; the others go on");
+            }
+        }
+        self.unusable.retain(|partition| faults.iter().any(|(at_fault, _)| at_fault == partition));
     }
 
     /// Says that the bus is away, once.
@@ -265,7 +322,8 @@ impl<L: Log> Consumer<L> {
         let mut assignments = Vec::with_capacity(assigned.len());
         for (partition, bounds) in assigned {
             let next = bounds.committed.unwrap_or(bounds.start).max(bounds.start);
-            let place = Place { next, read: None, newest: bounds.newest, paused: false };
+            let (newest, unread) = (bounds.newest, bounds.unread);
+            let place = Place { next, newest, unread, ..Place::default() };
             self.ours.insert(*partition, place);
             assignments.push(Assignment {
                 partition: *partition,
@@ -306,12 +364,19 @@ impl<L: Log> Consumer<L> {
     }
 
     fn begin_to_read(&mut self) {
-        if Instant::now() < self.read_at || !self.reads() {
+        let now = Instant::now();
+        if now < self.read_at {
+            return;
+        }
+        let free = |(_, place): &(&Partition, &Place)| {
+            !place.paused && place.again_at.is_none_or(|again| again <= now)
+        };
+        let mut from: Vec<(Partition, u64)> =
+            self.ours.iter().filter(free).map(|(p, place)| (*p, place.next)).collect();
+        if from.is_empty() {
             return;
         }
         let Some((mut reader, mut decoding)) = self.reader.take() else { return };
-        let free = self.ours.iter().filter(|(_, place)| !place.paused);
-        let mut from: Vec<(Partition, u64)> = free.map(|(p, place)| (*p, place.next)).collect();
         let (log, max) = (Arc::clone(&self.log), self.terms.batch_max);
         if from.len() > max {
             // One of each is too much already: they take turns.
@@ -345,6 +410,17 @@ impl<L: Log> Consumer<L> {
             self.read_at = Instant::now() + AGAIN_AFTER;
             return None;
         }
+        for partition in found.lost {
+            self.renew(partition);
+        }
+        let now = Instant::now();
+        for (partition, error) in found.faults {
+            let Some(place) = self.ours.get_mut(&partition) else { continue };
+            metrics::counter!("merit_bus_partition_faults_total").increment(1);
+            if place.hold(now) {
+                warn!(bus = self.log.address(), %partition, %error, "partition cannot be read; the others go on");
+            }
+        }
         let (mut deliveries, mut positions) = (Vec::new(), Vec::new());
         for part in found.partitions {
             let asked = from.iter().find(|(partition, _)| *partition == part.partition);
@@ -352,9 +428,12 @@ impl<L: Log> Consumer<L> {
             if place.paused || asked.is_none_or(|(_, offset)| *offset != place.next) {
                 continue;
             }
+            (place.failures, place.again_at) = (0, None);
             place.next = part.next;
-            place.read = Some(part.number);
-            place.newest = place.newest.max(part.number);
+            if let Some(number) = part.number {
+                place.read = Some(number);
+                place.newest = place.newest.max(number);
+            }
             positions.push((part.partition, part.next));
             deliveries.extend(part.deliveries);
         }
@@ -373,14 +452,36 @@ impl<L: Log> Consumer<L> {
         if positions.is_empty() {
             return;
         }
-        let (log, me) = (Arc::clone(&self.log), self.terms.me.clone());
-        let source = self.source.clone();
+        let mut commits = self.commits.lock().unwrap_or_else(PoisonError::into_inner);
+        if commits.source != self.source {
+            commits.source.clone_from(&self.source);
+            commits.positions.clear(); // of a log that is gone
+        }
+        commits.positions.extend(positions);
+        if std::mem::replace(&mut commits.queued, true) {
+            return; // who waits for the one before takes these along
+        }
+        drop(commits);
+        let (log, me, commits) =
+            (Arc::clone(&self.log), self.terms.me.clone(), Arc::clone(&self.commits));
         self.write(async move {
+            let (source, positions) = {
+                let mut commits = commits.lock().unwrap_or_else(PoisonError::into_inner);
+                commits.queued = false;
+                (commits.source.clone(), std::mem::take(&mut commits.positions))
+            };
+            let positions: Vec<(Partition, u64)> = positions.into_iter().collect();
             if let Err(error) = log.commit(&me, &source, &positions).await {
                 metrics::counter!("merit_bus_commit_failures_total").increment(1);
                 warn!(%error, "commit failed; the next one covers it");
             }
         });
+    }
+
+    /// Gives the log another name with the next round: `partition` gives its offsets twice.
+    pub(in crate::bus) fn renew(&mut self, partition: Partition) {
+        self.lost.insert(partition);
+        self.keep_at = Instant::now();
     }
 
     pub(in crate::bus) fn seek(
@@ -405,7 +506,8 @@ impl<L: Log> Consumer<L> {
 
     pub(in crate::bus) fn lag(&self) -> Vec<(Partition, u64)> {
         let behind = |(partition, place): (&Partition, &Place)| {
-            (*partition, place.read.map_or(0, |read| place.newest.saturating_sub(read)))
+            let unread = || place.newest.min(place.unread);
+            (*partition, place.read.map_or_else(unread, |read| place.newest.saturating_sub(read)))
         };
         self.ours.iter().map(behind).collect()
     }
@@ -437,23 +539,45 @@ impl<L: Log> Consumer<L> {
     }
 }
 
-/// Decodes what was read and puts aside what is no rating; returns when that is done.
+/// Decodes what was read and puts aside what is no rating. A partition ends before a record that should be put
+/// aside and cannot be: it is read again.
 async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read) -> Found {
-    let mut found =
-        Found { source: read.source, partitions: Vec::with_capacity(read.records.len()) };
+    let mut found = Found {
+        source: read.source,
+        partitions: Vec::with_capacity(read.records.len()),
+        faults: read.faults,
+        lost: read.lost,
+    };
     for (partition, records) in read.records {
-        let Some(last) = records.last() else { continue };
-        let (next, number) = (last.offset + 1, last.number);
-        let mut deliveries = Vec::with_capacity(records.len());
+        let Some(first) = records.first() else { continue };
+        let deliveries = Vec::with_capacity(records.len());
+        let mut part = Part { partition, deliveries, next: first.offset, number: None };
+        let (mut moved, mut held) = (false, None);
         for record in records {
             match rating(decoding, &record) {
                 Ok(rating) => {
-                    deliveries.push(Delivery { partition, offset: record.offset, rating });
+                    let offset = record.offset;
+                    part.deliveries.push(Delivery { partition, offset, rating });
                 }
-                Err(reason) => put_aside(log, partition, &record, &reason).await,
+                Err(reason) => {
+                    if let Err(error) = put_aside(log, partition, &record, &reason).await {
+                        held = Some(error);
+                        break;
+                    }
+                }
             }
+            moved = true;
+            part.next = record.offset + 1;
+            part.number = record.number.or(part.number);
         }
-        found.partitions.push(Part { partition, deliveries, next, number });
+        match held {
+            // What came before it is handed out first; the next read begins with it.
+            _ if moved => found.partitions.push(part),
+            Some(error) => {
+                found.faults.push((partition, format!("dead letter not taken: {error}").into()));
+            }
+            None => {}
+        }
     }
     found
 }
@@ -463,22 +587,21 @@ fn rating(decoding: &mut Decoding, record: &Record) -> Result<Rating, String> {
     decoding.decode(payload, record.taken_ms).map_err(|error| error.to_string())
 }
 
-/// Puts a record aside, and tries again until the log has taken it: nothing is dropped unseen.
-async fn put_aside<L: Log>(log: &L, partition: Partition, record: &Record, reason: &str) {
+/// Puts a record aside: nothing is dropped unseen.
+async fn put_aside<L: Log>(
+    log: &L,
+    partition: Partition,
+    record: &Record,
+    reason: &str,
+) -> Result<(), Cause> {
     let offset = record.offset;
-    warn!(%partition, offset, reason, "record is no rating; it goes to the dead letters");
     let end = reason.floor_char_boundary(REASON_MAX);
     let payload = record.payload.as_deref().unwrap_or_default();
     let letter = Letter { partition, offset, payload, reason: &reason[..end] };
-    let mut told = false;
-    while let Err(error) = log.put_aside(&letter).await {
-        if !told {
-            warn!(%error, %partition, offset, "dead letter not taken; trying again");
-            told = true;
-        }
-        sleep(AGAIN_AFTER).await;
-    }
+    timeout(LETTER_PATIENCE, log.put_aside(&letter)).await??;
+    warn!(%partition, offset, reason, "record is no rating; it went to the dead letters");
     metrics::counter!("merit_ratings_dead_total").increment(1);
+    Ok(())
 }
 
 /// Waits for the end of `task`.

@@ -4,6 +4,7 @@ use super::{Bounds, Log, Terms, Whole};
 use crate::bus::{Cause, Partition};
 use std::collections::BTreeMap;
 use tokio::time::Instant;
+use tracing::warn;
 
 /// What a round found.
 #[derive(Debug)]
@@ -13,37 +14,36 @@ pub(super) struct Kept {
     pub(super) source: String,
     pub(super) partitions: u32,
     /// What is ours.
-    pub(super) ours: Vec<(Partition, Held)>,
+    pub(super) ours: Vec<(Partition, Bounds)>,
+    /// What is ours and cannot be used now.
+    pub(super) faults: Vec<(Partition, Cause)>,
     /// What is ours and more than our due.
     pub(super) surplus: Vec<Partition>,
     /// What others may have now.
     pub(super) released: Vec<Partition>,
 }
 
-/// A partition that is ours.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub(super) bounds: Bounds,
-    /// Whether the next offset that we would read lies beyond the end of the log.
-    pub(super) beyond: bool,
+/// What a member has when a round begins.
+#[derive(Debug)]
+pub(super) struct Having {
+    /// The log that it reads: of another one, nothing is owned.
+    pub(super) source: String,
+    /// Its partitions, each with the next offset that it reads.
+    pub(super) owned: BTreeMap<Partition, u64>,
+    /// What it gives back first.
+    pub(super) releasing: Vec<Partition>,
+    /// Partitions of which it knows that they give offsets twice.
+    pub(super) lost: Vec<Partition>,
 }
 
-/// Does a round for a member that owns the partitions in `owned`, each with the next offset that it
-/// reads, and gives `releasing` back first.
-///
-/// `known` is the log that these are partitions of: of another one, nothing is owned.
-pub(super) async fn round<L: Log>(
-    log: &L,
-    terms: &Terms,
-    known: &str,
-    mut owned: BTreeMap<Partition, u64>,
-    releasing: Vec<Partition>,
-) -> Result<Kept, Cause> {
+/// Does a round for a member.
+pub(super) async fn round<L: Log>(log: &L, terms: &Terms, having: Having) -> Result<Kept, Cause> {
+    let Having { source: known, mut owned, releasing, lost: known_lost } = having;
     let began = Instant::now();
     if !releasing.is_empty() {
         log.release(&terms.me, &releasing, false).await?;
     }
-    let whole = log.join(&terms.me, terms.lease).await?;
+    let mut whole = log.join(&terms.me, terms.lease).await?;
     if known != whole.source {
         owned.clear();
     }
@@ -71,13 +71,39 @@ pub(super) async fn round<L: Log>(
         true => Vec::new(),
         false => log.bounds(&ours).await?,
     };
-    let held = |(partition, bounds): (Partition, Bounds)| {
-        let beyond = owned.get(&partition).is_some_and(|next| *next > bounds.end);
-        (partition, Held { bounds, beyond })
-    };
-    let ours = ours.into_iter().zip(bounds).map(held).collect();
+    let (mut held, mut faults, mut lost) = (Vec::new(), Vec::new(), Vec::new());
+    for (partition, bounds) in ours.into_iter().zip(bounds) {
+        let bounds = match bounds {
+            Ok(bounds) => bounds,
+            Err(error) => {
+                faults.push((partition, error));
+                continue;
+            }
+        };
+        let next = owned.get(&partition).copied();
+        let known = known == whole.source && known_lost.contains(&partition);
+        if known || bounds.anew || next.max(bounds.committed).is_some_and(|next| next > bounds.end)
+        {
+            warn!(
+                bus = log.address(), %partition, next, committed = bounds.committed, end = bounds.end,
+                "the log of a partition was made anew or has lost its newest ratings"
+            );
+            lost.push(partition);
+        }
+        held.push((partition, bounds));
+    }
+    if !lost.is_empty() {
+        // What comes now gets offsets that other ratings had: under this name they would pass for them.
+        log.renew(&whole.source, &lost).await?;
+        whole.source = log.join(&terms.me, terms.lease).await?.source;
+        for (partition, bounds) in &mut held {
+            if lost.contains(partition) {
+                bounds.committed = None;
+            }
+        }
+    }
     let Whole { source, partitions, .. } = whole;
-    Ok(Kept { began, source, partitions, ours, surplus, released: releasing })
+    Ok(Kept { began, source, partitions, ours: held, faults, surplus, released: releasing })
 }
 
 /// Returns how many of `partitions` are `me`'s due: an equal share, and the first in the order of

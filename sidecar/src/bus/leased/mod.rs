@@ -7,7 +7,10 @@
 //! 3. Only the owner reads a partition, in order, from where it was last committed or sought.
 //! 4. A lease that could not be renewed in time is given up here before others may claim it. Clocks
 //!    may disagree: then two read for a moment, and the store's own fence keeps one from writing.
-//! 5. Each read says which log it read. One that was lost and made anew is another log.
+//! 5. Each read says which log it read. One that was lost and made anew, or that lost its newest records, is
+//!    another log: its offsets are given twice. Whoever notices gives it another name, and what is
+//!    still there is read again under that.
+//! 6. What ails one partition leaves that one out, and no other.
 
 mod consumer;
 mod keep;
@@ -23,8 +26,8 @@ use std::time::Duration;
 pub(super) struct Record {
     /// Its place; the next one has a larger one.
     pub(super) offset: u64,
-    /// How many records were put on the partition before it, and itself.
-    pub(super) number: u64,
+    /// How many records were put on the partition before it, and itself, where that is known.
+    pub(super) number: Option<u64>,
     /// When the log took it, in Unix milliseconds.
     pub(super) taken_ms: u64,
     /// What was put there; `None` when it has no field of the name we know.
@@ -38,6 +41,10 @@ pub(super) struct Read {
     pub(super) source: String,
     /// Records of each partition that had some, in order.
     pub(super) records: Vec<(Partition, Vec<Record>)>,
+    /// Partitions that could not be read.
+    pub(super) faults: Vec<(Partition, Cause)>,
+    /// Partitions whose last record that was read is another one now.
+    pub(super) lost: Vec<Partition>,
 }
 
 /// Where the log of a partition begins and ends.
@@ -49,8 +56,12 @@ pub(super) struct Bounds {
     pub(super) end: u64,
     /// The number of the newest record.
     pub(super) newest: u64,
+    /// How many records it holds from `committed` on, at most.
+    pub(super) unread: u64,
     /// Where whoever had it before would have gone on.
     pub(super) committed: Option<u64>,
+    /// Whether it was made anew since its name was drawn.
+    pub(super) anew: bool,
 }
 
 /// What is known of a log as a whole.
@@ -120,7 +131,15 @@ pub(super) trait Log: Send + Sync + 'static {
     fn bounds(
         &self,
         partitions: &[Partition],
-    ) -> impl Future<Output = Result<Vec<Bounds>, Cause>> + Send;
+    ) -> impl Future<Output = Result<Vec<Result<Bounds, Cause>>, Cause>> + Send;
+
+    /// Gives the log `source` another name, unless it has one already, and forgets what was committed of the
+    /// partitions in `lost`.
+    fn renew(
+        &self,
+        source: &str,
+        lost: &[Partition],
+    ) -> impl Future<Output = Result<(), Cause>> + Send;
 
     /// Notes for each partition of the log `source` that is `me`'s that everything below the offset
     /// is done with: it may be removed.
@@ -131,7 +150,7 @@ pub(super) trait Log: Send + Sync + 'static {
         positions: &[(Partition, u64)],
     ) -> impl Future<Output = Result<(), Cause>> + Send;
 
-    /// Puts a record aside.
+    /// Puts a record aside; one that is too large is cut, and says so.
     fn put_aside(&self, letter: &Letter<'_>) -> impl Future<Output = Result<(), Cause>> + Send;
 }
 

@@ -10,9 +10,14 @@ use crate::bus::{
 };
 use async_nats::{
     HeaderMap,
-    jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
+    jetstream::{
+        self,
+        context::GetStreamErrorKind,
+        kv::{self, CreateErrorKind, Operation, UpdateErrorKind},
+        stream::Info,
+    },
 };
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
@@ -20,6 +25,10 @@ use std::{
 };
 use tokio::sync::OnceCell;
 
+/// How many questions of one round are on their way at once.
+const AT_ONCE: usize = 32;
+/// What headers and names of a dead letter may take of what a message may have, in bytes; the reason is within 1 KiB.
+const HEADERS_MAX: usize = 2_048;
 /// What the keys of members begin with.
 const MEMBER: &str = "member.";
 
@@ -29,6 +38,8 @@ pub(in crate::bus) struct JetStream {
     buckets: OnceCell<Buckets>,
     /// The revision of each lease that is ours: what it must still be to be renewed.
     leases: Mutex<BTreeMap<Partition, u64>>,
+    /// When each stream was made, in Unix nanoseconds: one that was made anew gives offsets twice.
+    births: Mutex<BTreeMap<Partition, i128>>,
     /// Partitions whose streams are known to be there.
     made: Mutex<u32>,
 }
@@ -40,7 +51,13 @@ struct Buckets {
 
 impl JetStream {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, buckets: OnceCell::new(), leases: Mutex::default(), made: Mutex::default() }
+        Self {
+            link,
+            buckets: OnceCell::new(),
+            leases: Mutex::default(),
+            births: Mutex::default(),
+            made: Mutex::default(),
+        }
     }
 
     async fn buckets(&self) -> Result<&Buckets, Cause> {
@@ -61,6 +78,97 @@ impl JetStream {
             Some(revision) => leases.insert(partition, revision),
             None => leases.remove(&partition),
         };
+    }
+
+    /// Returns what the server says of a partition's stream; makes it when it is gone.
+    async fn info(&self, partition: Partition) -> Result<Info, Cause> {
+        let name = self.link.stream_name(partition);
+        match self.link.context.get_stream(&name).await {
+            Ok(stream) => Ok(stream.cached_info().clone()),
+            Err(error) => {
+                let gone = matches!(error.kind(), GetStreamErrorKind::JetStream(said)
+                    if said.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND);
+                if gone {
+                    self.link.make_streams(partition.0, partition.0 + 1).await?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    fn known_birth(&self, partition: Partition) -> Option<i128> {
+        self.births.lock().unwrap_or_else(PoisonError::into_inner).get(&partition).copied()
+    }
+
+    fn note_birth(&self, partition: Partition, born: i128) {
+        self.births.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, born);
+    }
+
+    /// Returns when the stream of `partition` was made, as far as anybody noted; notes `born` when nobody did.
+    async fn birth(
+        &self,
+        log: &kv::Store,
+        partition: Partition,
+        born: i128,
+    ) -> Result<i128, Cause> {
+        if let Some(known) = self.known_birth(partition) {
+            return Ok(known);
+        }
+        let key = birth_key(partition);
+        let noted = match log.get(&key).await? {
+            Some(noted) => std::str::from_utf8(&noted)?.parse()?,
+            None => {
+                log.put(&key, born.to_string().into()).await?;
+                born
+            }
+        };
+        self.note_birth(partition, noted);
+        Ok(noted)
+    }
+
+    async fn bounds_of(&self, log: &kv::Store, partition: Partition) -> Result<Bounds, Cause> {
+        let info = self.info(partition).await?;
+        let born = info.created.unix_timestamp_nanos();
+        let anew = self.birth(log, partition, born).await? != born;
+        let state = &info.state;
+        let committed: Option<u64> = match log.get(committed_key(partition)).await? {
+            Some(text) => Some(std::str::from_utf8(&text)?.parse()?),
+            None => None,
+        };
+        // They count from 1; nothing was removed as long as that is the first.
+        let start = if state.first_sequence <= 1 { 0 } else { state.first_sequence };
+        let end = if state.last_sequence == 0 { 0 } else { state.last_sequence + 1 };
+        let from = committed.unwrap_or(start).max(state.first_sequence).max(1);
+        Ok(Bounds {
+            start,
+            end,
+            newest: state.last_sequence,
+            unread: (state.last_sequence + 1).saturating_sub(from),
+            committed,
+            anew,
+        })
+    }
+
+    /// Notes that `partition` is done with below `next`, and removes that.
+    async fn commit_one(
+        &self,
+        log: &kv::Store,
+        partition: Partition,
+        next: u64,
+    ) -> Result<(), Cause> {
+        log.put(committed_key(partition), next.to_string().into()).await?;
+        if next == 0 {
+            return Ok(());
+        }
+        let stream = self.link.context.get_stream(self.link.stream_name(partition)).await?;
+        let info = stream.cached_info();
+        let born = info.created.unix_timestamp_nanos();
+        let same = self.known_birth(partition) == Some(born);
+        // Of a log that lost its newest records a purge would take what came since.
+        if same && next <= info.state.last_sequence + 1 {
+            stream.purge().sequence(next).await?;
+        }
+        Ok(())
     }
 
     /// Claims or renews one lease; returns whether it is ours.
@@ -115,6 +223,10 @@ fn committed_key(partition: Partition) -> String {
     format!("committed.{partition}")
 }
 
+fn birth_key(partition: Partition) -> String {
+    format!("made.{partition}")
+}
+
 /// Returns the log's name; draws one when it has none.
 async fn source(log: &kv::Store) -> Result<String, Cause> {
     if let Some(source) = log.get("source").await? {
@@ -167,13 +279,13 @@ impl Log for JetStream {
         _lease: Duration,
     ) -> Result<Vec<Partition>, Cause> {
         let leases = &self.buckets().await?.leases;
-        let mut ours = Vec::with_capacity(partitions.len());
-        for partition in partitions {
-            if self.claim_one(leases, me, *partition).await? {
-                ours.push(*partition);
-            }
-        }
-        Ok(ours)
+        let claim = |partition: Partition| async move {
+            Ok::<_, Cause>((partition, self.claim_one(leases, me, partition).await?))
+        };
+        let claims: Vec<_> = partitions.iter().copied().map(claim).collect();
+        let claimed: Vec<(Partition, bool)> =
+            stream::iter(claims).buffered(AT_ONCE).try_collect().await?;
+        Ok(claimed.into_iter().filter_map(|(partition, ours)| ours.then_some(partition)).collect())
     }
 
     async fn release(&self, me: &str, partitions: &[Partition], leaves: bool) -> Result<(), Cause> {
@@ -195,24 +307,31 @@ impl Log for JetStream {
         Ok(())
     }
 
-    async fn bounds(&self, partitions: &[Partition]) -> Result<Vec<Bounds>, Cause> {
+    async fn bounds(&self, partitions: &[Partition]) -> Result<Vec<Result<Bounds, Cause>>, Cause> {
         let log = &self.buckets().await?.log;
-        let mut bounds = Vec::with_capacity(partitions.len());
-        for partition in partitions {
-            let stream = self.link.context.get_stream(self.link.stream_name(*partition)).await?;
-            let state = &stream.cached_info().state;
-            let committed = log.get(committed_key(*partition)).await?;
-            let committed =
-                committed.map(|text| Ok::<_, Cause>(std::str::from_utf8(&text)?.parse()?));
-            bounds.push(Bounds {
-                // They count from 1; nothing was removed as long as that is the first.
-                start: if state.first_sequence <= 1 { 0 } else { state.first_sequence },
-                end: if state.last_sequence == 0 { 0 } else { state.last_sequence + 1 },
-                newest: state.last_sequence,
-                committed: committed.transpose()?,
-            });
+        let bounds: Vec<_> =
+            partitions.iter().map(|partition| self.bounds_of(log, *partition)).collect();
+        Ok(stream::iter(bounds).buffered(AT_ONCE).collect().await)
+    }
+
+    async fn renew(&self, source: &str, lost: &[Partition]) -> Result<(), Cause> {
+        let log = &self.buckets().await?.log;
+        let entry = log.entry("source").await?.ok_or("the log's name was removed")?;
+        if entry.value == source {
+            match log.update("source", source_name().into(), entry.revision).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
+                Err(error) => return Err(error.into()),
+            }
         }
-        Ok(bounds)
+        // After the name: who finds these still there gives it another one, which does no harm.
+        for partition in lost {
+            let born = self.info(*partition).await?.created.unix_timestamp_nanos();
+            log.delete(committed_key(*partition)).await?;
+            log.put(birth_key(*partition), born.to_string().into()).await?;
+            self.note_birth(*partition, born);
+        }
+        Ok(())
     }
 
     async fn commit(
@@ -225,28 +344,36 @@ impl Log for JetStream {
         if self::source(log).await? != source {
             return Ok(()); // these are offsets of a log that is gone
         }
-        for (partition, next) in positions {
-            if self.revision(*partition).is_none() {
-                continue;
-            }
-            log.put(committed_key(*partition), next.to_string().into()).await?;
-            if *next > 0 {
-                let stream =
-                    self.link.context.get_stream_no_info(self.link.stream_name(*partition)).await?;
-                stream.purge().sequence(*next).await?;
-            }
-        }
-        Ok(())
+        let ours = positions.iter().filter(|(partition, _)| self.revision(*partition).is_some());
+        let commits: Vec<_> =
+            ours.map(|(partition, next)| self.commit_one(log, *partition, *next)).collect();
+        let outcomes: Vec<Result<(), Cause>> =
+            stream::iter(commits).buffered(AT_ONCE).collect().await;
+        outcomes.into_iter().collect()
     }
 
     async fn put_aside(&self, letter: &Letter<'_>) -> Result<(), Cause> {
+        let room = self.link.context.client().server_info().max_payload;
+        let kept = letter.payload.len().min(room.saturating_sub(HEADERS_MAX));
         let mut headers = HeaderMap::new();
         // A header is one line.
         headers.insert("Merit-Reason", letter.reason.replace(['\r', '\n'], " "));
         headers.insert("Merit-Partition", letter.partition.to_string());
         headers.insert("Merit-Offset", letter.offset.to_string());
-        let (subject, payload) = (self.link.dead_subject(), letter.payload.to_vec().into());
-        self.link.context.publish_with_headers(subject, headers, payload).await?.await?;
+        if kept < letter.payload.len() {
+            headers.insert("Merit-Value-Cut", "true");
+        }
+        let (subject, payload) = (self.link.dead_subject(), letter.payload[..kept].to_vec().into());
+        let sent = self.link.context.publish_with_headers(subject, headers, payload).await;
+        let taken = match sent {
+            Ok(sent) => sent.await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            // It may have been removed; where it is there, nothing happens.
+            self.link.make_dead().await?;
+            return Err(error.into());
+        }
         Ok(())
     }
 }

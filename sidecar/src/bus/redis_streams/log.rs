@@ -20,6 +20,10 @@ const DEAD_KEPT: usize = 10_000;
 /// Ids are milliseconds and a count within them, for which this many bits are kept of an offset.
 const COUNT_BITS: u32 = 20;
 const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+/// The first millisecond that no offset has room for: in the year 2527.
+pub(super) const MS_END: u64 = (u64::MAX >> COUNT_BITS) + 1;
+/// The records that one millisecond has room for.
+pub(super) const COUNT_END: u64 = COUNT_MAX + 1;
 
 /// The keys of a log.
 #[derive(Clone, Debug)]
@@ -70,6 +74,7 @@ pub(in crate::bus) struct Streams {
     release: Lua,
     bounds: Lua,
     commit: Lua,
+    renew: Lua,
 }
 
 impl Streams {
@@ -86,6 +91,7 @@ impl Streams {
             release: Lua::new(include_str!("release.lua")),
             bounds: Lua::new(include_str!("bounds.lua")),
             commit: Lua::new(include_str!("commit.lua")),
+            renew: Lua::new(include_str!("renew.lua")),
         })
     }
 }
@@ -136,7 +142,7 @@ impl Log for Streams {
         self.link.run_one(&self.release, call).await.map(drop)
     }
 
-    async fn bounds(&self, partitions: &[Partition]) -> Result<Vec<Bounds>, Cause> {
+    async fn bounds(&self, partitions: &[Partition]) -> Result<Vec<Result<Bounds, Cause>>, Cause> {
         let call = |partition: &Partition| {
             let (stream, count) = (self.keys.stream(*partition), self.keys.count(*partition));
             Call::keys([stream, count, self.keys.meta()]).arg(partition)
@@ -144,7 +150,8 @@ impl Log for Streams {
         let calls: Vec<Call> = partitions.iter().map(call).collect();
         let answers = self.link.run(&self.bounds, &calls).await?;
         let bounds = |answer: Value| -> Result<Bounds, Cause> {
-            let (first, number, last, count, committed): (String, String, String, u64, String) =
+            type Found = (String, String, String, u64, u64, String);
+            let (first, number, last, count, unread, committed): Found =
                 from_redis_value(answer.extract_error()?)?;
             let end = if last.is_empty() { 0 } else { offset(&last)? + 1 };
             let start = match (first.as_str(), number.as_str()) {
@@ -156,9 +163,15 @@ impl Log for Streams {
             };
             let committed =
                 if committed.is_empty() { None } else { Some(committed.parse::<u64>()?) };
-            Ok(Bounds { start, end, newest: count, committed })
+            Ok(Bounds { start, end, newest: count, unread, committed, anew: false })
         };
-        answers.into_iter().map(bounds).collect()
+        Ok(answers.into_iter().map(bounds).collect())
+    }
+
+    async fn renew(&self, source: &str, lost: &[Partition]) -> Result<(), Cause> {
+        let call = Call::keys([self.keys.meta()]).arg(source).arg(source_name());
+        let call = lost.iter().fold(call, Call::arg);
+        self.link.run_one(&self.renew, call).await.map(drop)
     }
 
     async fn commit(
@@ -212,16 +225,30 @@ impl Reader for StreamReader {
         let mut answers = self.link.ask_all(vec![read, name]).await?.into_iter();
         let (streams, source) = (answers.next(), answers.next());
         let source: Option<String> = from_redis_value(source.unwrap_or(Value::Nil))?;
-        let mut records = Vec::new();
+        let (mut records, mut faults) = (Vec::new(), Vec::new());
         for (stream, entries) in pairs(streams.unwrap_or(Value::Nil)) {
             let stream: String = from_redis_value(stream)?;
             let of = |(partition, _): &&(Partition, u64)| self.keys.stream(*partition) == stream;
             let Some((partition, _)) = from.iter().find(of) else { continue };
             let Value::Array(entries) = entries else { continue };
-            let entries = entries.into_iter().map(record).collect::<Result<_, _>>()?;
-            records.push((*partition, entries));
+            let mut sound = Vec::with_capacity(entries.len());
+            for entry in entries {
+                match record(entry) {
+                    Ok(record) => sound.push(record),
+                    Err(error) => {
+                        // What comes before it is handed out first.
+                        if sound.is_empty() {
+                            faults.push((*partition, error));
+                        }
+                        break;
+                    }
+                }
+            }
+            records.push((*partition, sound));
         }
-        Ok(Read { source: source.unwrap_or_default(), records })
+        // Ids come from the clock: none is given twice.
+        let lost = Vec::new();
+        Ok(Read { source: source.unwrap_or_default(), records, faults, lost })
     }
 }
 
@@ -243,12 +270,12 @@ fn pairs(answer: Value) -> Vec<(Value, Value)> {
 fn record(entry: Value) -> Result<Record, Cause> {
     let (id, fields): (String, Vec<Vec<u8>>) = from_redis_value(entry)?;
     let offset = offset(&id)?;
-    let mut record = Record { offset, number: 0, taken_ms: offset >> COUNT_BITS, payload: None };
+    let mut record = Record { offset, number: None, taken_ms: offset >> COUNT_BITS, payload: None };
     let mut fields = fields.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match name.as_slice() {
             b"rating" => record.payload = Some(value),
-            b"n" => record.number = String::from_utf8_lossy(&value).parse().unwrap_or(0),
+            b"n" => record.number = String::from_utf8_lossy(&value).parse().ok(),
             _ => {}
         }
     }
@@ -260,7 +287,11 @@ fn offset(id: &str) -> Result<u64, Cause> {
     let (ms, count) = id.split_once('-').unwrap_or((id, "0"));
     let (ms, count): (u64, u64) = (ms.parse()?, count.parse()?);
     if ms > u64::MAX >> COUNT_BITS || count > COUNT_MAX {
-        return Err(format!("id {id} was not given by the server: write with XADD … *").into());
+        return Err(format!(
+            "id {id} was not given by the server: write with XADD … *, and delete the stream or give \
+             [bus] topic another name"
+        )
+        .into());
     }
     Ok(ms << COUNT_BITS | count)
 }

@@ -1,9 +1,22 @@
 -- Puts ratings on one partition, as many as it has room for, and returns how many.
--- KEYS: stream, counter. ARGV: the most records it may hold, then the ratings.
+-- KEYS: stream, counter. ARGV: the most records it may hold, the most within a millisecond, the first millisecond
+-- that is too late, then the ratings.
 -- Ids are the server's: its time, which does not go back when it restarts from an older snapshot.
 local room = tonumber(ARGV[1]) - redis.call('XLEN', KEYS[1])
-local taken = math.min(room, #ARGV - 1)
-for i = 2, taken + 1 do
-  redis.call('XADD', KEYS[1], '*', 'rating', ARGV[i], 'n', redis.call('INCR', KEYS[2]))
+local taken = math.min(room, #ARGV - 3)
+for i = 4, taken + 3 do
+  local number = redis.call('INCR', KEYS[2])
+  local id = redis.call('XADD', KEYS[1], '*', 'rating', ARGV[i], 'n', number)
+  local ms, count = string.match(id, '^(%d+)%-(%d+)$')
+  if tonumber(ms) >= tonumber(ARGV[3]) then
+    redis.call('XDEL', KEYS[1], id)
+    return redis.error_reply('BADID ' .. KEYS[1] .. ' holds an id that no server gives')
+  end
+  if tonumber(count) >= tonumber(ARGV[2]) then
+    -- The clock was set back, and the server counts up within the last millisecond.
+    redis.call('XDEL', KEYS[1], id)
+    id = string.format('%.0f-0', tonumber(ms) + 1)
+    redis.call('XADD', KEYS[1], id, 'rating', ARGV[i], 'n', number)
+  end
 end
 return math.max(taken, 0)

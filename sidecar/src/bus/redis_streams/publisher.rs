@@ -3,7 +3,7 @@
 use super::{
     config::Config,
     link::{Call, Link, Lua},
-    log::{DEADLINE, Keys},
+    log::{COUNT_END, DEADLINE, Keys, MS_END},
 };
 use crate::{
     bus::{BusError, Cause, Partition, PublishError},
@@ -176,7 +176,7 @@ impl Writer {
         }
         let call = |(partition, part): (&Partition, &Vec<Waiting>)| {
             let keys = [self.keys.stream(*partition), self.keys.count(*partition)];
-            let call = Call::keys(keys).arg(self.length_max);
+            let call = Call::keys(keys).arg(self.length_max).arg(COUNT_END).arg(MS_END);
             part.iter().fold(call, |call, waiting| call.bytes(self.codec.encode(&waiting.rating)))
         };
         let calls: Vec<Call> = parts.iter().map(call).collect();
@@ -202,6 +202,10 @@ impl Writer {
                 Err(error) if error.code() == Some("OOM") => {
                     Err(PublishError::Full { retry_after: RETRY_AFTER })
                 }
+                Err(error) if error.code() == Some("BADID") => Err(unavailable(Failed(format!(
+                    "{error}: somebody wrote with an id of their own; delete the stream or give [bus] topic \
+                     another name"
+                )))),
                 Err(error) => Err(unavailable(Failed(error.to_string()))),
             };
             for (place, waiting) in part.into_iter().enumerate() {
