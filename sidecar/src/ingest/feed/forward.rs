@@ -94,6 +94,9 @@ impl Forwarder {
                     None => ended = true,
                     Some(ratings) => {
                         for waiting in ratings {
+                            if let Some(number) = waiting.number {
+                                position.skip_to(number);
+                            }
                             let number = position.begun(waiting.rating.received_ms);
                             let task = Task::new(number, waiting);
                             turns.push(&task.key.clone(), task);

@@ -67,6 +67,17 @@ impl Position {
         self.first + self.window.len() as u64 - 1
     }
 
+    /// Passes over the numbers before `number`, which nobody has: the next rating gets it.
+    pub(super) fn skip_to(&mut self, number: u64) {
+        let next = self.first + self.window.len() as u64;
+        debug_assert!(number >= next, "numbers grow");
+        if self.window.is_empty() {
+            self.first = number.max(next);
+            return;
+        }
+        self.window.extend((next..number).map(|_| (0, true)));
+    }
+
     /// Notes that rating `number` is finished; returns by how many the position moved.
     pub(super) fn finished(&mut self, number: u64) -> u64 {
         let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
@@ -119,6 +130,20 @@ mod tests {
         );
         assert_eq!((position.finished(9), position.first(), position.oldest_ms()), (1, 10, None));
         assert_eq!(position.len(), 0);
+    }
+
+    #[test]
+    fn numbers_that_nobody_has_are_passed_over() {
+        let mut position = Position::new(7);
+        position.skip_to(9);
+        assert_eq!((position.begun(10), position.first()), (9, 9));
+        position.skip_to(10);
+        assert_eq!(position.begun(20), 10);
+        position.skip_to(14);
+        assert_eq!(position.begun(30), 14);
+        assert_eq!((position.finished(14), position.first()), (0, 9));
+        assert_eq!((position.finished(9), position.finished(10)), (1, 5));
+        assert_eq!((position.first(), position.len()), (15, 0));
     }
 
     proptest! {
