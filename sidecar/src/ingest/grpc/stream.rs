@@ -95,7 +95,7 @@ async fn take(
                 let now = Instant::now();
                 patient_until = now + patience;
                 let deadline = (now + patience).min(end);
-                on_its_way.push_back(async move { ingest.publish(&rating?, deadline).await });
+                on_its_way.push_back(async move { ingest.publish(rating?, deadline).await });
                 read += 1;
             }
         }
