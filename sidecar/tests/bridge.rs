@@ -181,6 +181,30 @@ async fn what_is_no_rating_is_put_aside_with_the_reason_and_the_rest_arrives_byt
     bridge.finish().await;
 }
 
+/// More than 10,000 ratings in a frame were once put aside as malformed, most of them for good.
+#[tokio::test]
+async fn a_frame_within_the_bound_may_hold_any_number_of_ratings() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"in_flight": 16, "queue": 700}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    let ratings: Vec<String> =
+        (0..10_500).map(|number| rating(&format!("a{}", number % 100), number)).collect();
+    let junk = vec!["0"; 150].join(",");
+    client.send(Message::text(format!("[{junk},{}]", ratings.join(",")))).await.unwrap();
+    let mut taken = endpoint.has(ratings.len()).await;
+    taken.sort();
+    let mut expected = ratings;
+    expected.sort();
+    assert!(taken == expected, "what arrived is not what was sent");
+    // What is no rating costs a line each only so often.
+    let entries = dead.entries();
+    assert_eq!(entries.len(), 101);
+    assert_eq!(entries[100]["reason"], "50 more items of this frame are no ratings");
+    bridge.finish().await;
+}
+
 #[tokio::test]
 async fn a_frame_beyond_the_bound_is_refused_unread_and_the_next_connection_goes_on() {
     let (feed, endpoint, dead) =

@@ -44,6 +44,8 @@ const TRY_LATER: Duration = Duration::from_secs(5);
 /// Ratings that are taken together at most, and about how many bytes.
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
+/// Items of one frame that are no ratings and are put aside one by one; of more, the frame is.
+const MALFORMED_MAX: usize = 100;
 /// How long a closing handshake may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// Between tries to put ratings into a spool that does not take them.
@@ -317,17 +319,26 @@ impl Visit<'_> {
                     .await;
             }
         };
+        let (several, mut malformed) = (bodies.len() > 1, 0_usize);
         for body in bodies {
+            // One of several that waits must not hold the memory of all.
+            let body = if several { Bytes::copy_from_slice(&body) } else { body };
             match Item::read(body.clone()) {
                 Ok(item) => {
                     batch.last = item.own_id().cloned().or(batch.last.take());
                     batch.bytes += body.len();
                     batch.ratings.push(Received { received_ms: now, body });
                 }
-                Err(error) => {
+                Err(error) if malformed < MALFORMED_MAX => {
+                    malformed += 1;
                     self.put_aside("malformed", &error.to_string(), &body, body.len() as u64).await;
                 }
+                Err(_) => malformed += 1,
             }
+        }
+        if let Some(more) = malformed.checked_sub(MALFORMED_MAX).filter(|more| *more > 0) {
+            let reason = format!("{more} more items of this frame are no ratings");
+            self.put_aside("malformed", &reason, &text, text.len() as u64).await;
         }
     }
 
@@ -339,12 +350,24 @@ impl Visit<'_> {
         }
     }
 
-    /// Puts the ratings into the queue, waiting as long as it takes; returns false when told to stop.
+    /// Puts what came into the queue, waiting as long as it takes; returns false when told to stop.
     async fn keep(&mut self, batch: Batch) -> bool {
         let Batch { ratings, last, .. } = batch;
         if ratings.is_empty() {
             return true;
         }
+        // One frame may hold more than is taken at a time.
+        let mut ratings = ratings.into_iter();
+        while ratings.len() > 0 {
+            if !self.put(piece(&mut ratings)).await {
+                return false;
+            }
+        }
+        self.listener.last = last.or(self.listener.last.take());
+        true
+    }
+
+    async fn put(&mut self, ratings: Vec<Received>) -> bool {
         let count = ratings.len() as u64;
         let (listener, mut failed) = (&mut *self.listener, false);
         loop {
@@ -378,10 +401,22 @@ impl Visit<'_> {
             listener.status.spool_works();
         }
         listener.meter.taken(count);
-        listener.last = last.or(listener.last.take());
         self.brought = true;
         true
     }
+}
+
+/// Returns the next ratings that are taken together.
+fn piece(ratings: &mut std::vec::IntoIter<Received>) -> Vec<Received> {
+    let (mut piece, mut bytes) = (Vec::new(), 0);
+    while piece.len() < BATCH
+        && bytes < BATCH_BYTES
+        && let Some(rating) = ratings.next()
+    {
+        bytes += rating.body.len();
+        piece.push(rating);
+    }
+    piece
 }
 
 /// Closes in order, as far as the other side plays along.
