@@ -14,11 +14,11 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::body::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
@@ -30,7 +30,7 @@ use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
 };
-use tower::{Layer as _, Service as _, ServiceExt as _, service_fn, util::BoxCloneSyncService};
+use tower::{Layer as _, Service, ServiceExt as _, service_fn, util::BoxCloneSyncService};
 use tower_merit::RetryAfterLayer;
 use tracing::{debug, error, info, warn};
 
@@ -46,7 +46,7 @@ use crate::{causes::with_causes, ingest::accept::IDEMPOTENCY_KEY};
 /// Between tries, at least and at most.
 pub(super) const RETRY_LEAST: Duration = Duration::from_millis(100);
 pub(super) const RETRY_MOST: Duration = Duration::from_secs(30);
-/// The longest that one `Retry-After` is waited out.
+/// The longest that one `Retry-After` is waited out; a longer one counts as this.
 const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 /// How often a rating is sent before our own back-off takes over: 429s without `Retry-After` are
 /// waited out for 1 s, 2 s … 16 s then.
@@ -68,13 +68,14 @@ enum PostError {
     Late(Duration),
 }
 
-type Polite = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, PostError>;
+type Post = Request<Full<Bytes>>;
+type Polite<B, E> = BoxCloneSyncService<Post, Response<B>, E>;
 
 /// Where ratings are posted.
 pub(super) struct Endpoint {
     uri: Uri,
     authorization: Option<HeaderValue>,
-    client: Polite,
+    client: Polite<Incoming, PostError>,
     timeout: Duration,
     meter: Arc<Meter>,
     places: Semaphore,
@@ -113,7 +114,7 @@ impl Endpoint {
             .pool_idle_timeout(IDLE_MAX)
             .build(connector);
         let counted = Arc::clone(meter);
-        let post = service_fn(move |request: Request<Full<Bytes>>| {
+        let post = service_fn(move |request: Post| {
             let (client, meter) = (client.clone(), Arc::clone(&counted));
             async move {
                 let answer = timeout(limit, client.request(request)).await;
@@ -126,11 +127,10 @@ impl Endpoint {
                 Ok(answer)
             }
         });
-        let polite = RetryAfterLayer::new().max_wait(WAIT_MAX).max_attempts(ATTEMPTS).share_pause();
         Self {
             uri: forward.remote.uri,
             authorization: forward.authorization,
-            client: BoxCloneSyncService::new(polite.layer(post)),
+            client: polite(post),
             timeout: limit,
             meter: Arc::clone(meter),
             places: Semaphore::new(in_flight),
@@ -197,7 +197,7 @@ impl Endpoint {
         }
     }
 
-    fn request(&self, item: &Item) -> Request<Full<Bytes>> {
+    fn request(&self, item: &Item) -> Post {
         let agent = concat!("merit/", env!("CARGO_PKG_VERSION"));
         let mut request = Request::builder()
             .method(Method::POST)
@@ -236,6 +236,46 @@ impl Endpoint {
     }
 }
 
+/// Makes `post` wait as it is told, and all posts with the one that is told.
+fn polite<S, B>(post: S) -> Polite<B, S::Error>
+where
+    S: Service<Post, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    S::Error: 'static,
+    B: 'static,
+{
+    // A wait beyond the layer's budget is not begun, and the post would go out at once.
+    let capped = post.map_response(|mut answer: Response<B>| {
+        cap_wait(answer.headers_mut(), SystemTime::now());
+        answer
+    });
+    let polite = RetryAfterLayer::new().max_wait(WAIT_MAX).max_attempts(ATTEMPTS).share_pause();
+    BoxCloneSyncService::new(polite.layer(capped))
+}
+
+/// Puts a `Retry-After` beyond [`WAIT_MAX`] down to it.
+fn cap_wait(headers: &mut HeaderMap, now: SystemTime) {
+    let Some(told) = headers.get(header::RETRY_AFTER).and_then(|told| told.to_str().ok()) else {
+        return;
+    };
+    let told = told.trim();
+    let is_beyond = match httpdate::parse_http_date(told) {
+        Ok(until) => {
+            // A date is measured by the clock that set it.
+            let date = headers.get(header::DATE).and_then(|date| date.to_str().ok());
+            let since = date.and_then(|date| httpdate::parse_http_date(date).ok()).unwrap_or(now);
+            until.duration_since(since).is_ok_and(|wait| wait > WAIT_MAX)
+        }
+        Err(_) => {
+            let is_number = !told.is_empty() && told.bytes().all(|byte| byte.is_ascii_digit());
+            is_number && told.parse::<u64>().map_or(true, |seconds| seconds > WAIT_MAX.as_secs())
+        }
+    };
+    if is_beyond {
+        headers.insert(header::RETRY_AFTER, WAIT_MAX.as_secs().into());
+    }
+}
+
 /// TLS that trusts nobody, for a connector that is only used without.
 fn unencrypted() -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -270,7 +310,56 @@ fn meaning(status: StatusCode, body: &[u8]) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use tokio::time::Instant;
+
     use super::*;
+
+    /// A wait of more than a day was once no wait at all: the post was repeated at once.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_told_to_wait_longer_than_a_day_waits_a_day_and_so_do_all_others() {
+        for told in ["86401", "172800", "99999999999999999999", "Tue, 31 Dec 2199 23:59:59 GMT"] {
+            let (began, asked) = (Instant::now(), Arc::new(AtomicU32::new(0)));
+            let post = service_fn(move |_: Post| {
+                let first = asked.fetch_add(1, Ordering::SeqCst) == 0;
+                async move {
+                    let answer = match first {
+                        true => Response::builder().status(429).header("retry-after", told),
+                        false => Response::builder().status(202),
+                    };
+                    Ok::<_, Infallible>(answer.body(()).unwrap())
+                }
+            });
+            let post = polite(post);
+            let request = || {
+                let request = Request::post("http://localhost/v1/rating");
+                request.body(Full::new(Bytes::new())).unwrap()
+            };
+            let waits = tokio::spawn(post.clone().oneshot(request()));
+            // The second goes out once the first was told.
+            tokio::task::yield_now().await;
+            let other = post.oneshot(request()).await.unwrap();
+            assert_eq!(
+                (other.status(), waits.await.unwrap().unwrap().status().as_u16()),
+                (StatusCode::ACCEPTED, 202)
+            );
+            let waited = began.elapsed();
+            assert!(waited >= WAIT_MAX && waited < WAIT_MAX * 5 / 4, "{told}: {waited:?}");
+        }
+    }
+
+    #[test]
+    fn a_wait_within_a_day_is_left_as_it_was_told() {
+        let sent = "Sun, 06 Nov 1994 08:49:37 GMT";
+        for told in ["0", "86400", "soon", "", "-1", "Mon, 07 Nov 1994 08:49:37 GMT"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, told.parse().unwrap());
+            headers.insert(header::DATE, sent.parse().unwrap());
+            cap_wait(&mut headers, SystemTime::UNIX_EPOCH);
+            assert_eq!(headers[header::RETRY_AFTER], told);
+        }
+    }
 
     #[test]
     fn a_rating_is_refused_by_a_4xx_about_it_and_by_nothing_else() {

@@ -144,7 +144,8 @@ impl Queue {
                     let place = Arc::clone(&memory.places).acquire_many_owned(places).await;
                     let place = Some(place.expect("the semaphore is never closed"));
                     // Without an outlet the bridge has ended, and nobody waits for this one.
-                    let _ = memory.ratings.send(vec![Waiting { number: None, rating, _place: place }]);
+                    let _ =
+                        memory.ratings.send(vec![Waiting { number: None, rating, _place: place }]);
                 }
                 Ok(())
             }

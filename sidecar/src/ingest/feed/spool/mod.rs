@@ -184,7 +184,8 @@ impl Spool {
 
     /// Returns how many records are not delivered.
     pub(super) fn waiting(&self) -> u64 {
-        let of = |segment: &Segment| segment.end().saturating_sub(segment.first.max(self.delivered));
+        let of =
+            |segment: &Segment| segment.end().saturating_sub(segment.first.max(self.delivered));
         self.segments.iter().map(of).sum()
     }
 

@@ -230,7 +230,9 @@ fn found_behind(bytes: &[u8], number: u64) -> Option<Found> {
         let head = Head::read(window.try_into().expect("as long as a head"));
         // So many records may stand before this place.
         let numbers = number..=number + (at / FRAME_LENGTH) as u64;
-        if at > 0 && head.word == APPEND && numbers.clone().any(|first| head.append(first).is_some())
+        if at > 0
+            && head.word == APPEND
+            && numbers.clone().any(|first| head.append(first).is_some())
         {
             return Some(Found::Append);
         }
