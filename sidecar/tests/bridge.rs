@@ -4,7 +4,7 @@
 
 use std::{
     collections::VecDeque,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -115,14 +115,40 @@ impl DeadLetters {
     }
 
     fn entries(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(&self.0).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        entries(&self.0)
     }
+
+    fn path_of_refused(&self) -> PathBuf {
+        let name = self.0.file_stem().unwrap().to_str().unwrap();
+        self.0.with_file_name(format!("{name}-refused.ndjson"))
+    }
+
+    fn refused(&self) -> Vec<Value> {
+        entries(&self.path_of_refused())
+    }
+}
+
+fn entries(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Waits until the bridge says that it is not ready for a reason that holds `part`.
+async fn says(bridge: &Bridge, part: &str) {
+    let said = || bridge.status().check().is_err_and(|why| why.to_string().contains(part));
+    let waiting = async {
+        while !said() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(SOON, waiting).await;
+    assert!(waited.is_ok(), "{:?} does not say {part}", bridge.status().check());
 }
 
 impl Drop for DeadLetters {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(self.path_of_refused());
     }
 }
 
@@ -297,7 +323,7 @@ async fn a_full_queue_stops_the_reading_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn an_endpoint_that_refuses_one_rating_gets_the_next_and_one_that_refuses_us_is_waited_for() {
-    let answers = [422, 401, 302, 500, 408, 202, 403];
+    let answers = [422, 401, 302, 500, 408, 202, 403, 404, 405, 409, 407, 410, 202];
     let (feed, endpoint, dead) =
         (Feed::start().await, Endpoint::start(&answers).await, DeadLetters::new());
     let config = config(&feed, &endpoint, &dead, json!({"in_flight": 1}));
@@ -307,13 +333,67 @@ async fn an_endpoint_that_refuses_one_rating_gets_the_next_and_one_that_refuses_
         client.send(Message::text(rating("a", number))).await.unwrap();
     }
     assert_eq!(endpoint.has(2).await, [rating("a", 2), rating("a", 4)]);
-    let entries = dead.entries();
+    let entries = dead.refused();
     assert_eq!(entries.len(), 2, "{entries:?}");
-    for (entry, number, status) in [(&entries[0], 1, "422"), (&entries[1], 3, "403")] {
+    for (entry, number, status) in [(&entries[0], 1, "422"), (&entries[1], 3, "409")] {
         assert_eq!(entry["frame"], rating("a", number));
         let reason = entry["reason"].as_str().unwrap();
         assert!(reason.starts_with(&format!("endpoint answered {status}")), "{reason}");
     }
+    bridge.finish().await;
+}
+
+/// A revoked key once put the whole stream aside, at full speed.
+#[tokio::test]
+async fn while_the_endpoint_takes_nothing_from_us_ratings_wait_and_one_reason_is_told() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[403; 24]).await, DeadLetters::new());
+    let bridge = Bridge::start(config(&feed, &endpoint, &dead, json!({})), None).await.unwrap();
+    let mut client = feed.client().await;
+    for number in 0..40 {
+        client.send(Message::text(rating(&format!("a{}", number % 8), number))).await.unwrap();
+    }
+    says(&bridge, "endpoint answered 403").await;
+    says(&bridge, "check what the token").await;
+    assert_eq!(endpoint.has(40).await.len(), 40);
+    assert_eq!((dead.refused().len(), bridge.counts().refused), (0, 0));
+    assert!(bridge.status().check().is_ok(), "{:?}", bridge.status().check());
+    bridge.finish().await;
+}
+
+/// A full file of refused ratings was once overwritten by later ones.
+#[tokio::test]
+async fn a_full_dead_letter_file_holds_the_bridge_back_until_it_is_moved_away() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[422; 9]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"dead_letter_max_bytes": 1 << 20}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    let long = |number| rating("a", number) + &" ".repeat(300 << 10);
+    for number in 0..9 {
+        client.send(Message::text(long(number))).await.unwrap();
+    }
+    client.send(Message::text(rating("a", 9))).await.unwrap();
+    let mut kept = Vec::new();
+    // Three fit into a file.
+    for _ in 0..2 {
+        says(&bridge, "-refused.ndjson is full: move it away").await;
+        kept.extend(dead.refused());
+        let away = dead.0.with_extension("away");
+        std::fs::rename(dead.path_of_refused(), &away).unwrap();
+        std::fs::remove_file(away).unwrap();
+        let ends = async {
+            while bridge.status().check().is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, ends).await.expect("the bridge goes on");
+    }
+    assert_eq!(endpoint.has(1).await, [rating("a", 9)]);
+    kept.extend(dead.refused());
+    let kept: Vec<&str> = kept.iter().map(|entry| entry["frame"].as_str().unwrap()).collect();
+    assert_eq!(kept.len(), 9);
+    assert!((0..9).zip(kept).all(|(number, kept)| kept == long(number)));
     bridge.finish().await;
 }
 

@@ -53,10 +53,12 @@ pub struct Config {
     pub spool_dir: Option<PathBuf>,
     /// Most bytes in that folder, from 64 MiB on; default 1 GiB: a million ratings of a KiB.
     pub spool_max_bytes: u64,
-    /// File for what cannot be delivered; `dead.ndjson` in `spool_dir` when absent, and without that
-    /// only the reason is logged.
+    /// File for frames that hold no rating; `dead.ndjson` in `spool_dir` when absent, and without that
+    /// only the reason is logged. Ratings that cannot be delivered go beside it, into a file whose name
+    /// has `-refused` before its ending.
     pub dead_letter_file: Option<PathBuf>,
-    /// Longest that file gets before it becomes `<file>.1`, in bytes, from 1 MiB on; default 16 MiB.
+    /// Longest that each of them gets, in bytes, from 1 MiB on; default 16 MiB. Then the first becomes
+    /// `<file>.1`; the other takes no more, and ratings wait, until it is moved away.
     pub dead_letter_max_bytes: u64,
 }
 

@@ -344,9 +344,10 @@ impl Visit<'_> {
 
     async fn put_aside(&self, label: &'static str, reason: &str, frame: &[u8], bytes: u64) {
         self.listener.meter.refused(label);
-        if let Err(error) = self.listener.dead.put(reason, frame, bytes).await {
+        if let Err(error) = self.listener.dead.put_frame(reason, frame, bytes).await {
             self.listener.meter.fault(Fault::DeadLetter);
-            error!(%error, reason, "malformed frame not written to the dead-letter file");
+            let error = with_causes(&error);
+            error!(error, reason, "malformed frame not written to the dead-letter file");
         }
     }
 

@@ -3,7 +3,8 @@
 //! 1. 429 and `Retry-After` hold back every post (`tower_merit::retry_after` waits, with
 //!    `share_pause`).
 //! 2. What may pass is tried again with back-off, for as long as it takes: no answer, 5xx, 408, 425, and
-//!    a 429 that names no time. So is what speaks of us and not of the rating: 401 and redirects.
+//!    a 429 that names no time. So is what speaks of us or of where we post, not of the rating: 401, 403,
+//!    404, 405, 407, 410 and redirects.
 //! 3. Any other 4xx is a no to this rating.
 //! 4. At most `in_flight` posts are out. A rating that waits to be tried again leaves its place to others,
 //!    unless everything has failed lately: then it keeps it, and an endpoint that is down is asked seldom.
@@ -36,10 +37,12 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     backoff::Backoff,
+    config::Config,
     frames::Item,
     meter::{Fault, Meter, To},
     plan::Forward,
     sink::Streak,
+    status::Status,
 };
 use crate::{causes::with_causes, ingest::accept::IDEMPOTENCY_KEY};
 
@@ -53,6 +56,8 @@ const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 const ATTEMPTS: NonZeroU32 = NonZeroU32::new(6).expect("6 is not 0");
 /// After so many failures in a row the endpoint is down.
 const DOWN: u32 = 8;
+/// After so many failures in a row an answer that may speak of one rating speaks of all.
+const CLOSED: u32 = 3;
 /// What is read of an answer, in bytes, and what of it a reason repeats, in characters.
 const ANSWER_MAX: usize = 64 << 10;
 const REASON_MAX: usize = 300;
@@ -78,6 +83,7 @@ pub(super) struct Endpoint {
     client: Polite<Incoming, PostError>,
     timeout: Duration,
     meter: Arc<Meter>,
+    status: Status,
     places: Semaphore,
     /// Failures since something was answered with a yes or a no.
     failures: AtomicU32,
@@ -91,15 +97,22 @@ enum Answer {
     Taken,
     Refused(String),
     Again(String),
+    /// It takes nothing from us; unless `certain`, one answer does not tell.
+    Closed {
+        why: String,
+        remedy: &'static str,
+        certain: bool,
+    },
 }
 
 impl Endpoint {
     pub(super) fn new(
         forward: Forward,
-        limit: Duration,
-        in_flight: usize,
+        config: &Config,
         meter: &Arc<Meter>,
+        status: &Status,
     ) -> Self {
+        let limit = config.timeout;
         let tls = match &forward.remote.tls {
             Some(tls) => tls.as_ref().clone(),
             None => unencrypted(),
@@ -133,7 +146,8 @@ impl Endpoint {
             client: polite(post),
             timeout: limit,
             meter: Arc::clone(meter),
-            places: Semaphore::new(in_flight),
+            status: status.clone(),
+            places: Semaphore::new(config.in_flight),
             failures: AtomicU32::new(0),
             locked_out: Streak::default(),
         }
@@ -152,7 +166,12 @@ impl Endpoint {
                 Some(held) => held,
                 None => self.places.acquire().await.expect("the semaphore is never closed"),
             };
-            match self.post(item).await {
+            let answer = self.post(item).await;
+            let failures = match &answer {
+                Answer::Taken | Answer::Refused(_) => 0,
+                _ => self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1),
+            };
+            let why = match answer {
                 Answer::Taken => {
                     self.works();
                     self.meter.forwarded(To::Endpoint);
@@ -162,21 +181,34 @@ impl Endpoint {
                     self.works();
                     return Err(reason);
                 }
-                Answer::Again(why) => {
-                    let failures = self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-                    debug!(why, "endpoint does not take a rating: it is tried again");
-                    if failures == DOWN {
-                        warn!(why, "endpoint takes no ratings: they wait");
+                Answer::Again(why) => why,
+                Answer::Closed { why, remedy, certain } => {
+                    if certain || failures >= CLOSED {
+                        self.is_closed(&why, remedy);
                     }
-                    place = (failures >= DOWN).then_some(held);
-                    sleep(backoff.next(fastrand::f64())).await;
+                    why
                 }
+            };
+            debug!(why, "endpoint does not take a rating: it is tried again");
+            if failures == DOWN {
+                warn!(why, "endpoint takes no ratings: they wait");
             }
+            place = (failures >= DOWN).then_some(held);
+            sleep(backoff.next(fastrand::f64())).await;
+        }
+    }
+
+    fn is_closed(&self, why: &str, remedy: &'static str) {
+        if self.locked_out.begins() {
+            error!(why, remedy, "endpoint takes no rating at all: they wait");
+            self.status.endpoint_refuses(&format!("{why}; {remedy}"));
         }
     }
 
     fn works(&self) {
-        self.locked_out.ends();
+        if self.locked_out.ends() {
+            self.status.endpoint_takes();
+        }
         if self.failures.swap(0, Ordering::Relaxed) >= DOWN {
             info!("endpoint takes ratings again");
         }
@@ -220,17 +252,8 @@ impl Endpoint {
             _ => Bytes::new(),
         };
         let answer = meaning(status, &body);
-        if matches!(answer, Answer::Again(_)) {
+        if matches!(answer, Answer::Again(_) | Answer::Closed { .. }) {
             self.meter.fault(Fault::EndpointAnswer);
-        }
-        if status == StatusCode::UNAUTHORIZED || status.is_redirection() {
-            let remedy = match status.is_redirection() {
-                true => "set feed.forward_to to where it redirects",
-                false => "check the token in feed.api_key_env or feed.api_key_file",
-            };
-            if self.locked_out.begins() {
-                error!(%status, remedy, "endpoint takes no rating at all");
-            }
         }
         answer
     }
@@ -297,12 +320,28 @@ fn meaning(status: StatusCode, body: &[u8]) -> Answer {
         let text: String = text.chars().take(REASON_MAX).flat_map(char::escape_debug).collect();
         format!("endpoint answered {status}: {text}")
     };
+    let closed = |remedy, certain| Answer::Closed { why: said(), remedy, certain };
     match status {
         _ if status.is_success() => Answer::Taken,
-        StatusCode::UNAUTHORIZED
-        | StatusCode::REQUEST_TIMEOUT
-        | StatusCode::TOO_EARLY
-        | StatusCode::TOO_MANY_REQUESTS => Answer::Again(said()),
+        _ if status.is_redirection() => closed("set feed.forward_to to where it redirects", true),
+        StatusCode::UNAUTHORIZED => {
+            closed("check the token in feed.api_key_env or feed.api_key_file", true)
+        }
+        StatusCode::FORBIDDEN => {
+            closed("check what the token in feed.api_key_env or feed.api_key_file may do", false)
+        }
+        StatusCode::NOT_FOUND | StatusCode::GONE => {
+            closed("check the path in feed.forward_to, and what stands before the endpoint", false)
+        }
+        StatusCode::METHOD_NOT_ALLOWED => {
+            closed("check the path in feed.forward_to: it takes no POST", true)
+        }
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            closed("a proxy answers: set feed.forward_to to the endpoint itself", true)
+        }
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+            Answer::Again(said())
+        }
         _ if status.is_client_error() => Answer::Refused(said()),
         _ => Answer::Again(said()),
     }
@@ -367,10 +406,23 @@ mod tests {
         for status in [200, 201, 202, 204] {
             assert_eq!(meaning(status), Answer::Taken);
         }
-        for status in [400, 403, 404, 405, 409, 410, 413, 415, 422] {
+        for status in [400, 402, 406, 409, 411, 413, 415, 422, 451] {
             assert!(matches!(meaning(status), Answer::Refused(_)), "{status}");
         }
-        for status in [301, 302, 308, 401, 408, 425, 429, 500, 502, 503, 504] {
+        // A revoked key or an ingress without the service speaks of no rating.
+        for (status, all) in [
+            (301, true),
+            (401, true),
+            (403, false),
+            (404, false),
+            (405, true),
+            (407, true),
+            (410, false),
+        ] {
+            let Answer::Closed { certain, .. } = meaning(status) else { panic!("{status}") };
+            assert_eq!(certain, all, "{status}");
+        }
+        for status in [408, 425, 429, 500, 502, 503, 504] {
             assert!(matches!(meaning(status), Answer::Again(_)), "{status}");
         }
         let Answer::Refused(reason) = meaning(422) else { panic!("refused") };
