@@ -56,6 +56,8 @@ struct Endpoint {
     url: String,
     answers: Arc<Mutex<VecDeque<u16>>>,
     open: Arc<AtomicBool>,
+    /// What it never takes: it answers 500.
+    poison: &'static str,
     taken: watch::Sender<Vec<String>>,
     asked: watch::Sender<u64>,
 }
@@ -67,6 +69,7 @@ impl Endpoint {
             url: format!("http://{}/v1/rating", listener.local_addr().unwrap()),
             answers: Arc::new(Mutex::new(answers.iter().copied().collect())),
             open: Arc::new(AtomicBool::new(true)),
+            poison: "\"agent_id\":\"poison\"",
             taken: watch::Sender::default(),
             asked: watch::Sender::default(),
         };
@@ -80,7 +83,9 @@ impl Endpoint {
         self.asked.send_modify(|asked| *asked += 1);
         let told = self.answers.lock().unwrap().pop_front();
         let closed = (!self.open.load(Ordering::SeqCst)).then_some(503);
-        let status = StatusCode::from_u16(told.or(closed).unwrap_or(202)).unwrap();
+        let bytes = self.poison.as_bytes();
+        let poison = body.windows(bytes.len()).any(|part| part == bytes).then_some(500);
+        let status = StatusCode::from_u16(told.or(closed).or(poison).unwrap_or(202)).unwrap();
         if status.is_success() {
             let text = String::from_utf8(body.to_vec()).unwrap();
             self.taken.send_modify(|taken| taken.push(text));
@@ -340,6 +345,58 @@ async fn an_endpoint_that_refuses_one_rating_gets_the_next_and_one_that_refuses_
         let reason = entry["reason"].as_str().unwrap();
         assert!(reason.starts_with(&format!("endpoint answered {status}")), "{reason}");
     }
+    bridge.finish().await;
+}
+
+/// It once held back every other one, after the next 4096.
+#[tokio::test]
+async fn a_rating_that_the_endpoint_never_takes_holds_back_no_other_and_is_given_up_at_last() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"give_up_after": "1s", "in_flight": 16}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    client.send(Message::text(rating("poison", 0))).await.unwrap();
+    for number in 1..=6000 {
+        let agent = format!("a{}", number % 100);
+        client.send(Message::text(rating(&agent, number))).await.unwrap();
+    }
+    endpoint.has(6000).await;
+    // Nothing speaks for giving up while nothing else is taken.
+    let mut number = 6000;
+    while dead.refused().is_empty() {
+        number += 1;
+        client.send(Message::text(rating("a", number))).await.unwrap();
+        endpoint.has(number).await;
+    }
+    let [entry] = &dead.refused()[..] else { panic!("{:?}", dead.refused()) };
+    assert_eq!(entry["frame"], rating("poison", 0));
+    let reason = entry["reason"].as_str().unwrap();
+    assert!(reason.starts_with("given up after") && reason.contains("answered 500"), "{reason}");
+    bridge.finish().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_down_gives_up_nothing() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"give_up_after": "1s"}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    let send = |number: usize| Message::text(rating(&format!("a{}", number % 8), number));
+    for number in 0..8 {
+        client.send(send(number)).await.unwrap();
+    }
+    endpoint.has(8).await;
+    endpoint.open.store(false, Ordering::SeqCst);
+    for number in 8..16 {
+        client.send(send(number)).await.unwrap();
+    }
+    // Seven tries of each of the four that are out take longer than the second after which one is given up.
+    endpoint.was_asked(8 + 32).await;
+    endpoint.open.store(true, Ordering::SeqCst);
+    endpoint.has(16).await;
+    assert_eq!((dead.refused().len(), bridge.counts().refused), (0, 0));
     bridge.finish().await;
 }
 

@@ -39,6 +39,10 @@ pub struct Config {
     /// How long one post may take, 100ms to 5m; default 10s.
     #[serde(with = "duration")]
     pub timeout: Duration,
+    /// How long a rating is posted again that the endpoint never takes, while it takes others, 1s to 7d;
+    /// default 5m. Then it is put aside. An endpoint that takes nothing is waited for without end.
+    #[serde(with = "duration")]
+    pub give_up_after: Duration,
     /// Most posts at a time, 1 to 64; default 4: an agent has one at a time, however many there are.
     pub in_flight: usize,
     /// Whether ratings go onto Merit's own bus.
@@ -89,6 +93,7 @@ impl Default for Config {
             api_key_env: None,
             api_key_file: None,
             timeout: Duration::from_secs(10),
+            give_up_after: Duration::from_secs(300),
             in_flight: 4,
             publish: false,
             name: "feed".to_owned(),

@@ -5,7 +5,9 @@
 //! 2. What may pass is tried again with back-off, for as long as it takes: no answer, 5xx, 408, 425, and
 //!    a 429 that names no time. So is what speaks of us or of where we post, not of the rating: 401, 403,
 //!    404, 405, 407, 410 and redirects.
-//! 3. Any other 4xx is a no to this rating.
+//! 3. Any other 4xx is a no to this rating. So is what goes on for [`Config::give_up_after`] while the endpoint
+//!    takes other ratings between the tries ([`Trouble`]); an endpoint that takes nothing is no reason
+//!    to give up, nor is a 429.
 //! 4. At most `in_flight` posts are out. A rating that waits to be tried again leaves its place to others,
 //!    unless everything has failed lately: then it keeps it, and an endpoint that is down is asked seldom.
 
@@ -13,7 +15,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -29,7 +31,7 @@ use hyper_util::{
 };
 use tokio::{
     sync::Semaphore,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tower::{Layer as _, Service, ServiceExt as _, service_fn, util::BoxCloneSyncService};
 use tower_merit::RetryAfterLayer;
@@ -56,6 +58,10 @@ const WAIT_MAX: Duration = Duration::from_secs(24 * 3600);
 const ATTEMPTS: NonZeroU32 = NonZeroU32::new(6).expect("6 is not 0");
 /// After so many failures in a row the endpoint is down.
 const DOWN: u32 = 8;
+/// How often the endpoint must have taken others between two tries of a rating that is given up.
+const PASSED_BY: u32 = 5;
+/// The longest that a rating is tried again whose answer is 404 or the like, while others are taken.
+const CLOSED_PATIENCE: Duration = Duration::from_secs(30);
 /// After so many failures in a row an answer that may speak of one rating speaks of all.
 const CLOSED: u32 = 3;
 /// What is read of an answer, in bytes, and what of it a reason repeats, in characters.
@@ -84,7 +90,10 @@ pub(super) struct Endpoint {
     timeout: Duration,
     meter: Arc<Meter>,
     status: Status,
+    give_up_after: Duration,
     places: Semaphore,
+    /// Ratings that were taken.
+    taken: AtomicU64,
     /// Failures since something was answered with a yes or a no.
     failures: AtomicU32,
     /// Whether it says that it takes nothing from us.
@@ -96,6 +105,8 @@ pub(super) struct Endpoint {
 enum Answer {
     Taken,
     Refused(String),
+    /// It asks for patience.
+    Wait(String),
     Again(String),
     /// It takes nothing from us; unless `certain`, one answer does not tell.
     Closed {
@@ -103,6 +114,34 @@ enum Answer {
         remedy: &'static str,
         certain: bool,
     },
+}
+
+/// What is known of a rating that the endpoint does not take.
+#[derive(Debug)]
+struct Trouble {
+    since: Instant,
+    tries: u32,
+    /// Tries since the one before which the endpoint had taken another rating.
+    passed_by: u32,
+    /// What it had taken by the last try.
+    taken: u64,
+}
+
+impl Trouble {
+    fn new(now: Instant, taken: u64) -> Self {
+        Self { since: now, tries: 0, passed_by: 0, taken }
+    }
+
+    /// Notes a try that failed, when the endpoint had taken `taken` ratings in all. Returns true when
+    /// it is the rating's own trouble: for `patience` at least, others have passed it by again and again,
+    /// the last one since the last try.
+    fn is_its_own(&mut self, now: Instant, taken: u64, patience: Duration) -> bool {
+        let others_pass = taken != self.taken;
+        self.taken = taken;
+        self.tries = self.tries.saturating_add(1);
+        self.passed_by = self.passed_by.saturating_add(u32::from(others_pass));
+        others_pass && self.passed_by >= PASSED_BY && now - self.since >= patience
+    }
 }
 
 impl Endpoint {
@@ -147,20 +186,22 @@ impl Endpoint {
             timeout: limit,
             meter: Arc::clone(meter),
             status: status.clone(),
+            give_up_after: config.give_up_after,
+            taken: AtomicU64::new(0),
             places: Semaphore::new(config.in_flight),
             failures: AtomicU32::new(0),
             locked_out: Streak::default(),
         }
     }
 
-    /// Posts `item` until the endpoint takes it or refuses it.
+    /// Posts `item` until the endpoint takes it or refuses it, or takes all but this one.
     ///
     /// # Errors
     ///
-    /// With the reason, when it is refused.
+    /// With the reason, when it is refused or given up.
     pub(super) async fn deliver(&self, item: &Item) -> Result<(), String> {
         let mut backoff = Backoff::new(RETRY_LEAST, RETRY_MOST);
-        let mut place = None;
+        let (mut place, mut trouble) = (None, None);
         loop {
             let held = match place.take() {
                 Some(held) => held,
@@ -171,8 +212,9 @@ impl Endpoint {
                 Answer::Taken | Answer::Refused(_) => 0,
                 _ => self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1),
             };
-            let why = match answer {
+            let (why, patience) = match answer {
                 Answer::Taken => {
+                    self.taken.fetch_add(1, Ordering::Relaxed);
                     self.works();
                     self.meter.forwarded(To::Endpoint);
                     return Ok(());
@@ -181,14 +223,25 @@ impl Endpoint {
                     self.works();
                     return Err(reason);
                 }
-                Answer::Again(why) => why,
+                Answer::Wait(why) => (why, None),
+                Answer::Again(why) => (why, Some(self.give_up_after)),
                 Answer::Closed { why, remedy, certain } => {
                     if certain || failures >= CLOSED {
                         self.is_closed(&why, remedy);
                     }
-                    why
+                    (why, Some(self.give_up_after.min(CLOSED_PATIENCE)))
                 }
             };
+            if let Some(patience) = patience {
+                let (now, taken) = (Instant::now(), self.taken.load(Ordering::Relaxed));
+                let trouble = trouble.get_or_insert_with(|| Trouble::new(now, taken));
+                if trouble.is_its_own(now, taken, patience) {
+                    let (tries, seconds) = (trouble.tries, (now - trouble.since).as_secs());
+                    return Err(format!(
+                        "given up after {tries} tries in {seconds} s, in which others were taken: {why}"
+                    ));
+                }
+            }
             debug!(why, "endpoint does not take a rating: it is tried again");
             if failures == DOWN {
                 warn!(why, "endpoint takes no ratings: they wait");
@@ -245,6 +298,7 @@ impl Endpoint {
 
     async fn judge(&self, answer: Response<Incoming>) -> Answer {
         let status = answer.status();
+        let told = answer.headers().contains_key(header::RETRY_AFTER);
         // Read to its end, so that the connection serves the next post.
         let body = Limited::new(answer.into_body(), ANSWER_MAX).collect();
         let body = match timeout(self.timeout, body).await {
@@ -252,10 +306,14 @@ impl Endpoint {
             _ => Bytes::new(),
         };
         let answer = meaning(status, &body);
-        if matches!(answer, Answer::Again(_) | Answer::Closed { .. }) {
-            self.meter.fault(Fault::EndpointAnswer);
+        match answer {
+            Answer::Taken | Answer::Refused(_) => return answer,
+            _ => self.meter.fault(Fault::EndpointAnswer),
         }
-        answer
+        match answer {
+            Answer::Again(why) if told => Answer::Wait(why),
+            answer => answer,
+        }
     }
 }
 
@@ -339,9 +397,8 @@ fn meaning(status: StatusCode, body: &[u8]) -> Answer {
         StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
             closed("a proxy answers: set feed.forward_to to the endpoint itself", true)
         }
-        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
-            Answer::Again(said())
-        }
+        StatusCode::TOO_MANY_REQUESTS => Answer::Wait(said()),
+        StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY => Answer::Again(said()),
         _ if status.is_client_error() => Answer::Refused(said()),
         _ => Answer::Again(said()),
     }
@@ -422,11 +479,33 @@ mod tests {
             let Answer::Closed { certain, .. } = meaning(status) else { panic!("{status}") };
             assert_eq!(certain, all, "{status}");
         }
-        for status in [408, 425, 429, 500, 502, 503, 504] {
+        assert!(matches!(meaning(429), Answer::Wait(_)));
+        for status in [408, 425, 500, 502, 503, 504] {
             assert!(matches!(meaning(status), Answer::Again(_)), "{status}");
         }
         let Answer::Refused(reason) = meaning(422) else { panic!("refused") };
         assert!(reason.starts_with("endpoint answered 422") && !reason.contains('\n'), "{reason}");
+    }
+
+    #[test]
+    fn a_rating_is_given_up_only_while_others_pass_it_by() {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let began = Instant::now();
+        let after = |seconds| began + Duration::from_secs(seconds);
+        // The endpoint is down, for however long: it took some before, and none since.
+        let mut down = Trouble::new(began, 1000);
+        assert!((0..1000).all(|n| !down.is_its_own(after(n * 30), 1000, PATIENCE)));
+        // Nor does it count when one was taken a long time ago.
+        assert!(!down.is_its_own(after(40_000), 1001, PATIENCE));
+        // Others pass it by all the time: once it was tried long enough, and often enough.
+        let mut alone = Trouble::new(began, 0);
+        assert!((0..60).all(|n| !alone.is_its_own(after(n), n, PATIENCE)));
+        // Not at a try since which none was taken: the endpoint may have gone down since.
+        assert!(!alone.is_its_own(after(61), 59, PATIENCE));
+        assert!(alone.is_its_own(after(62), 60, PATIENCE));
+        let mut seldom = Trouble::new(began, 0);
+        assert!((0..=4).all(|n| !seldom.is_its_own(after(100 * n), n, PATIENCE)));
+        assert!(seldom.is_its_own(after(500), 5, PATIENCE));
     }
 
     #[test]
