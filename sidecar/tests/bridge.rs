@@ -21,8 +21,15 @@ use tokio::{
     sync::watch,
 };
 use tokio_tungstenite::{
-    WebSocketStream, accept_async,
-    tungstenite::{Message, protocol::frame::coding::CloseCode},
+    WebSocketStream, accept_hdr_async,
+    tungstenite::{
+        Message,
+        handshake::server::{Request, Response},
+        protocol::frame::{
+            Frame,
+            coding::{CloseCode, Data, OpCode},
+        },
+    },
 };
 
 /// Nothing here takes so long, unless it never comes.
@@ -45,8 +52,21 @@ impl Feed {
     }
 
     async fn client(&self) -> Client {
+        self.client_asking().await.0
+    }
+
+    /// Returns the query of the handshake, too.
+    #[allow(clippy::result_large_err, reason = "the library's type")]
+    async fn client_asking(&self) -> (Client, String) {
         let accepted = tokio::time::timeout(SOON, self.listener.accept()).await;
-        accept_async(accepted.expect("the bridge connects").unwrap().0).await.unwrap()
+        let (stream, mut query) =
+            (accepted.expect("the bridge connects").unwrap().0, String::new());
+        let look = |request: &Request, response: Response| {
+            query = request.uri().query().unwrap_or_default().to_owned();
+            Ok(response)
+        };
+        let client = accept_hdr_async(stream, look).await.unwrap();
+        (client, query)
     }
 }
 
@@ -259,6 +279,48 @@ async fn a_frame_beyond_the_bound_is_refused_unread_and_the_next_connection_goes
     let [entry] = &dead.entries()[..] else { panic!("{:?}", dead.entries()) };
     assert_eq!(entry["reason"], "frame is longer than 2000 bytes, the bound");
     assert_eq!((&entry["bytes"], &entry["frame"]), (&json!(2001), &json!("")));
+    bridge.finish().await;
+}
+
+/// The same frame once ended every connection to a feed that goes on from an id.
+#[tokio::test]
+async fn a_frame_that_cannot_be_read_does_not_come_for_ever_and_a_gap_is_told() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let more = json!({"resume_query": "after", "max_frame_bytes": 2000});
+    let bridge = Bridge::start(config(&feed, &endpoint, &dead, more), None).await.unwrap();
+    let bad = || Frame::message(b"\xff\xfe".as_slice(), OpCode::Data(Data::Text), true);
+    let (mut client, query) = feed.client_asking().await;
+    assert_eq!(query, "");
+    client.send(Message::text(rating("a", 1))).await.unwrap();
+    for (message, code) in [
+        (Message::Frame(bad()), CloseCode::Invalid),
+        (Message::text("x".repeat(2001)), CloseCode::Size),
+        (Message::Frame(bad()), CloseCode::Invalid),
+    ] {
+        client.send(message).await.unwrap();
+        let closed = loop {
+            match client.next().await {
+                Some(Ok(Message::Close(frame))) => break frame.unwrap(),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?} instead of a close frame"),
+            }
+        };
+        assert_eq!(closed.code, code);
+        let query;
+        (client, query) = feed.client_asking().await;
+        // The third time it is not asked to go on.
+        let is_third = dead.entries().len() == 3;
+        assert_eq!(query, if is_third { "" } else { "after=e%2D1" });
+    }
+    says(&bridge, "after id \"e-1\"").await;
+    client.send(Message::text(rating("a", 7))).await.unwrap();
+    assert_eq!(endpoint.has(2).await, [rating("a", 1), rating("a", 7)]);
+    assert!(bridge.status().check().is_ok(), "{:?}", bridge.status().check());
+    client.close(None).await.unwrap();
+    // From then on it goes on as before.
+    let (_client, query) = feed.client_asking().await;
+    assert_eq!(query, "after=e%2D7");
     bridge.finish().await;
 }
 

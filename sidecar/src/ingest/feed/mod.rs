@@ -162,6 +162,7 @@ impl Bridge {
             dead,
             meter: Arc::clone(&meter),
             status: status.clone(),
+            stuck: 0,
             last: left.last.and_then(|body| frames::Item::read(body).ok()?.own_id().cloned()),
             stop: stop.clone(),
         };

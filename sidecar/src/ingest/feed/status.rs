@@ -19,6 +19,7 @@ enum Part {
     Spool,
     DeadLetters,
     Endpoint,
+    Gap,
     Feed,
 }
 
@@ -67,6 +68,15 @@ impl Status {
 
     pub(super) fn endpoint_takes(&self) {
         self.works(Part::Endpoint);
+    }
+
+    /// Ratings of the feed may be missing.
+    pub(super) fn gap(&self, why: &str) {
+        self.fails(Part::Gap, why.to_owned());
+    }
+
+    pub(super) fn gap_is_over(&self) {
+        self.works(Part::Gap);
     }
 
     /// Ratings that were refused wait for their file.
