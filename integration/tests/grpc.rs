@@ -222,6 +222,43 @@ async fn a_full_bus_says_when_to_come_back_and_health_follows_the_bus() {
     assert_eq!(rate(&client, &token, named).await.unwrap(), "0");
 }
 
+/// Once a stream read up to 63 ratings more, and took those for which a token had come meanwhile.
+#[tokio::test]
+async fn a_spent_quota_ends_a_stream_before_a_later_rating_is_taken() {
+    let kafka = Kafka::start().await;
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let mut settings =
+        Settings::new(&redis.url()).kafka(&kafka.brokers(), "grpc.quota").role(Role::Ingest);
+    // A token comes back sooner than the broker acknowledges.
+    let ingest = |key: &str, value: &str| (format!("MERIT__INGEST__{key}"), value.to_owned());
+    settings.environment = vec![ingest("RATER_RATE", "3000"), ingest("RATER_BURST", "1")];
+    let merit = Merit::start(settings).await;
+    let client = client(&merit).await;
+    let (mut from, mut ends) = (0, 0);
+    while from < 500 {
+        let ratings = (from..500).map(|n| Rating { id: Some(n.to_string()), ..rating("a", 5.0) });
+        let messages = ratings.map(|rating| RateStreamRequest { rating: Some(rating) });
+        let messages = stream::iter(messages.collect::<Vec<_>>());
+        let request = with_token(&keys::rater("u1"), messages);
+        let stopped = match client.clone().rate_stream(request).await {
+            Ok(answer) => {
+                assert_eq!(answer.into_inner().accepted, 500 - from);
+                break;
+            }
+            Err(stopped) => stopped,
+        };
+        assert_eq!((stopped.code(), reason(&stopped).as_str()), (Code::ResourceExhausted, "QUOTA"));
+        assert!(wait(&stopped).is_some());
+        // Every rating before `next` was taken, and none behind it.
+        assert_eq!(count(&stopped, "accepted"), count(&stopped, "next"), "{stopped:?}");
+        from += count(&stopped, "next");
+        ends += 1;
+    }
+    assert!(ends > 10, "{ends} ends");
+    // None was taken twice.
+    assert_eq!(merit.metric("merit_ratings_accepted_total").await, Some(500.0));
+}
+
 #[tokio::test]
 async fn a_process_that_stops_tells_a_stream_where_to_go_on_and_loses_nothing_of_it() {
     let (mut merit, redis) = one_process().await;

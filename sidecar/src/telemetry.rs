@@ -340,6 +340,7 @@ fn describe_feed() {
             "Frames and ratings of the feed that were put aside, by who refused them",
         ),
         ("merit_feed_errors_total", "What failed at the feed bridge and is tried again, by kind"),
+        ("merit_feed_gaps_total", "Connections that did not go on from the last id of the feed"),
         ("merit_feed_pauses_total", "Answers that told the feed bridge to wait"),
     ] {
         describe_counter!(name, Unit::Count, what);

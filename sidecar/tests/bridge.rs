@@ -4,7 +4,7 @@
 
 use std::{
     collections::VecDeque,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU32, Ordering},
@@ -21,8 +21,15 @@ use tokio::{
     sync::watch,
 };
 use tokio_tungstenite::{
-    WebSocketStream, accept_async,
-    tungstenite::{Message, protocol::frame::coding::CloseCode},
+    WebSocketStream, accept_hdr_async,
+    tungstenite::{
+        Message,
+        handshake::server::{Request, Response},
+        protocol::frame::{
+            Frame,
+            coding::{CloseCode, Data, OpCode},
+        },
+    },
 };
 
 /// Nothing here takes so long, unless it never comes.
@@ -45,8 +52,21 @@ impl Feed {
     }
 
     async fn client(&self) -> Client {
+        self.client_asking().await.0
+    }
+
+    /// Returns the query of the handshake, too.
+    #[allow(clippy::result_large_err, reason = "the library's type")]
+    async fn client_asking(&self) -> (Client, String) {
         let accepted = tokio::time::timeout(SOON, self.listener.accept()).await;
-        accept_async(accepted.expect("the bridge connects").unwrap().0).await.unwrap()
+        let (stream, mut query) =
+            (accepted.expect("the bridge connects").unwrap().0, String::new());
+        let look = |request: &Request, response: Response| {
+            query = request.uri().query().unwrap_or_default().to_owned();
+            Ok(response)
+        };
+        let client = accept_hdr_async(stream, look).await.unwrap();
+        (client, query)
     }
 }
 
@@ -56,6 +76,8 @@ struct Endpoint {
     url: String,
     answers: Arc<Mutex<VecDeque<u16>>>,
     open: Arc<AtomicBool>,
+    /// What it never takes: it answers 500.
+    poison: &'static str,
     taken: watch::Sender<Vec<String>>,
     asked: watch::Sender<u64>,
 }
@@ -67,6 +89,7 @@ impl Endpoint {
             url: format!("http://{}/v1/rating", listener.local_addr().unwrap()),
             answers: Arc::new(Mutex::new(answers.iter().copied().collect())),
             open: Arc::new(AtomicBool::new(true)),
+            poison: "\"agent_id\":\"poison\"",
             taken: watch::Sender::default(),
             asked: watch::Sender::default(),
         };
@@ -80,7 +103,9 @@ impl Endpoint {
         self.asked.send_modify(|asked| *asked += 1);
         let told = self.answers.lock().unwrap().pop_front();
         let closed = (!self.open.load(Ordering::SeqCst)).then_some(503);
-        let status = StatusCode::from_u16(told.or(closed).unwrap_or(202)).unwrap();
+        let bytes = self.poison.as_bytes();
+        let poison = body.windows(bytes.len()).any(|part| part == bytes).then_some(500);
+        let status = StatusCode::from_u16(told.or(closed).or(poison).unwrap_or(202)).unwrap();
         if status.is_success() {
             let text = String::from_utf8(body.to_vec()).unwrap();
             self.taken.send_modify(|taken| taken.push(text));
@@ -115,14 +140,40 @@ impl DeadLetters {
     }
 
     fn entries(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(&self.0).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        entries(&self.0)
     }
+
+    fn path_of_refused(&self) -> PathBuf {
+        let name = self.0.file_stem().unwrap().to_str().unwrap();
+        self.0.with_file_name(format!("{name}-refused.ndjson"))
+    }
+
+    fn refused(&self) -> Vec<Value> {
+        entries(&self.path_of_refused())
+    }
+}
+
+fn entries(path: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Waits until the bridge says that it is not ready for a reason that holds `part`.
+async fn says(bridge: &Bridge, part: &str) {
+    let said = || bridge.status().check().is_err_and(|why| why.to_string().contains(part));
+    let waiting = async {
+        while !said() {
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(SOON, waiting).await;
+    assert!(waited.is_ok(), "{:?} does not say {part}", bridge.status().check());
 }
 
 impl Drop for DeadLetters {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(self.path_of_refused());
     }
 }
 
@@ -181,6 +232,30 @@ async fn what_is_no_rating_is_put_aside_with_the_reason_and_the_rest_arrives_byt
     bridge.finish().await;
 }
 
+/// More than 10,000 ratings in a frame were once put aside as malformed, most of them for good.
+#[tokio::test]
+async fn a_frame_within_the_bound_may_hold_any_number_of_ratings() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"in_flight": 16, "queue": 700}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    let ratings: Vec<String> =
+        (0..10_500).map(|number| rating(&format!("a{}", number % 100), number)).collect();
+    let junk = vec!["0"; 150].join(",");
+    client.send(Message::text(format!("[{junk},{}]", ratings.join(",")))).await.unwrap();
+    let mut taken = endpoint.has(ratings.len()).await;
+    taken.sort();
+    let mut expected = ratings;
+    expected.sort();
+    assert!(taken == expected, "what arrived is not what was sent");
+    // What is no rating costs a line each only so often.
+    let entries = dead.entries();
+    assert_eq!(entries.len(), 101);
+    assert_eq!(entries[100]["reason"], "50 more items of this frame are no ratings");
+    bridge.finish().await;
+}
+
 #[tokio::test]
 async fn a_frame_beyond_the_bound_is_refused_unread_and_the_next_connection_goes_on() {
     let (feed, endpoint, dead) =
@@ -204,6 +279,48 @@ async fn a_frame_beyond_the_bound_is_refused_unread_and_the_next_connection_goes
     let [entry] = &dead.entries()[..] else { panic!("{:?}", dead.entries()) };
     assert_eq!(entry["reason"], "frame is longer than 2000 bytes, the bound");
     assert_eq!((&entry["bytes"], &entry["frame"]), (&json!(2001), &json!("")));
+    bridge.finish().await;
+}
+
+/// The same frame once ended every connection to a feed that goes on from an id.
+#[tokio::test]
+async fn a_frame_that_cannot_be_read_does_not_come_for_ever_and_a_gap_is_told() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let more = json!({"resume_query": "after", "max_frame_bytes": 2000});
+    let bridge = Bridge::start(config(&feed, &endpoint, &dead, more), None).await.unwrap();
+    let bad = || Frame::message(b"\xff\xfe".as_slice(), OpCode::Data(Data::Text), true);
+    let (mut client, query) = feed.client_asking().await;
+    assert_eq!(query, "");
+    client.send(Message::text(rating("a", 1))).await.unwrap();
+    for (message, code) in [
+        (Message::Frame(bad()), CloseCode::Invalid),
+        (Message::text("x".repeat(2001)), CloseCode::Size),
+        (Message::Frame(bad()), CloseCode::Invalid),
+    ] {
+        client.send(message).await.unwrap();
+        let closed = loop {
+            match client.next().await {
+                Some(Ok(Message::Close(frame))) => break frame.unwrap(),
+                Some(Ok(_)) => {}
+                other => panic!("{other:?} instead of a close frame"),
+            }
+        };
+        assert_eq!(closed.code, code);
+        let query;
+        (client, query) = feed.client_asking().await;
+        // The third time it is not asked to go on.
+        let is_third = dead.entries().len() == 3;
+        assert_eq!(query, if is_third { "" } else { "after=e%2D1" });
+    }
+    says(&bridge, "after id \"e-1\"").await;
+    client.send(Message::text(rating("a", 7))).await.unwrap();
+    assert_eq!(endpoint.has(2).await, [rating("a", 1), rating("a", 7)]);
+    assert!(bridge.status().check().is_ok(), "{:?}", bridge.status().check());
+    client.close(None).await.unwrap();
+    // From then on it goes on as before.
+    let (_client, query) = feed.client_asking().await;
+    assert_eq!(query, "after=e%2D7");
     bridge.finish().await;
 }
 
@@ -273,7 +390,7 @@ async fn a_full_queue_stops_the_reading_and_nothing_is_lost() {
 
 #[tokio::test]
 async fn an_endpoint_that_refuses_one_rating_gets_the_next_and_one_that_refuses_us_is_waited_for() {
-    let answers = [422, 401, 302, 500, 408, 202, 403];
+    let answers = [422, 401, 302, 500, 408, 202, 403, 404, 405, 409, 407, 410, 202];
     let (feed, endpoint, dead) =
         (Feed::start().await, Endpoint::start(&answers).await, DeadLetters::new());
     let config = config(&feed, &endpoint, &dead, json!({"in_flight": 1}));
@@ -283,13 +400,119 @@ async fn an_endpoint_that_refuses_one_rating_gets_the_next_and_one_that_refuses_
         client.send(Message::text(rating("a", number))).await.unwrap();
     }
     assert_eq!(endpoint.has(2).await, [rating("a", 2), rating("a", 4)]);
-    let entries = dead.entries();
+    let entries = dead.refused();
     assert_eq!(entries.len(), 2, "{entries:?}");
-    for (entry, number, status) in [(&entries[0], 1, "422"), (&entries[1], 3, "403")] {
+    for (entry, number, status) in [(&entries[0], 1, "422"), (&entries[1], 3, "409")] {
         assert_eq!(entry["frame"], rating("a", number));
         let reason = entry["reason"].as_str().unwrap();
         assert!(reason.starts_with(&format!("endpoint answered {status}")), "{reason}");
     }
+    bridge.finish().await;
+}
+
+/// It once held back every other one, after the next 4096.
+#[tokio::test]
+async fn a_rating_that_the_endpoint_never_takes_holds_back_no_other_and_is_given_up_at_last() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"give_up_after": "1s", "in_flight": 16}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    client.send(Message::text(rating("poison", 0))).await.unwrap();
+    for number in 1..=6000 {
+        let agent = format!("a{}", number % 100);
+        client.send(Message::text(rating(&agent, number))).await.unwrap();
+    }
+    endpoint.has(6000).await;
+    // Nothing speaks for giving up while nothing else is taken.
+    let mut number = 6000;
+    while dead.refused().is_empty() {
+        number += 1;
+        client.send(Message::text(rating("a", number))).await.unwrap();
+        endpoint.has(number).await;
+    }
+    let [entry] = &dead.refused()[..] else { panic!("{:?}", dead.refused()) };
+    assert_eq!(entry["frame"], rating("poison", 0));
+    let reason = entry["reason"].as_str().unwrap();
+    assert!(reason.starts_with("given up after") && reason.contains("answered 500"), "{reason}");
+    bridge.finish().await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_down_gives_up_nothing() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"give_up_after": "1s"}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    let send = |number: usize| Message::text(rating(&format!("a{}", number % 8), number));
+    for number in 0..8 {
+        client.send(send(number)).await.unwrap();
+    }
+    endpoint.has(8).await;
+    endpoint.open.store(false, Ordering::SeqCst);
+    for number in 8..16 {
+        client.send(send(number)).await.unwrap();
+    }
+    // Seven tries of each of the four that are out take longer than the second after which one is given up.
+    endpoint.was_asked(8 + 32).await;
+    endpoint.open.store(true, Ordering::SeqCst);
+    endpoint.has(16).await;
+    assert_eq!((dead.refused().len(), bridge.counts().refused), (0, 0));
+    bridge.finish().await;
+}
+
+/// A revoked key once put the whole stream aside, at full speed.
+#[tokio::test]
+async fn while_the_endpoint_takes_nothing_from_us_ratings_wait_and_one_reason_is_told() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[403; 24]).await, DeadLetters::new());
+    let bridge = Bridge::start(config(&feed, &endpoint, &dead, json!({})), None).await.unwrap();
+    let mut client = feed.client().await;
+    for number in 0..40 {
+        client.send(Message::text(rating(&format!("a{}", number % 8), number))).await.unwrap();
+    }
+    says(&bridge, "endpoint answered 403").await;
+    says(&bridge, "check what the token").await;
+    assert_eq!(endpoint.has(40).await.len(), 40);
+    assert_eq!((dead.refused().len(), bridge.counts().refused), (0, 0));
+    assert!(bridge.status().check().is_ok(), "{:?}", bridge.status().check());
+    bridge.finish().await;
+}
+
+/// A full file of refused ratings was once overwritten by later ones.
+#[tokio::test]
+async fn a_full_dead_letter_file_holds_the_bridge_back_until_it_is_moved_away() {
+    let (feed, endpoint, dead) =
+        (Feed::start().await, Endpoint::start(&[422; 9]).await, DeadLetters::new());
+    let config = config(&feed, &endpoint, &dead, json!({"dead_letter_max_bytes": 1 << 20}));
+    let bridge = Bridge::start(config, None).await.unwrap();
+    let mut client = feed.client().await;
+    let long = |number| rating("a", number) + &" ".repeat(300 << 10);
+    for number in 0..9 {
+        client.send(Message::text(long(number))).await.unwrap();
+    }
+    client.send(Message::text(rating("a", 9))).await.unwrap();
+    let mut kept = Vec::new();
+    // Three fit into a file.
+    for _ in 0..2 {
+        says(&bridge, "-refused.ndjson is full: move it away").await;
+        kept.extend(dead.refused());
+        let away = dead.0.with_extension("away");
+        std::fs::rename(dead.path_of_refused(), &away).unwrap();
+        std::fs::remove_file(away).unwrap();
+        let ends = async {
+            while bridge.status().check().is_err() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, ends).await.expect("the bridge goes on");
+    }
+    assert_eq!(endpoint.has(1).await, [rating("a", 9)]);
+    kept.extend(dead.refused());
+    let kept: Vec<&str> = kept.iter().map(|entry| entry["frame"].as_str().unwrap()).collect();
+    assert_eq!(kept.len(), 9);
+    assert!((0..9).zip(kept).all(|(number, kept)| kept == long(number)));
     bridge.finish().await;
 }
 

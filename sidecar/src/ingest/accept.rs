@@ -47,6 +47,13 @@ pub(super) struct Inner {
     receipts: Receipts,
 }
 
+/// A rating that its poster may post, and has paid for.
+#[derive(Debug)]
+pub(super) struct Allowed {
+    rating: Rating,
+    by_collector: bool,
+}
+
 /// A rating that the bus has acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accepted {
@@ -135,7 +142,7 @@ impl Ingest {
         deadline: Instant,
     ) -> Result<Accepted, Refusal> {
         let rating = self.rating(rater, name, body)?;
-        self.publish(&rating, deadline).await
+        self.publish(rating, deadline).await
     }
 
     /// Returns the rating in `body`, when `rater` may post it.
@@ -144,17 +151,17 @@ impl Ingest {
         rater: &Rater,
         name: Option<RatingId>,
         body: &[u8],
-    ) -> Result<Rating, Refusal> {
+    ) -> Result<Allowed, Refusal> {
         self.allow(rater, name, RatingRequest::from_json(body)?)
     }
 
-    /// Returns the rating that `request` asks for, when `rater` may post it.
+    /// Returns the rating that `request` asks for, when `rater` may post it: one of its quota is taken.
     pub(super) fn allow(
         &self,
         rater: &Rater,
         name: Option<RatingId>,
         mut request: RatingRequest,
-    ) -> Result<Rating, Refusal> {
+    ) -> Result<Allowed, Refusal> {
         if let Some(name) = name {
             request = request.named(name).map_err(Refusal::TwoNames)?;
         }
@@ -163,18 +170,37 @@ impl Ingest {
         rater.may_move(&rating, self.inner.subject)?;
         let rating = self.inner.receipts.check(rating, self.inner.subject);
         let rating = rating.map_err(Refusal::Receipt)?;
-        let quota = match rater.is_collector() {
-            true => &self.inner.of_collectors,
-            false => &self.inner.of_raters,
-        };
-        if let Some(quota) = quota {
+        let by_collector = rater.is_collector();
+        if let Some(quota) = self.quota(by_collector) {
             quota.take(rater.poster()).map_err(|retry_after| Refusal::Quota { retry_after })?;
         }
-        Ok(rating)
+        Ok(Allowed { rating, by_collector })
     }
 
-    /// Puts `rating` on the bus, and returns when the bus has acknowledged it.
+    fn quota(&self, of_collectors: bool) -> Option<&Quota> {
+        match of_collectors {
+            true => self.inner.of_collectors.as_ref(),
+            false => self.inner.of_raters.as_ref(),
+        }
+    }
+
+    /// Puts a rating on the bus, and returns when the bus has acknowledged it. When it does not, the
+    /// rater gets back what it paid: an outage is not its fault. A caller that hangs up gets nothing
+    /// back, or nobody would have to pay.
     pub(super) async fn publish(
+        &self,
+        allowed: Allowed,
+        deadline: Instant,
+    ) -> Result<Accepted, Refusal> {
+        let Allowed { rating, by_collector } = allowed;
+        let published = self.put_on_the_bus(&rating, deadline).await;
+        if let (Err(_), Some(quota)) = (&published, self.quota(by_collector)) {
+            quota.give_back(rating.poster());
+        }
+        published
+    }
+
+    async fn put_on_the_bus(
         &self,
         rating: &Rating,
         deadline: Instant,

@@ -93,18 +93,22 @@ pub(super) async fn take(
             Form::Events => Event::read(item)?,
         };
         let rating = ingest.allow(rater, None, request)?;
-        ingest.publish(&rating, deadline).await
+        ingest.publish(rating, deadline).await
     });
     join_all(outcomes).await
 }
 
-/// Returns the answer: 202 when all were accepted, 503 when the bus took none, 207 otherwise.
+/// Returns the answer: 202 when all were accepted, 429 when none is left to this rater, 503 when the bus
+/// took none, 207 otherwise.
 pub(super) fn answer(outcomes: &[Result<Accepted, Refusal>]) -> Response {
     let waits = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()?.retry_after());
     let wait = waits.max();
     let unavailable = |outcome: &Result<Accepted, Refusal>| matches!(outcome, Err(refusal) if refusal.retry_after().is_some());
+    let spent = |outcome: &Result<Accepted, Refusal>| matches!(outcome, Err(Refusal::Quota { .. }));
     let status = if outcomes.iter().all(Result::is_ok) {
         StatusCode::ACCEPTED
+    } else if outcomes.iter().all(spent) {
+        StatusCode::TOO_MANY_REQUESTS
     } else if outcomes.iter().all(unavailable) {
         StatusCode::SERVICE_UNAVAILABLE
     } else {

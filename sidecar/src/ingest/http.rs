@@ -80,7 +80,7 @@ async fn one(State(ingest): State<Ingest>, request: Request<Body>) -> Response {
             One::Event => Event::read(&body)?,
         };
         let rating = ingest.allow(&rater, name, asked)?;
-        let accepted = ingest.publish(&rating, deadline).await?;
+        let accepted = ingest.publish(rating, deadline).await?;
         Ok((StatusCode::ACCEPTED, Json(accepted.to_json())).into_response())
     };
     ingest.answer(outcome).await

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tower_merit::{
     AgentId, MemoryStore, Spend,
     bucket::{BucketName, Limits, Tokens},
-    store::{BucketRule, Decision, Take},
+    store::{BucketRule, Decision, Direction, Settlement, Take},
 };
 
 use super::Config;
@@ -65,6 +65,12 @@ impl Quota {
             Decision::Banned { for_ms } => Err(Duration::from_millis(for_ms)),
         }
     }
+
+    /// Gives back what [`Quota::take`] took from `poster`.
+    pub(super) fn give_back(&self, poster: &Poster) {
+        let (agent, takes) = (bucket_of(poster), Arc::clone(&self.take));
+        self.store.settle(Settlement { agent, takes, direction: Direction::GiveBack });
+    }
 }
 
 /// Returns the name of a poster's bucket: posters have any name, buckets do not.
@@ -97,6 +103,9 @@ mod tests {
         assert_eq!(quota.take(&loud).unwrap_err(), Duration::from_millis(500));
         quota.take(&other).unwrap();
         tokio::time::advance(Duration::from_millis(500)).await;
+        quota.take(&loud).unwrap();
+        quota.take(&loud).unwrap_err();
+        quota.give_back(&loud);
         quota.take(&loud).unwrap();
         quota.take(&loud).unwrap_err();
     }

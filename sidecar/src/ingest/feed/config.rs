@@ -39,6 +39,10 @@ pub struct Config {
     /// How long one post may take, 100ms to 5m; default 10s.
     #[serde(with = "duration")]
     pub timeout: Duration,
+    /// How long a rating is posted again that the endpoint never takes, while it takes others, 1s to 7d;
+    /// default 5m. Then it is put aside. An endpoint that takes nothing is waited for without end.
+    #[serde(with = "duration")]
+    pub give_up_after: Duration,
     /// Most posts at a time, 1 to 64; default 4: an agent has one at a time, however many there are.
     pub in_flight: usize,
     /// Whether ratings go onto Merit's own bus.
@@ -53,10 +57,12 @@ pub struct Config {
     pub spool_dir: Option<PathBuf>,
     /// Most bytes in that folder, from 64 MiB on; default 1 GiB: a million ratings of a KiB.
     pub spool_max_bytes: u64,
-    /// File for what cannot be delivered; `dead.ndjson` in `spool_dir` when absent, and without that
-    /// only the reason is logged.
+    /// File for frames that hold no rating; `dead.ndjson` in `spool_dir` when absent, and without that
+    /// only the reason is logged. Ratings that cannot be delivered go beside it, into a file whose name
+    /// has `-refused` before its ending.
     pub dead_letter_file: Option<PathBuf>,
-    /// Longest that file gets before it becomes `<file>.1`, in bytes, from 1 MiB on; default 16 MiB.
+    /// Longest that each of them gets, in bytes, from 1 MiB on; default 16 MiB. Then the first becomes
+    /// `<file>.1`; the other takes no more, and ratings wait, until it is moved away.
     pub dead_letter_max_bytes: u64,
 }
 
@@ -87,6 +93,7 @@ impl Default for Config {
             api_key_env: None,
             api_key_file: None,
             timeout: Duration::from_secs(10),
+            give_up_after: Duration::from_secs(300),
             in_flight: 4,
             publish: false,
             name: "feed".to_owned(),

@@ -20,11 +20,15 @@ use super::{
 };
 use crate::causes::with_causes;
 
+/// Ratings that are looked at and not finished: so many are in memory. Each sink bounds how many of them
+/// it is busy with.
+const UNFINISHED_MAX: usize = 4096;
 /// Ratings between the oldest unfinished one and the latest that is looked at: so many are delivered
 /// again after a crash at most, and so many may overtake one that an endpoint keeps refusing for now.
-const WINDOW: usize = 4096;
-/// Deliveries that are begun at a time; each sink bounds how many of them it is busy with.
-const RUNNING_MAX: usize = 256;
+const SPAN: usize = 1 << 18;
+/// With so many, this many more are looked at with each [`NOTE_EVERY`], until they are twice as many:
+/// that others pass it by is what tells that the oldest one will never be taken.
+const TRICKLE: usize = 64;
 /// How often the queue is told how far delivery got, and the lag is looked at.
 const NOTE_EVERY: Duration = Duration::from_millis(250);
 
@@ -57,7 +61,7 @@ impl Forwarder {
         // The listener holds the other end: in memory the outlet ends with it.
         let (lasts, queue) = (queue.lasts(), queue.lasts().then_some(queue));
         let (mut turns, mut position) = (Turns::new(), Position::new(first));
-        let mut running = FuturesUnordered::new();
+        let (mut running, mut span) = (FuturesUnordered::new(), SPAN);
         let mut notes = interval(NOTE_EVERY);
         notes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut noted = Noted { to: first, failing: false };
@@ -66,8 +70,7 @@ impl Forwarder {
         let mut deadline: Option<Instant> = None;
         loop {
             let takes = !(lasts && deadline.is_some());
-            while takes && running.len() < RUNNING_MAX {
-                let Some(task) = turns.next() else { break };
+            while takes && let Some(task) = turns.next() {
                 running.push(deliver(&sinks, task));
             }
             let is_done = running.is_empty() && (ended || !takes);
@@ -86,14 +89,25 @@ impl Forwarder {
                 }
                 _ = notes.tick() => {
                     meter.lag(position.oldest_ms());
+                    span = match position.len() {
+                        ..SPAN => SPAN,
+                        length => (length + TRICKLE).min(2 * SPAN),
+                    };
                     if let Some(queue) = &queue {
                         noted.note(queue, position.first(), &meter, &status).await;
                     }
                 }
-                more = outlet.next(), if takes && !ended && position.len() < WINDOW => match more {
+                more = outlet.next(), if takes
+                    && !ended
+                    && position.unfinished() < UNFINISHED_MAX
+                    && position.len() < span => match more
+                {
                     None => ended = true,
                     Some(ratings) => {
                         for waiting in ratings {
+                            if let Some(number) = waiting.number {
+                                position.skip_to(number);
+                            }
                             let number = position.begun(waiting.rating.received_ms);
                             let task = Task::new(number, waiting);
                             turns.push(&task.key.clone(), task);

@@ -8,7 +8,9 @@
 //! 4. Between tries the wait doubles, by half by chance. It begins anew once a connection brought a
 //!    rating. Who says that trying is no use (a refused handshake, close code 1008, 3000 or 3003) is
 //!    asked as seldom as we ever do; who names a time, then.
-//! 5. A frame beyond the bound is not read: the connection ends with close code 1009.
+//! 5. A frame beyond the bound is not read: the connection ends with close code 1009; for one that is no
+//!    UTF-8 with 1007. A feed that goes on from the last id would send it for ever: after
+//!    [`STUCK`] such ends at one id the next connection names none.
 
 use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
@@ -44,8 +46,12 @@ const TRY_LATER: Duration = Duration::from_secs(5);
 /// Ratings that are taken together at most, and about how many bytes.
 const BATCH: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
+/// Items of one frame that are no ratings and are put aside one by one; of more, the frame is.
+const MALFORMED_MAX: usize = 100;
 /// How long a closing handshake may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// Connections that a frame ended that cannot be read, all at one id, before one is tried without it.
+const STUCK: u32 = 3;
 /// Between tries to put ratings into a spool that does not take them.
 const SPOOL_PAUSE: Duration = Duration::from_millis(500);
 
@@ -60,6 +66,8 @@ pub(super) struct Listener {
     pub(super) status: Status,
     /// The id of the rating that was taken last.
     pub(super) last: Option<RatingId>,
+    /// Connections in a row that a frame ended that cannot be read, since that one was taken.
+    pub(super) stuck: u32,
     pub(super) stop: CancellationToken,
 }
 
@@ -76,6 +84,8 @@ enum Ended {
     Silent(Duration),
     /// A frame was beyond the bound.
     TooLong,
+    /// A text frame was none.
+    NotText,
 }
 
 impl fmt::Display for Ended {
@@ -92,6 +102,7 @@ impl fmt::Display for Ended {
             Self::Broken(why) => write!(f, "connection broke: {why}"),
             Self::Silent(silence) => write!(f, "feed said nothing for {} ms", silence.as_millis()),
             Self::TooLong => f.write_str("frame was longer than feed.max_frame_bytes"),
+            Self::NotText => f.write_str("text frame was not UTF-8"),
         }
     }
 }
@@ -138,12 +149,17 @@ impl Listener {
                         _ => warn!(why = %ended, "feed disconnected"),
                     }
                     match &ended {
-                        Ended::Broken(_) | Ended::TooLong => self.meter.fault(Fault::Broken),
+                        Ended::Broken(_) | Ended::TooLong | Ended::NotText => {
+                            self.meter.fault(Fault::Broken);
+                        }
                         Ended::Silent(_) => self.meter.fault(Fault::Silent),
                         _ => {}
                     }
                     if brought {
                         backoff.reset();
+                    }
+                    if matches!(ended, Ended::TooLong | Ended::NotText) {
+                        self.is_stuck(&ended);
                     }
                     ended.again()
                 }
@@ -178,15 +194,40 @@ impl Listener {
         }
     }
 
+    /// Whether the feed is told where to go on.
+    fn resumes(&self) -> bool {
+        let subscribes = |text: &String| text.contains(LAST_ID);
+        self.config.resume_query.is_some() || self.config.subscribe.as_ref().is_some_and(subscribes)
+    }
+
+    /// Notes that a frame ended the connection that cannot be read: going on from the same id would
+    /// meet it again.
+    fn is_stuck(&mut self, ended: &Ended) {
+        self.stuck = self.stuck.saturating_add(1);
+        let Some(last) = self.last.as_ref().filter(|_| self.resumes() && self.stuck >= STUCK)
+        else {
+            return;
+        };
+        let times = self.stuck;
+        self.meter.gap();
+        let last = last.as_str();
+        error!(why = %ended, times, last, "feed is not asked to go on: ratings after that id may be missing");
+        self.status.gap(&format!(
+            "{ended}, {times} times after id {last:?}: the feed is not asked to go on from there, and \
+             ratings may be missing"
+        ));
+    }
+
     async fn connect(&self) -> Result<Socket, ConnectError> {
-        let uri = match (&self.config.resume_query, &self.last) {
+        let last = self.last.as_ref().filter(|_| self.stuck < STUCK);
+        let uri = match (&self.config.resume_query, last) {
             (Some(name), Some(last)) => connect::resuming(&self.feed.uri, name, last),
             _ => self.feed.uri.clone(),
         };
         let max = self.config.max_frame_bytes;
         let mut socket = connect::connect(&self.feed, uri, &self.headers, max).await?;
         if let Some(text) = &self.config.subscribe {
-            let text = subscription(text, self.last.as_ref());
+            let text = subscription(text, last);
             let sent = timeout(self.config.silence, socket.send(Message::text(text))).await;
             let sent = sent.map_err(|_| ConnectError::Late)?;
             sent.map_err(|error| ConnectError::Handshake(Box::new(error)))?;
@@ -195,10 +236,13 @@ impl Listener {
     }
 }
 
+/// What stands for the last id in a subscription.
+const LAST_ID: &str = "{last_id}";
+
 /// Returns `text` with the last id in its place, escaped as within a JSON string.
 fn subscription(text: &str, last: Option<&RatingId>) -> String {
     let quoted = serde_json::json!(last.map(RatingId::as_str).unwrap_or_default()).to_string();
-    text.replace("{last_id}", &quoted[1..quoted.len() - 1])
+    text.replace(LAST_ID, &quoted[1..quoted.len() - 1])
 }
 
 /// One connection's time.
@@ -265,6 +309,7 @@ impl Visit<'_> {
             if let Some(ended) = ended {
                 let code = match &ended {
                     Ended::TooLong => CloseCode::Size,
+                    Ended::NotText => CloseCode::Invalid,
                     _ => CloseCode::Normal,
                 };
                 close(&mut socket, code).await;
@@ -294,9 +339,10 @@ impl Visit<'_> {
                 batch.ended = Some(Ended::TooLong);
                 return;
             }
-            Some(Err(error @ Error::Utf8(_))) => {
-                self.put_aside("malformed", "text frame is not UTF-8", &[], 0).await;
-                batch.ended = Some(Ended::Broken(error.to_string()));
+            Some(Err(Error::Utf8(_))) => {
+                let reason = "text frame is not UTF-8: the library gives nothing of it";
+                self.put_aside("malformed", reason, &[], 0).await;
+                batch.ended = Some(Ended::NotText);
                 return;
             }
             Some(Err(error)) => {
@@ -317,34 +363,59 @@ impl Visit<'_> {
                     .await;
             }
         };
+        let (several, mut malformed) = (bodies.len() > 1, 0_usize);
         for body in bodies {
+            // One of several that waits must not hold the memory of all.
+            let body = if several { Bytes::copy_from_slice(&body) } else { body };
             match Item::read(body.clone()) {
                 Ok(item) => {
                     batch.last = item.own_id().cloned().or(batch.last.take());
                     batch.bytes += body.len();
                     batch.ratings.push(Received { received_ms: now, body });
                 }
-                Err(error) => {
+                Err(error) if malformed < MALFORMED_MAX => {
+                    malformed += 1;
                     self.put_aside("malformed", &error.to_string(), &body, body.len() as u64).await;
                 }
+                Err(_) => malformed += 1,
             }
+        }
+        if let Some(more) = malformed.checked_sub(MALFORMED_MAX).filter(|more| *more > 0) {
+            let reason = format!("{more} more items of this frame are no ratings");
+            self.put_aside("malformed", &reason, &text, text.len() as u64).await;
         }
     }
 
     async fn put_aside(&self, label: &'static str, reason: &str, frame: &[u8], bytes: u64) {
         self.listener.meter.refused(label);
-        if let Err(error) = self.listener.dead.put(reason, frame, bytes).await {
+        if let Err(error) = self.listener.dead.put_frame(reason, frame, bytes).await {
             self.listener.meter.fault(Fault::DeadLetter);
-            error!(%error, reason, "malformed frame not written to the dead-letter file");
+            let error = with_causes(&error);
+            error!(error, reason, "malformed frame not written to the dead-letter file");
         }
     }
 
-    /// Puts the ratings into the queue, waiting as long as it takes; returns false when told to stop.
+    /// Puts what came into the queue, waiting as long as it takes; returns false when told to stop.
     async fn keep(&mut self, batch: Batch) -> bool {
         let Batch { ratings, last, .. } = batch;
         if ratings.is_empty() {
             return true;
         }
+        // One frame may hold more than is taken at a time.
+        let mut ratings = ratings.into_iter();
+        while ratings.len() > 0 {
+            if !self.put(piece(&mut ratings)).await {
+                return false;
+            }
+        }
+        if std::mem::take(&mut self.listener.stuck) >= STUCK {
+            self.listener.status.gap_is_over();
+        }
+        self.listener.last = last.or(self.listener.last.take());
+        true
+    }
+
+    async fn put(&mut self, ratings: Vec<Received>) -> bool {
         let count = ratings.len() as u64;
         let (listener, mut failed) = (&mut *self.listener, false);
         loop {
@@ -378,10 +449,22 @@ impl Visit<'_> {
             listener.status.spool_works();
         }
         listener.meter.taken(count);
-        listener.last = last.or(listener.last.take());
         self.brought = true;
         true
     }
+}
+
+/// Returns the next ratings that are taken together.
+fn piece(ratings: &mut std::vec::IntoIter<Received>) -> Vec<Received> {
+    let (mut piece, mut bytes) = (Vec::new(), 0);
+    while piece.len() < BATCH
+        && bytes < BATCH_BYTES
+        && let Some(rating) = ratings.next()
+    {
+        bytes += rating.body.len();
+        piece.push(rating);
+    }
+    piece
 }
 
 /// Closes in order, as far as the other side plays along.

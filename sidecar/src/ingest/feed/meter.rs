@@ -12,6 +12,7 @@ pub(super) struct Meter {
     reconnects: Counter,
     connected: Gauge,
     received: Counter,
+    gaps: Counter,
     pauses: Counter,
     queue_depth: Gauge,
     lag: Gauge,
@@ -81,6 +82,7 @@ impl Meter {
             reconnects: counter!("merit_feed_reconnects_total"),
             connected: gauge!("merit_feed_connected"),
             received: counter!("merit_feed_received_total"),
+            gaps: counter!("merit_feed_gaps_total"),
             pauses: counter!("merit_feed_pauses_total"),
             queue_depth: gauge!("merit_feed_queue_depth"),
             lag: gauge!("merit_feed_lag_seconds"),
@@ -144,6 +146,11 @@ impl Meter {
 
     pub(super) fn fault(&self, fault: Fault) {
         counter!("merit_feed_errors_total", "kind" => fault.label()).increment(1);
+    }
+
+    /// Counts a connection that was not asked to go on from the last id.
+    pub(super) fn gap(&self) {
+        self.gaps.increment(1);
     }
 
     pub(super) fn told_to_wait(&self) {

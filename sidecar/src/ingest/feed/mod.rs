@@ -127,8 +127,7 @@ impl Bridge {
         meter.left_over(left.waiting);
         let path = config.dead_letters();
         let dead = DeadLetters::open(path.as_deref(), config.dead_letter_max_bytes);
-        let path = path.unwrap_or_default();
-        let dead = dead.map_err(|source| FeedError::DeadLetters { path, source })?;
+        let dead = dead.map_err(|(path, source)| FeedError::DeadLetters { path, source })?;
         let board = plan.publish.map(|poster| Board {
             intake: intake.expect("who publishes has an intake"),
             poster,
@@ -136,15 +135,20 @@ impl Bridge {
             streak: Streak::default(),
             places: Semaphore::new(config.in_flight),
         });
-        let endpoint = plan
-            .forward
-            .map(|forward| Endpoint::new(forward, config.timeout, config.in_flight, &meter));
+        let endpoint = plan.forward.map(|to| Endpoint::new(to, &config, &meter, &status));
         let stop = CancellationToken::new();
         let forwarder = Forwarder {
             queue: queue.clone(),
             outlet,
             first: left.first,
-            sinks: Sinks { endpoint, board, dead: dead.clone(), meter: Arc::clone(&meter) },
+            sinks: Sinks {
+                endpoint,
+                board,
+                dead: dead.clone(),
+                meter: Arc::clone(&meter),
+                status: status.clone(),
+                waits: Streak::default(),
+            },
             meter: Arc::clone(&meter),
             status: status.clone(),
             stop: stop.clone(),
@@ -158,6 +162,7 @@ impl Bridge {
             dead,
             meter: Arc::clone(&meter),
             status: status.clone(),
+            stuck: 0,
             last: left.last.and_then(|body| frames::Item::read(body).ok()?.own_id().cloned()),
             stop: stop.clone(),
         };

@@ -53,24 +53,38 @@ impl<T> Turns<T> {
 pub(super) struct Position {
     first: u64,
     window: VecDeque<(u64, bool)>,
+    unfinished: usize,
 }
 
 impl Position {
     /// Begins at the rating of number `first`.
     pub(super) fn new(first: u64) -> Self {
-        Self { first, window: VecDeque::new() }
+        Self { first, window: VecDeque::new(), unfinished: 0 }
     }
 
     /// Adds the next rating, which came at `received_ms` (Unix milliseconds); returns its number.
     pub(super) fn begun(&mut self, received_ms: u64) -> u64 {
         self.window.push_back((received_ms, false));
+        self.unfinished += 1;
         self.first + self.window.len() as u64 - 1
+    }
+
+    /// Passes over the numbers before `number`, which nobody has: the next rating gets it.
+    pub(super) fn skip_to(&mut self, number: u64) {
+        let next = self.first + self.window.len() as u64;
+        debug_assert!(number >= next, "numbers grow");
+        if self.window.is_empty() {
+            self.first = number.max(next);
+            return;
+        }
+        self.window.extend((next..number).map(|_| (0, true)));
     }
 
     /// Notes that rating `number` is finished; returns by how many the position moved.
     pub(super) fn finished(&mut self, number: u64) -> u64 {
         let index = number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
         if let Some((_, finished)) = index.and_then(|index| self.window.get_mut(index)) {
+            self.unfinished -= usize::from(!*finished);
             *finished = true;
         }
         let before = self.first;
@@ -89,6 +103,11 @@ impl Position {
     /// Returns how many ratings are in the window between the first unfinished one and the last.
     pub(super) fn len(&self) -> usize {
         self.window.len()
+    }
+
+    /// Returns how many of them are not finished.
+    pub(super) fn unfinished(&self) -> usize {
+        self.unfinished
     }
 
     /// Returns when the oldest unfinished rating came, in Unix milliseconds.
@@ -117,8 +136,23 @@ mod tests {
             (position.finished(7), position.first(), position.oldest_ms()),
             (2, 9, Some(30))
         );
+        assert_eq!((position.len(), position.unfinished()), (1, 1));
         assert_eq!((position.finished(9), position.first(), position.oldest_ms()), (1, 10, None));
-        assert_eq!(position.len(), 0);
+        assert_eq!((position.len(), position.unfinished()), (0, 0));
+    }
+
+    #[test]
+    fn numbers_that_nobody_has_are_passed_over() {
+        let mut position = Position::new(7);
+        position.skip_to(9);
+        assert_eq!((position.begun(10), position.first()), (9, 9));
+        position.skip_to(10);
+        assert_eq!(position.begun(20), 10);
+        position.skip_to(14);
+        assert_eq!(position.begun(30), 14);
+        assert_eq!((position.finished(14), position.first()), (0, 9));
+        assert_eq!((position.finished(9), position.finished(10)), (1, 5));
+        assert_eq!((position.first(), position.len()), (15, 0));
     }
 
     proptest! {

@@ -107,6 +107,7 @@ impl Reader<'_> {
         let seconds = Duration::from_secs;
         self.lasts("silence", config.silence, seconds(1)..=seconds(3600));
         self.lasts("timeout", config.timeout, Duration::from_millis(100)..=seconds(300));
+        self.lasts("give_up_after", config.give_up_after, seconds(1)..=seconds(7 * 24 * 3600));
         self.within("max_frame_bytes", config.max_frame_bytes, 1024..=16 << 20);
         self.within("in_flight", config.in_flight, 1..=64);
         self.within("queue", config.queue, 1..=1_000_000);
@@ -351,7 +352,7 @@ mod tests {
                 "X-None": {}, "X-Unset": {"env": "MERIT_TEST_NO_SUCH_VARIABLE"},
                 "X-Hidden": {"file": "/hunter2"},
             },
-            "resume_query": "a&b", "silence": "10ms", "timeout": "1h", "max_frame_bytes": 1,
+            "resume_query": "a&b", "silence": "10ms", "timeout": "1h", "give_up_after": "8d", "max_frame_bytes": 1,
             "forward_to": "http://user:hunter2@api.example.com/v1/rating",
             "in_flight": 0, "queue": 0, "name": "a b",
             "spool_max_bytes": 1, "dead_letter_max_bytes": 1,
@@ -369,6 +370,7 @@ mod tests {
             "resume_query: ",
             "silence: must be 1s to 1h, is 10ms",
             "timeout: must be 100ms to 5m, is 1h",
+            "give_up_after: must be 1s to 7d, is 8d",
             "max_frame_bytes: must be 1024..=16777216, is 1",
             "forward_to: must not hold a user name",
             "in_flight: must be 1..=64, is 0",
@@ -382,7 +384,7 @@ mod tests {
             assert!(found.iter().any(|fault| fault.starts_with(&path)), "{path}: {found:#?}");
         }
         assert!(!found.concat().contains("hunter2"), "{found:#?}");
-        assert_eq!(found.len(), 17, "{found:#?}");
+        assert_eq!(found.len(), 18, "{found:#?}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) struct Received {
 /// A rating in the spool.
 #[derive(Debug)]
 pub(super) struct Record {
-    /// Its number there; they have no gaps.
+    /// Its number there; they grow, with gaps where a file was moved away.
     pub(super) number: u64,
     /// The rating.
     pub(super) rating: Received,
@@ -49,6 +49,8 @@ pub(super) struct Record {
 /// A rating on its way out. Its place in memory is free when this is dropped.
 #[derive(Debug)]
 pub(super) struct Waiting {
+    /// Its number in the spool, if it comes from there.
+    pub(super) number: Option<u64>,
     /// The rating.
     pub(super) rating: Received,
     _place: Option<OwnedSemaphorePermit>,
@@ -115,7 +117,7 @@ impl Queue {
     ) -> Result<(Self, Outlet, Left), SpoolError> {
         let spool = Spool::open(folder, max_bytes)?;
         let (first, end) = (spool.delivered(), spool.end());
-        let left = Left { first, waiting: end - first, last: spool.last()? };
+        let left = Left { first, waiting: spool.waiting(), last: spool.last()? };
         meter.spool_bytes(spool.bytes());
         let disk = Arc::new(Disk {
             spool: Mutex::new(spool),
@@ -142,7 +144,8 @@ impl Queue {
                     let place = Arc::clone(&memory.places).acquire_many_owned(places).await;
                     let place = Some(place.expect("the semaphore is never closed"));
                     // Without an outlet the bridge has ended, and nobody waits for this one.
-                    let _ = memory.ratings.send(vec![Waiting { rating, _place: place }]);
+                    let _ =
+                        memory.ratings.send(vec![Waiting { number: None, rating, _place: place }]);
                 }
                 Ok(())
             }
@@ -216,8 +219,8 @@ impl Disk {
         let mut ends = self.end.subscribe();
         let mut failing = false;
         loop {
-            let more = ends.wait_for(|end| *end > next).await.map(drop);
-            more.expect("its sender is ours");
+            let end = ends.wait_for(|end| *end > next).await.map(|end| *end);
+            let end = end.expect("its sender is ours");
             let read = self.on_disk(move |spool| spool.read(next, CHUNK, CHUNK_BYTES)).await;
             let records = match read {
                 Ok(records) => {
@@ -236,10 +239,12 @@ impl Disk {
                     continue;
                 }
             };
-            debug_assert!(records.first().is_none_or(|record| record.number == next));
-            next += records.len() as u64;
-            let waiting =
-                records.into_iter().map(|record| Waiting { rating: record.rating, _place: None });
+            debug_assert!(records.first().is_none_or(|record| record.number >= next));
+            next = records.last().map_or(end, |record| record.number + 1);
+            let waiting = records.into_iter().map(|record| {
+                let Record { number, rating } = record;
+                Waiting { number: Some(number), rating, _place: None }
+            });
             let sent = tokio::select! {
                 sent = ratings.send(waiting.collect()) => sent,
                 () = ratings.closed() => return,

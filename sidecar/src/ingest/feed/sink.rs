@@ -18,8 +18,10 @@ use super::{
     frames::Item,
     meter::{Fault, Meter, To},
     post::{Endpoint, RETRY_LEAST, RETRY_MOST},
+    status::Status,
 };
 use crate::{
+    causes::with_causes,
     ingest::{Ingest, Refusal},
     rating::Poster,
 };
@@ -84,6 +86,9 @@ pub(super) struct Sinks {
     pub(super) board: Option<Board>,
     pub(super) dead: DeadLetters,
     pub(super) meter: Arc<Meter>,
+    pub(super) status: Status,
+    /// Whether ratings that were refused wait for their file.
+    pub(super) waits: Streak,
 }
 
 impl Sinks {
@@ -109,14 +114,23 @@ impl Sinks {
         }
     }
 
-    /// Puts a rating aside. It is finished only when that is written, so it is tried until it is.
+    /// Puts a rating aside. It is finished only when that is written, so it is tried until it is: a
+    /// file that is full holds the bridge back.
     pub(super) async fn put_aside(&self, label: &'static str, reason: &str, body: &Bytes) {
         self.meter.refused(label);
         let mut backoff = Backoff::new(Duration::from_secs(1), RETRY_MOST);
-        while let Err(error) = self.dead.put(reason, body, body.len() as u64).await {
+        while let Err(error) = self.dead.put_rating(reason, body).await {
             self.meter.fault(Fault::DeadLetter);
-            error!(%error, "rating not written to the dead-letter file: it is tried again");
+            let error = with_causes(&error);
+            self.status.dead_letters_wait(&error);
+            if self.waits.begins() {
+                error!(error, "refused ratings wait for the dead-letter file: it is tried again");
+            }
             sleep(backoff.next(fastrand::f64())).await;
+        }
+        if self.waits.ends() {
+            self.status.dead_letters_work();
+            info!("dead-letter file takes ratings again");
         }
     }
 }

@@ -167,7 +167,7 @@ impl Call {
         }
         let request = asked(first.map(|request| request.rating))?;
         let rating = self.ingest.allow(&self.rater, name, request)?;
-        self.ingest.publish(&rating, self.deadline).await
+        self.ingest.publish(rating, self.deadline).await
     }
 }
 

@@ -4,8 +4,8 @@
 //!    and HTTP/2's flow control holds the sender back.
 //! 2. A rating is put on the bus in its turn, so that those of one agent stay in order.
 //! 3. What refuses a rating for what it says is listed, and the stream goes on. What would refuse any
-//!    rating ends it: nothing more is read, what is on its way is waited for, and the status tells where
-//!    to go on.
+//!    rating, its sender's spent quota too, ends it: nothing more is read, what is on its way is waited
+//!    for, and the status tells where to go on.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -90,12 +90,17 @@ async fn take(
                     Ok(None) => break None,
                     Err(refusal) => break Some(refusal),
                 };
-                let rating = asked(message.map(|request| request.rating))
-                    .and_then(|request| ingest.allow(&call.rater, None, request));
+                let rating = match asked(message.map(|request| request.rating))
+                    .and_then(|request| ingest.allow(&call.rater, None, request))
+                {
+                    // The next one might be taken, and overtake this one.
+                    Err(refusal) if refusal.retry_after().is_some() => break Some(refusal),
+                    rating => rating,
+                };
                 let now = Instant::now();
                 patient_until = now + patience;
                 let deadline = (now + patience).min(end);
-                on_its_way.push_back(async move { ingest.publish(&rating?, deadline).await });
+                on_its_way.push_back(async move { ingest.publish(rating?, deadline).await });
                 read += 1;
             }
         }

@@ -581,5 +581,23 @@ async fn a_rater_that_posts_too_many_is_told_when_to_come_back_and_others_are_no
         .map(|item| item["status"].as_u64().unwrap())
         .collect();
     assert_eq!(statuses, [202, 202, 429], "{}", answer.body);
+    // A batch of which none is taken is refused as one rating is.
+    let answer = edge.batch(&any(), format!("[{theirs},{RATING}]")).await;
+    assert_eq!((answer.status, &answer.headers["retry-after"]), (429, &"1".parse().unwrap()));
     assert_eq!(edge.published().await.len(), 7);
+}
+
+/// Fifteen seconds without a bus once emptied the bucket of a rater that tried again.
+#[tokio::test(start_paused = true)]
+async fn what_the_bus_does_not_take_costs_a_rater_nothing() {
+    let config = Config { rater_rate: 0.5, rater_burst: 2, ..Config::default() };
+    let mut edge = edge_with(config, 1, SubjectMode::Agent);
+    assert_eq!(edge.rate(&own(), RATING).await.status, 202);
+    for _ in 0..10 {
+        let full = edge.rate(&own(), RATING).await;
+        assert_eq!(full.status, 503, "{}", full.body);
+    }
+    while !matches!(edge.consumer.next().await.unwrap(), Event::Batch { .. }) {}
+    assert_eq!(edge.rate(&own(), RATING).await.status, 202);
+    assert_eq!(edge.rate(&own(), RATING).await.status, 429, "it has spent what it has");
 }

@@ -4,10 +4,12 @@
 //!    delivered. Together they stay below a bound.
 //! 2. [`Spool::append`] returns when the records are on the disk. After an error none of them counts,
 //!    and nothing more is written behind what may be half of one: the next file begins.
-//! 3. What a crash left half written at the end of a file is cut off. A file in the middle may end
-//!    so as well, when the next one goes on with the number that is due. Anything else is damage:
-//!    an error that names the file.
-//! 4. The position may lag behind what was delivered, never run ahead of it.
+//! 3. What a crash left half written of the last append is moved into a file of its own. A file in
+//!    the middle may end so as well, when the next one goes on with the number that is due. Anything
+//!    else is damage: an error that names the file, and nothing is changed. A file that is not there
+//!    any more was moved away by somebody who read that error: its numbers are passed over.
+//! 4. The position may lag behind what was delivered, never run ahead of it. No number is given twice:
+//!    where files end before the position, the next one begins at the position.
 //! 5. One process at a time: a lock says so.
 //!
 //! All calls block on the disk.
@@ -23,13 +25,14 @@ use std::{
 };
 
 use axum::body::Bytes;
-use tracing::warn;
+use tracing::{error, warn};
 
 use self::{
     marker::Marker,
-    segment::{Cursor, FRAME, HEADER},
+    segment::{Cursor, FRAME, HEADER, Tail},
 };
 use super::queue::{Received, Record};
+use crate::clock::unix_time;
 
 /// A file is closed once it is this long, in bytes: deleting one frees a good piece of the bound.
 const SEGMENT_BYTES: u64 = 8 << 20;
@@ -37,6 +40,8 @@ const SEGMENT_BYTES: u64 = 8 << 20;
 const SEGMENTS_LEAST: u64 = 8;
 /// What files are named: a number and this.
 const ENDING: &str = ".ratings";
+/// What files are named that hold what was half written: number and offset, and when they were made.
+const TORN: &str = ".torn";
 const POSITION: &str = "position";
 const LOCK: &str = "lock";
 
@@ -63,14 +68,15 @@ pub enum SpoolError {
     },
     /// What stands there is not what was written.
     #[error(
-        "spool file {} is damaged after record {good}: move it away to go on without its other records",
+        "spool file {} is damaged at record {record}, and nothing of it was dropped: restore it, or move it \
+         away to go on without its ratings",
         path.display()
     )]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// The number of the last whole record before the damage.
-        good: u64,
+        /// The number of the first record that cannot be read.
+        record: u64,
     },
     /// The bound is reached.
     #[error(
@@ -145,12 +151,11 @@ impl Spool {
         let path = folder.join(POSITION);
         let (marker, position) =
             Marker::open(&path).map_err(SpoolError::io("open the position", &path))?;
-        let segments = scan(folder)?;
+        let position = position.unwrap_or_default();
+        let segments = scan(folder, position)?;
         let first = segments.front().map(|segment| segment.first);
-        let end = segments.back().map(Segment::end);
         // Without its files the position still says which numbers were given.
-        let delivered = position.unwrap_or_default().max(first.unwrap_or_default());
-        let delivered = end.map_or(delivered, |end| delivered.min(end));
+        let delivered = position.max(first.unwrap_or_default());
         let mut spool = Self {
             folder: folder.to_owned(),
             _lock: lock,
@@ -174,7 +179,14 @@ impl Spool {
 
     /// Returns the number that the next record gets.
     pub(super) fn end(&self) -> u64 {
-        self.segments.back().map_or(self.delivered, Segment::end)
+        self.segments.back().map_or(0, Segment::end).max(self.delivered)
+    }
+
+    /// Returns how many records are not delivered.
+    pub(super) fn waiting(&self) -> u64 {
+        let of =
+            |segment: &Segment| segment.end().saturating_sub(segment.first.max(self.delivered));
+        self.segments.iter().map(of).sum()
     }
 
     /// Returns what the files take, in bytes.
@@ -184,7 +196,8 @@ impl Spool {
 
     /// Returns the body of the record that was appended last, if its file is still there.
     pub(super) fn last(&self) -> Result<Option<Bytes>, SpoolError> {
-        let Some(segment) = self.segments.back() else { return Ok(None) };
+        let newest = self.segments.iter().rev().find(|segment| segment.records > 0);
+        let Some(segment) = newest else { return Ok(None) };
         let mut last = None;
         let mut cursor = self.cursor(segment.first)?;
         while cursor.number < segment.end() {
@@ -199,7 +212,11 @@ impl Spool {
     ///
     /// When the bound is reached, or the disk does not take them. Then none of them counts.
     pub(super) fn append(&mut self, ratings: &[Received]) -> Result<(), SpoolError> {
-        let size: u64 = ratings.iter().map(|rating| FRAME + rating.body.len() as u64).sum();
+        if ratings.is_empty() {
+            return Ok(());
+        }
+        let records: u64 = ratings.iter().map(|rating| FRAME + rating.body.len() as u64).sum();
+        let size = FRAME + records;
         if self.bytes + HEADER + size > self.max_bytes && self.end() == self.delivered {
             // Nothing waits: what is left of the last file only takes space.
             self.retire()?;
@@ -222,10 +239,8 @@ impl Spool {
         }
         let segment = self.segments.back_mut().expect("the active one is the last");
         let file = self.active.as_mut().expect("just made");
-        let mut buffer = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-        for (rating, number) in ratings.iter().zip(segment.end()..) {
-            segment::encode(number, rating, &mut buffer);
-        }
+        let buffer = segment::encode(segment.end(), ratings);
+        debug_assert_eq!(buffer.len() as u64, size);
         if let Err(source) = file.write_all(&buffer).and_then(|()| file.sync_data()) {
             // After a failed sync nobody knows what is on the disk: nothing is written behind it.
             // When cutting it off fails too, the next file's number tells that it never counted.
@@ -243,7 +258,7 @@ impl Spool {
     /// Begins a file at the number that is due.
     fn begin(&mut self) -> Result<(), SpoolError> {
         let first = self.end();
-        if self.segments.back().is_some_and(|segment| segment.records == 0) {
+        if self.segments.back().is_some_and(|last| last.records == 0 && last.first == first) {
             // A file of this number was begun before and nothing in it counts.
             let empty = self.segments.pop_back().expect("it is there");
             self.bytes -= empty.bytes;
@@ -262,7 +277,8 @@ impl Spool {
         self.remove_delivered()
     }
 
-    /// Returns up to `records` records from number `from` on, about `bytes` long together.
+    /// Returns up to `records` records from number `from` on, about `bytes` long together. Numbers of a
+    /// file that was moved away are passed over.
     ///
     /// # Errors
     ///
@@ -279,7 +295,8 @@ impl Spool {
         let mut cursor = self.reading.take().filter(|cursor| cursor.number == from);
         while number < self.end() && found.len() < records && size < bytes {
             let index = self.segments.partition_point(|segment| segment.end() <= number);
-            let segment = self.segments[index];
+            let Some(&segment) = self.segments.get(index) else { break };
+            number = number.max(segment.first);
             let mut open = match cursor.take().filter(|cursor| cursor.first == segment.first) {
                 Some(mut open) => {
                     let path = path_of(&self.folder, segment.first);
@@ -306,15 +323,14 @@ impl Spool {
     fn cursor(&self, first: u64) -> Result<Cursor, SpoolError> {
         let path = path_of(&self.folder, first);
         let cursor = Cursor::open(&path).map_err(SpoolError::io("read", &path))?;
-        cursor.ok_or(SpoolError::Damaged { path, good: first.saturating_sub(1) })
+        cursor.ok_or(SpoolError::Damaged { path, record: first })
     }
 
     /// Returns the record at `cursor`, which must be there.
     fn record(&self, cursor: &mut Cursor) -> Result<Record, SpoolError> {
-        let path = || path_of(&self.folder, cursor.first);
-        let (path, good) = (path(), cursor.number.saturating_sub(1));
+        let (path, number) = (path_of(&self.folder, cursor.first), cursor.number);
         let record = cursor.next().map_err(SpoolError::io("read", &path))?;
-        record.ok_or(SpoolError::Damaged { path, good })
+        record.ok_or(SpoolError::Damaged { path, record: number })
     }
 
     /// Notes on the disk that all records before number `to` are delivered, and frees their space.
@@ -373,8 +389,9 @@ fn path_of(folder: &Path, first: u64) -> PathBuf {
     folder.join(format!("{first:020}{ENDING}"))
 }
 
-/// Reads what the files in `folder` hold, and cuts off what was half written.
-fn scan(folder: &Path) -> Result<VecDeque<Segment>, SpoolError> {
+/// Reads what the files in `folder` hold, and moves aside what was half written. All before `position`
+/// is delivered.
+fn scan(folder: &Path, position: u64) -> Result<VecDeque<Segment>, SpoolError> {
     let failed = || SpoolError::io("read the folder", folder);
     let mut firsts = Vec::new();
     for entry in fs::read_dir(folder).map_err(failed())? {
@@ -383,42 +400,76 @@ fn scan(folder: &Path) -> Result<VecDeque<Segment>, SpoolError> {
         firsts.extend(number.and_then(|number| number.parse::<u64>().ok()));
     }
     firsts.sort_unstable();
-    let newest = firsts.last().copied();
-    let mut segments: VecDeque<Segment> = VecDeque::new();
-    for first in firsts {
-        let path = path_of(folder, first);
-        if let Some(last) = segments.back()
-            && last.end() != first
-        {
-            let (path, good) = (path_of(folder, last.first), last.end().saturating_sub(1));
-            return Err(SpoolError::Damaged { path, good });
-        }
+    let mut segments = VecDeque::new();
+    for (index, &first) in firsts.iter().enumerate() {
+        let (path, due) = (path_of(folder, first), firsts.get(index + 1).copied());
         let cursor = Cursor::open(&path).map_err(SpoolError::io("read", &path))?;
         let Some(mut cursor) = cursor.filter(|cursor| cursor.first == first) else {
             let length = fs::metadata(&path).map_err(SpoolError::io("read", &path))?.len();
             // The header is on the disk before a record follows it.
-            if length > HEADER || newest != Some(first) {
-                return Err(SpoolError::Damaged { path, good: first.saturating_sub(1) });
+            if length > HEADER || due.is_some() {
+                return Err(SpoolError::Damaged { path, record: first });
             }
             fs::remove_file(&path).map_err(SpoolError::io("remove", &path))?;
             continue;
         };
-        while cursor.next().map_err(SpoolError::io("read", &path))?.is_some() {}
+        // Records from the next file's number on are of a write that failed.
+        while due.is_none_or(|due| cursor.number < due)
+            && cursor.next().map_err(SpoolError::io("read", &path))?.is_some()
+        {}
+        match due {
+            None => settle_tail(folder, &path, &cursor)?,
+            Some(due) if due == cursor.number => {}
+            Some(_) if cursor.offset < cursor.length => {
+                return Err(SpoolError::Damaged { path, record: cursor.number });
+            }
+            Some(due) if due > position => {
+                let (from, to) = (cursor.number.max(position), due - 1);
+                error!(from, to, "spool lacks records: their file was moved away or lost");
+            }
+            Some(_) => {}
+        }
         segments.push_back(Segment { first, records: cursor.number - first, bytes: cursor.offset });
     }
-    if let Some(last) = segments.back() {
-        let path = path_of(folder, last.first);
-        let file = OpenOptions::new().write(true).open(&path);
-        let file = file.map_err(SpoolError::io("open", &path))?;
-        let length = file.metadata().map_err(SpoolError::io("read", &path))?.len();
-        if length > last.bytes {
-            let dropped = length - last.bytes;
-            warn!(file = %path.display(), dropped, "bytes that were half written are cut off");
-            let cut = file.set_len(last.bytes).and_then(|()| file.sync_all());
-            cut.map_err(SpoolError::io("cut", &path))?;
-        }
-    }
     Ok(segments)
+}
+
+/// Moves what was half written at the end of the newest file into a file of its own. Where that cannot be
+/// made it stays: the next file's number will tell that it never counted.
+fn settle_tail(folder: &Path, path: &Path, cursor: &Cursor) -> Result<(), SpoolError> {
+    let tail = match cursor.tail().map_err(SpoolError::io("read", path))? {
+        None => return Ok(()),
+        Some(Tail::Damaged) => {
+            return Err(SpoolError::Damaged { path: path.to_owned(), record: cursor.number });
+        }
+        Some(Tail::Torn(tail)) => tail,
+    };
+    let (first, offset, now) = (cursor.first, cursor.offset, unix_time().as_millis());
+    let aside = folder.join(format!("{first:020}-{offset}-{now}{TORN}"));
+    let moved = move_tail(path, offset, &tail, &aside);
+    let (file, bytes, aside) = (path.display(), tail.len(), aside.display());
+    match moved {
+        Ok(()) => warn!(%file, bytes, %aside, "half-written bytes moved into a file of their own"),
+        Err(error) => warn!(%file, bytes, %error, "half-written bytes stay where they are"),
+    }
+    Ok(())
+}
+
+fn move_tail(path: &Path, offset: u64, tail: &[u8], aside: &Path) -> io::Result<()> {
+    // Zeros say nothing.
+    if tail.iter().any(|byte| *byte != 0) {
+        let made = OpenOptions::new().write(true).create_new(true).open(aside);
+        let written = made.and_then(|mut file| file.write_all(tail).and_then(|()| file.sync_all()));
+        if written.is_err() {
+            // Half of it would only take space.
+            let _ = fs::remove_file(aside);
+        }
+        written?;
+        File::open(aside.parent().unwrap_or(aside))?.sync_all()?;
+    }
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(offset)?;
+    file.sync_all()
 }
 
 #[cfg(test)]
