@@ -19,6 +19,7 @@ mod nats_server;
 mod redis_cluster;
 mod redis_sentinel;
 mod redis_server;
+mod schema_registry;
 mod upstream;
 mod wall_clock;
 
@@ -48,6 +49,7 @@ pub use process::Process;
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::RedisSentinel;
 pub use redis_server::{Persistence, Redis};
+pub use schema_registry::{SchemaRegistry, python};
 pub use upstream::Upstream;
 pub use wait::{eventually, unix_time, until};
 pub use wall_clock::WallClock;

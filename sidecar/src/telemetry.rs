@@ -200,6 +200,21 @@ fn describe() {
         "Time until the bus acknowledged a rating"
     );
     describe_counter!(
+        "merit_schema_registry_requests_total",
+        Unit::Count,
+        "Questions to the schema registry, by outcome"
+    );
+    describe_gauge!(
+        "merit_bus_waiting_partitions",
+        Unit::Count,
+        "Partitions that wait for the schema registry to describe a schema"
+    );
+    describe_counter!(
+        "merit_bus_unframed_total",
+        Unit::Count,
+        "Records that name no schema, read where a schema registry is configured"
+    );
+    describe_counter!(
         "merit_bus_commit_errors_total",
         Unit::Count,
         "Commits of positions that the broker refused"

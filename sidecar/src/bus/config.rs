@@ -160,6 +160,21 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_schema_registry_is_for_kafka_and_the_others_say_so() {
+        for json in [
+            r#"{"kind":"redis","url":"redis://h","schema_registry":{"url":"http://h"}}"#,
+            r#"{"kind":"nats","url":"nats://h","schema_registry":{"url":"http://h"}}"#,
+        ] {
+            let found = faults(json).join("\n");
+            let said = "bus.schema_registry: is for kind = \"kafka\" alone";
+            assert!(found.contains(said), "{json}: {found}");
+        }
+        let kafka = r#"{"kind":"kafka","brokers":"h:9092","schema_registry":{}}"#;
+        let found = faults(kafka).join("\n");
+        assert!(found.contains("bus.schema_registry.url: must be https://"), "{found}");
+    }
+
     #[tokio::test]
     async fn the_in_process_bus_refuses_split_roles() {
         let bus = BusConfig::default();

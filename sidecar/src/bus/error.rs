@@ -79,6 +79,13 @@ pub enum BusError {
         #[source]
         source: Cause,
     },
+    /// The schema registry has not given our schema its id.
+    #[error("schema registry does not let ratings be published")]
+    Schema {
+        /// Why not, and what to do.
+        #[source]
+        source: Cause,
+    },
     /// A partition is not where the caller wants it to be.
     #[error("partition {partition} cannot continue from offset {offset}")]
     Seek {
@@ -112,6 +119,6 @@ impl BusError {
     /// Returns true when the same call may succeed a moment later.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(self, Self::Unavailable { .. } | Self::Schema { .. })
     }
 }

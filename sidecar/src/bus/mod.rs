@@ -12,6 +12,7 @@ pub mod in_process;
 pub mod kafka;
 pub mod nats;
 pub mod redis_streams;
+pub mod registry;
 
 mod config;
 mod decoding;
@@ -19,7 +20,7 @@ mod error;
 mod leased;
 
 pub use config::BusConfig;
-pub use decoding::Decoding;
+pub use decoding::{Decoding, Unread};
 pub use error::{BusError, Cause, PublishError};
 
 use crate::rating::Rating;

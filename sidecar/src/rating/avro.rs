@@ -3,7 +3,10 @@
 //!
 //! What a writer's schema has and ours has not is ignored, what it lacks has our default (Avro
 //! specification 1.12, "Schema resolution"). A record of a schema that is not among [`WRITERS`] cannot
-//! be read: the tuners of a new version are started before its ingest.
+//! be read: the tuners of a new version are started before its ingest. Where a schema registry says what a
+//! writer's schema is (`confluent`), [`Foreign`] is one that came from there.
+
+mod foreign;
 
 use std::{
     io::{self, Read},
@@ -22,8 +25,10 @@ use super::{
     proto::{self, v1},
 };
 
+pub(super) use foreign::Foreign;
+
 /// The schema of version 1.
-const CURRENT: &str = include_str!("../../schema/merit/rating/v1/rating.v1.avsc");
+pub(super) const CURRENT: &str = include_str!("../../schema/merit/rating/v1/rating.v1.avsc");
 
 /// Schemas that records may have been written with, the current one first. One that was ever
 /// released stays.
@@ -60,11 +65,15 @@ impl Schemas {
     }
 
     fn write(&self, message: v1::Rating) -> Vec<u8> {
-        let (fingerprint, schema) = self.current();
-        let mut bytes = [&AVRO_MARK[..], fingerprint].concat();
-        let writer = GenericDatumWriter::builder(schema).build().expect("it names no other schema");
-        writer.write_value(&mut bytes, value(message)).expect("the value is of the schema");
+        let mut bytes = [&AVRO_MARK[..], &self.current().0].concat();
+        self.write_datum(message, &mut bytes);
         bytes
+    }
+
+    fn write_datum(&self, message: v1::Rating, bytes: &mut Vec<u8>) {
+        let schema = &self.current().1;
+        let writer = GenericDatumWriter::builder(schema).build().expect("it names no other schema");
+        writer.write_value(bytes, value(message)).expect("the value is of the schema");
     }
 
     fn read(&self, record: &[u8]) -> Result<v1::Rating, RatingError> {
@@ -153,6 +162,11 @@ fn malformed(problem: impl Into<String>) -> RatingError {
 /// Returns `rating` as an Avro record of the bus.
 pub(super) fn to_bytes(rating: &Rating) -> Vec<u8> {
     SCHEMAS.write(proto::message(rating))
+}
+
+/// Appends `rating` to `bytes`, without a word on which schema it is of: [`CURRENT`].
+pub(super) fn write_datum(rating: &Rating, bytes: &mut Vec<u8>) {
+    SCHEMAS.write_datum(proto::message(rating), bytes);
 }
 
 /// Returns the rating in an Avro record that the bus took at `record_timestamp_ms`.

@@ -1,5 +1,7 @@
 //! Why a body is not a rating: the field, the value and the remedy, for the one who sent it.
 
+use super::confluent::SchemaId;
+
 /// The longest piece of a refused value that an error repeats, in characters.
 const SHOWN_MAX: usize = 40;
 
@@ -26,6 +28,14 @@ pub enum RatingError {
         /// Protobuf or Avro.
         format: &'static str,
         /// What is wrong with them.
+        problem: String,
+    },
+    /// The record names a schema of a registry that no rating can be read with.
+    #[error("schema {id} of the registry {problem}")]
+    Schema {
+        /// The schema's id.
+        id: SchemaId,
+        /// Why not.
         problem: String,
     },
     /// The body is JSON, but no object.
@@ -82,7 +92,7 @@ impl RatingError {
     pub fn field(&self) -> Option<&'static str> {
         match self {
             Self::Json { field, .. } => *field,
-            Self::Malformed { .. } | Self::NotAnObject { .. } => None,
+            Self::Malformed { .. } | Self::Schema { .. } | Self::NotAnObject { .. } => None,
             Self::Missing { field, .. }
             | Self::Repeated { field, .. }
             | Self::Invalid { field, .. } => Some(field),

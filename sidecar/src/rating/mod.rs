@@ -7,6 +7,7 @@
 
 #[cfg(feature = "avro")]
 mod avro;
+pub mod confluent;
 mod encoding;
 mod error;
 mod fields;

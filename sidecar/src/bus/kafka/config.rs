@@ -2,7 +2,7 @@
 //! what it lacks.
 
 use crate::{
-    bus::{BusError, duration},
+    bus::{BusError, duration, registry},
     rating::{Codec, Encoding, NoEncoding},
     secret::{File, Secret, Variable},
 };
@@ -34,6 +34,9 @@ pub struct Config {
     pub instance: Option<String>,
     /// How ratings are written: `json`, `protobuf` or `avro`; JSON, because everybody reads it.
     pub encoding: Encoding,
+    /// The schema registry whose ids records carry, in Confluent's wire format; absent: they carry none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schema_registry: Option<Box<registry::Config>>,
     /// Names this log of ratings in the agents' records; raise it when the topic was made anew.
     pub generation: u32,
     /// Partitions of a topic that we create; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners.
@@ -116,6 +119,7 @@ impl Default for Config {
             group: "merit-tuner".to_owned(),
             instance: None,
             encoding: Encoding::Json,
+            schema_registry: None,
             generation: 1,
             partitions: 12,
             replication: None,
@@ -184,6 +188,9 @@ impl Config {
             expect(!self.username.is_empty(), "username", "must be set for SASL".to_owned());
             let one = self.password_env.is_some() != self.password_file.is_some();
             expect(one, "password_env", "set it or password_file for SASL, one of them".to_owned());
+        }
+        if let Some(registry) = &self.schema_registry {
+            registry.validate(&format!("{path}.schema_registry"), faults);
         }
     }
 

@@ -7,6 +7,8 @@
 //! 2. Carry out seeks. What is refused is tried again; until then nothing of the partition comes.
 //! 3. Wait until every dead letter is acknowledged; only then does a position move past it. After a
 //!    second only the letter's own partition goes on waiting, held.
+//!    A record of a schema that the registry has not described yet stops its partition before it; once
+//!    the registry has answered, the partition goes on by a seek to that record.
 //! 4. Hand out what was gathered of partitions that are not held, else the next rebalance.
 //! 5. Gather: wait for one record, take what is ready, never more than `batch_max`.
 
@@ -18,8 +20,12 @@ use super::{
     lookup::{self, Refused, Start},
     records::{Gathered, list, offset, timestamp_ms},
 };
-use crate::bus::{Assignment, BusError, Decoding, Delivery, Event, Partition};
+use crate::{
+    bus::{Assignment, BusError, Decoding, Delivery, Event, Partition, Unread, registry::Schemas},
+    rating::confluent::SchemaId,
+};
 use futures_util::{FutureExt, StreamExt};
+use metrics::gauge;
 use rdkafka::{
     Message, Offset, TopicPartitionList,
     consumer::{CommitMode, Consumer as _, StreamConsumer},
@@ -83,6 +89,10 @@ pub struct Consumer {
     paused: BTreeSet<Partition>,
     /// Partitions that wait for a dead letter: nothing is fetched of them.
     held: BTreeSet<Partition>,
+    /// Partitions whose next record, at this offset, is of a schema that is being asked for.
+    waiting: BTreeMap<Partition, (u64, SchemaId)>,
+    /// Held or waiting partitions, as librdkafka was told: it fetches nothing of them.
+    stopped: BTreeSet<Partition>,
     /// What was last asked to be committed of each partition.
     committed: BTreeMap<Partition, u64>,
     quiet: Quiet,
@@ -122,12 +132,13 @@ impl Consumer {
         if let Some(instance) = &config.instance {
             settings.set("group.instance.id", instance);
         }
+        let schemas = config.schema_registry.as_deref().map(Schemas::new);
         let client: StreamConsumer<Member> = client::create(&settings, Member::new(&config.topic))?;
         Ok(Self {
             client: Some(Arc::new(client)),
             topic: config.topic.clone(),
             source: format!("kafka-{}", config.generation),
-            decoding: Decoding::new(config.codec()?),
+            decoding: Decoding::with(config.codec()?, schemas.transpose()?),
             batch_max: config.batch_max.max(1),
             creating: Some(tokio::spawn(lookup::create_until_there(config.clone()))),
             unanswered: None,
@@ -142,6 +153,8 @@ impl Consumer {
             ends: BTreeMap::new(),
             paused: BTreeSet::new(),
             held: BTreeSet::new(),
+            waiting: BTreeMap::new(),
+            stopped: BTreeSet::new(),
             committed: BTreeMap::new(),
             quiet: Quiet::default(),
         })
@@ -160,8 +173,10 @@ impl Consumer {
         self.subscribe().await?;
         loop {
             self.answer()?;
+            self.look_again();
             self.carry_out_seeks().await?;
-            self.settle().await?;
+            self.settle().await;
+            self.stop_and_go()?;
             if let Some(batch) = self.gathered.take(&self.held, self.batch_max) {
                 return Ok(batch);
             }
@@ -261,24 +276,52 @@ impl Consumer {
     }
 
     /// Waits for dead letters; holds the partitions whose letters take too long.
-    async fn settle(&mut self) -> Result<(), BusError> {
+    async fn settle(&mut self) {
         self.dead.settle(&self.held).await;
         let held = self.dead.partitions();
-        if held == self.held {
-            return Ok(());
-        }
         let begun: Vec<_> = held.difference(&self.held).copied().collect();
-        let ended = self.held.difference(&held).filter(|p| !self.paused.contains(p));
-        let ended: Vec<_> = ended.copied().collect();
         if !begun.is_empty() {
             warn!(partitions = ?begun, "partitions wait for their dead letters");
         }
+        self.held = held;
+    }
+
+    /// Has nothing fetched of partitions that are held or wait, and the others fetched again.
+    fn stop_and_go(&mut self) -> Result<(), BusError> {
+        let stopped: BTreeSet<_> = self.held.iter().chain(self.waiting.keys()).copied().collect();
+        if stopped == self.stopped {
+            return Ok(());
+        }
+        let begun: Vec<_> = stopped.difference(&self.stopped).copied().collect();
+        let ended = self.stopped.difference(&stopped).filter(|p| !self.paused.contains(p));
+        let ended: Vec<_> = ended.copied().collect();
         let paused = self.client().pause(&self.whole(&begun));
         paused.map_err(|source| BusError::Client { action: "pause", source: source.into() })?;
         let resumed = self.client().resume(&self.whole(&ended));
         resumed.map_err(|source| BusError::Client { action: "resume", source: source.into() })?;
-        self.held = held;
+        self.stopped = stopped;
         Ok(())
+    }
+
+    /// Sends partitions back to the record that they wait before, where its schema is known by now.
+    fn look_again(&mut self) {
+        let ready: Vec<_> = self
+            .waiting
+            .iter()
+            .filter(|(_, (_, schema))| self.decoding.knows(*schema))
+            .map(|(partition, (offset, _))| (*partition, *offset))
+            .collect();
+        for (partition, offset) in ready {
+            debug!(%partition, offset, "partition goes on: the schema is known");
+            self.waiting.remove(&partition);
+            self.wanted.entry(partition).or_insert(offset);
+        }
+        self.show_waiting();
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a count of partitions")]
+    fn show_waiting(&self) {
+        gauge!("merit_bus_waiting_partitions").set(self.waiting.len() as f64);
     }
 
     /// Returns the next change of the assignment that the caller must know.
@@ -314,6 +357,8 @@ impl Consumer {
             self.paused.remove(partition);
             self.wanted.remove(partition);
             self.held.remove(partition);
+            self.waiting.remove(partition);
+            self.stopped.remove(partition);
             self.dead.forget(*partition);
             self.gathered.forget(*partition);
         }
@@ -321,7 +366,8 @@ impl Consumer {
         (!partitions.is_empty()).then_some(Event::Revoked(partitions))
     }
 
-    /// Waits for a record, a rebalance, a dead letter or the time of a seek; takes what is ready.
+    /// Waits for a record, a rebalance, a dead letter, a schema or the time of a seek; takes what is
+    /// ready.
     async fn gather(&mut self) -> Result<(), BusError> {
         let client = Arc::clone(self.client());
         let mut stream = pin!(client.stream());
@@ -334,6 +380,7 @@ impl Consumer {
         let mut next = tokio::select! {
             found = first => found,
             () = self.dead.advance(), if !self.held.is_empty() => return Ok(()),
+            () = self.decoding.answered(), if !self.waiting.is_empty() => return Ok(()),
             () = sleep_until(self.seek_at), if !self.wanted.is_empty() => return Ok(()),
         };
         let mut taken = 0;
@@ -364,18 +411,35 @@ impl Consumer {
         if self.wanted.contains_key(&partition) {
             return debug!(%partition, offset, "record from before a seek is left");
         }
+        if self.waiting.contains_key(&partition) {
+            return debug!(%partition, offset, "record after one that waits is left");
+        }
+        let rating = match record.payload() {
+            None => {
+                debug!(%partition, offset, "tombstone is no rating and no poison");
+                None
+            }
+            Some(value) => match self.decoding.decode(value, timestamp_ms(record)) {
+                Ok(rating) => Some(rating),
+                Err(Unread::Waits(schema)) => {
+                    debug!(%partition, offset, %schema, "partition waits for a schema");
+                    self.waiting.insert(partition, (offset, schema));
+                    return self.show_waiting();
+                }
+                Err(Unread::Poison(error)) => {
+                    let (place, reason) = ((partition, offset), error.to_string());
+                    self.dead.push(Letter::new(place, record.key(), value, reason));
+                    None
+                }
+            },
+        };
         *position = offset + 1;
         self.gathered.positions.insert(partition, offset + 1);
-        let Some(value) = record.payload() else {
-            return debug!(%partition, offset, "tombstone is no rating and no poison");
-        };
-        match self.decoding.decode(value, timestamp_ms(record)) {
-            Ok(rating) => self.gathered.deliveries.push(Delivery { partition, offset, rating }),
-            Err(error) => {
-                let reason = error.to_string();
-                self.dead.push(Letter::new((partition, offset), record.key(), value, reason));
-            }
-        }
+        self.gathered.deliveries.extend(rating.map(|rating| Delivery {
+            partition,
+            offset,
+            rating,
+        }));
     }
 
     /// Takes note of an error that librdkafka recovers from; returns the others.
@@ -428,6 +492,7 @@ impl Consumer {
             }
         }
         self.gathered.forget(partition);
+        self.waiting.remove(&partition);
         self.wanted.insert(partition, offset);
         Ok(())
     }
@@ -452,7 +517,7 @@ impl Consumer {
     /// When librdkafka refuses.
     pub fn resume(&mut self, partitions: &[Partition]) -> Result<(), BusError> {
         self.paused.retain(|partition| !partitions.contains(partition));
-        let free = |p: &Partition| self.ours.contains_key(p) && !self.held.contains(p);
+        let free = |p: &Partition| self.ours.contains_key(p) && !self.stopped.contains(p);
         let begun: Vec<_> = partitions.iter().copied().filter(free).collect();
         let resumed = self.client().resume(&self.whole(&begun));
         resumed.map_err(|source| BusError::Client { action: "resume", source: source.into() })

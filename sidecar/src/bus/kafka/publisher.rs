@@ -8,8 +8,8 @@ use super::{
     config::Config,
 };
 use crate::{
-    bus::{BusError, Cause, PublishError},
-    rating::{Codec, Rating},
+    bus::{BusError, Cause, PublishError, registry},
+    rating::{Codec, Rating, confluent},
 };
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
@@ -45,6 +45,8 @@ pub struct Publisher(Arc<Shared>);
 struct Shared {
     config: Config,
     codec: Codec,
+    /// The schema that records name.
+    subject: Option<registry::Subject>,
     producer: FutureProducer<Logs>,
     /// Partitions of the topic; 0 while unknown.
     count: AtomicU32,
@@ -76,11 +78,17 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// When the password is missing, this build lacks the encoding, or librdkafka refuses the settings.
+    /// When a password is missing, this build lacks the encoding, or librdkafka refuses the settings.
     pub async fn connect(config: &Config) -> Result<Self, BusError> {
+        let codec = config.codec()?;
+        let subject = config
+            .schema_registry
+            .as_deref()
+            .map(|registry| registry::Subject::begin(registry, &config.topic, codec));
         let shared = Shared {
             config: config.clone(),
-            codec: config.codec()?,
+            codec,
+            subject: subject.transpose()?,
             producer: client::producer(config)?,
             count: AtomicU32::new(0),
             counted: SyncMutex::new(Instant::now()),
@@ -121,7 +129,14 @@ impl Publisher {
         let count = self.count().await.map_err(unavailable)?;
         let partition =
             i32::try_from(rating.partition(count)).expect("partitions are far below 2^31");
-        let (key, payload) = (rating.key(), self.0.codec.encode(rating));
+        let payload = match &self.0.subject {
+            None => self.0.codec.encode(rating),
+            Some(subject) => {
+                let schema = subject.id().await.map_err(unavailable)?;
+                confluent::encode(self.0.codec, schema, rating)
+            }
+        };
+        let key = rating.key();
         let record = FutureRecord::to(&self.0.config.topic).partition(partition);
         let record = record.key(&key).payload(&payload);
         let sent = self.0.producer.send_result(record).map_err(|(error, _)| self.failure(error))?;
@@ -201,12 +216,16 @@ impl Publisher {
         });
     }
 
-    /// Returns whether the broker answers, from an outcome at most two seconds old.
+    /// Returns whether the broker answers, from an outcome at most two seconds old, and whether the
+    /// registry has ever given the id of our schema: once it has, it may be away.
     ///
     /// # Errors
     ///
-    /// When it did not answer within a second.
+    /// When the broker did not answer within a second, or the registry has not given the id.
     pub async fn check(&self) -> Result<(), BusError> {
+        if let Some(subject) = &self.0.subject {
+            subject.id().await.map_err(|source| BusError::Schema { source: source.into() })?;
+        }
         let mut checked = self.0.checked.lock().await;
         let outcome = match &*checked {
             Some((at, outcome)) if at.elapsed() < CHECK_FRESH => outcome.clone(),

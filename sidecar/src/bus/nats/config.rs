@@ -2,7 +2,7 @@
 //! what it lacks.
 
 use crate::{
-    bus::{BusError, duration},
+    bus::{BusError, duration, registry::config::KAFKA_ALONE},
     rating::{Codec, Encoding, NoEncoding},
     secret::{Address, File, Secret, Variable},
 };
@@ -47,6 +47,9 @@ pub struct Config {
     pub topic: String,
     /// How ratings are written: `json`, `protobuf` or `avro`; JSON, because everybody reads it.
     pub encoding: Encoding,
+    /// For Kafka alone: refused, and said so.
+    #[serde(skip_serializing)]
+    pub schema_registry: Option<serde::de::IgnoredAny>,
     /// Partitions, 1..=1000; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners. They can become
     /// more, never fewer.
     pub partitions: u32,
@@ -84,6 +87,7 @@ impl Default for Config {
             tls_key_file: None,
             topic: "openclaw.ratings".to_owned(),
             encoding: Encoding::Json,
+            schema_registry: None,
             partitions: 12,
             replicas: 1,
             instance: None,
@@ -136,6 +140,7 @@ impl Config {
             "must be 1 to {TOPIC_MAX} letters, digits and `._-`, without an empty part between dots"
         );
         expect(topic, "topic", form);
+        expect(self.schema_registry.is_none(), "schema_registry", KAFKA_ALONE.to_owned());
         if let Err(error) = self.encoding.codec() {
             expect(false, "encoding", error.to_string());
         }

@@ -1,7 +1,7 @@
 //! The `[bus]` table with `kind = "redis"`.
 
 use crate::{
-    bus::{BusError, duration},
+    bus::{BusError, duration, registry::config::KAFKA_ALONE},
     causes::with_causes,
     rating::{Codec, Encoding, NoEncoding},
     secret::{Address, File, Secret, Variable},
@@ -51,6 +51,9 @@ pub struct Config {
     pub topic: String,
     /// How ratings are written: `json`, `protobuf` or `avro`; JSON, because everybody reads it.
     pub encoding: Encoding,
+    /// For Kafka alone: refused, and said so.
+    #[serde(skip_serializing)]
+    pub schema_registry: Option<serde::de::IgnoredAny>,
     /// Partitions, 1..=1000; 12 can be shared evenly by 1, 2, 3, 4, 6 or 12 tuners. They can become
     /// more, never fewer.
     pub partitions: u32,
@@ -88,6 +91,7 @@ impl Default for Config {
             tls_key_file: None,
             topic: "openclaw.ratings".to_owned(),
             encoding: Encoding::Json,
+            schema_registry: None,
             partitions: 12,
             instance: None,
             lease: Duration::from_secs(10),
@@ -126,6 +130,7 @@ impl Config {
         let in_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let topic = (1..=TOPIC_MAX).contains(&self.topic.len()) && self.topic.chars().all(in_name);
         expect(topic, "topic", format!("must be 1 to {TOPIC_MAX} letters, digits and `._-`"));
+        expect(self.schema_registry.is_none(), "schema_registry", KAFKA_ALONE.to_owned());
         if let Err(error) = self.encoding.codec() {
             expect(false, "encoding", error.to_string());
         }
