@@ -25,6 +25,7 @@ impl Config {
         self.bus.validate("bus", faults);
         self.policy.validate("policy", faults);
         self.tuner.validate("tuner", faults);
+        self.personalize.validate("personalize", faults);
         self.ingest.validate("ingest", faults);
         let feed = self.feed.as_ref().filter(|_| role.bridges());
         if let Some(feed) = feed {
