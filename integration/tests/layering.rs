@@ -40,7 +40,8 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("replay", &["policy", "personalize", "rating", "decisions", "figure"]),
     ("tuner", &["bus", "causes", "checkpoint", "policy", "decisions", "rating", "clock"]),
     ("gateway", &["bus"]),
-    ("personalize", &["tuner", "rating"]),
+    // It follows the bus beside the tuners, and its checkpoints are files.
+    ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
     ("admin", &["causes", "tuner", "rating", "secret"]),
     ("simulate", &["checkpoint", "figure", "policy", "rating"]),
     ("telemetry", &[]),

@@ -60,7 +60,9 @@ impl Config {
             faults.push("gateway.listen: must be set for role `gateway`".to_owned());
         }
         let needs_bus = match role {
-            Role::All | Role::Gateway => false,
+            Role::All => false,
+            // What it scores by comes over the bus.
+            Role::Gateway => self.personalize.enabled && guards,
             Role::Feed => publishes,
             _ => true,
         };

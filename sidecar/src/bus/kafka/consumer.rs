@@ -86,6 +86,8 @@ pub struct Consumer {
     /// What was last asked to be committed of each partition.
     committed: BTreeMap<Partition, u64>,
     quiet: Quiet,
+    /// Whether dead letters are somebody else's to put aside.
+    follows: bool,
 }
 
 enum Unanswered {
@@ -98,6 +100,21 @@ enum Unanswered {
 struct NotOurs;
 
 impl Consumer {
+    /// Returns a consumer that reads the whole topic beside the tuners, in the group `<group>-<name>`,
+    /// which must be nobody else's. Dead letters are the tuners' to put aside.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::connect`].
+    pub fn follow(config: &Config, name: &str) -> Result<Self, BusError> {
+        let group = format!("{}-{name}", config.group);
+        // With a name it has its partitions back at once, and a second node of that name is told so.
+        let instance = Some(name.to_owned());
+        let mut consumer = Self::connect(&Config { group, instance, ..config.clone() })?;
+        consumer.follows = true;
+        Ok(consumer)
+    }
+
     /// Returns a consumer that joins the group as soon as the topic is there.
     ///
     /// # Errors
@@ -143,6 +160,7 @@ impl Consumer {
             paused: BTreeSet::new(),
             held: BTreeSet::new(),
             committed: BTreeMap::new(),
+            follows: false,
             quiet: Quiet::default(),
         })
     }
@@ -371,6 +389,7 @@ impl Consumer {
         };
         match self.decoding.decode(value, timestamp_ms(record)) {
             Ok(rating) => self.gathered.deliveries.push(Delivery { partition, offset, rating }),
+            Err(_) if self.follows => {}
             Err(error) => {
                 let reason = error.to_string();
                 self.dead.push(Letter::new((partition, offset), record.key(), value, reason));

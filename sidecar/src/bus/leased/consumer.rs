@@ -313,6 +313,7 @@ impl<L: Log> Consumer<L> {
         let free = self.ours.iter().filter(|(_, place)| !place.paused);
         let mut from: Vec<(Partition, u64)> = free.map(|(p, place)| (*p, place.next)).collect();
         let (log, max) = (Arc::clone(&self.log), self.terms.batch_max);
+        let follows = self.terms.follows;
         if from.len() > max {
             // One of each is too much already: they take turns.
             self.turn = (self.turn + max) % from.len();
@@ -321,7 +322,7 @@ impl<L: Log> Consumer<L> {
         }
         self.reading = Some(tokio::spawn(async move {
             let found = match reader.read(&from, max).await {
-                Ok(read) => Ok(decode(&*log, &mut decoding, read).await),
+                Ok(read) => Ok(decode(&*log, &mut decoding, read, follows).await),
                 Err(error) => Err(error),
             };
             Sought { reader: (reader, decoding), from, found }
@@ -366,6 +367,9 @@ impl<L: Log> Consumer<L> {
     }
 
     pub(in crate::bus) fn commit(&mut self, positions: &[(Partition, u64)]) {
+        if self.terms.follows {
+            return; // what is done with is the members' to say
+        }
         let ours = |(partition, _): &&(Partition, u64)| {
             self.ours.contains_key(partition) || self.leaving.contains(partition)
         };
@@ -417,6 +421,9 @@ impl<L: Log> Consumer<L> {
             keeping.abort();
             let _ = keeping.await;
         }
+        if self.terms.follows {
+            return;
+        }
         let mut partitions = std::mem::take(&mut self.leaving);
         partitions.append(&mut self.releasing);
         partitions.extend(self.ours.keys());
@@ -437,8 +444,9 @@ impl<L: Log> Consumer<L> {
     }
 }
 
-/// Decodes what was read and puts aside what is no rating; returns when that is done.
-async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read) -> Found {
+/// Decodes what was read and puts aside what is no rating; returns when that is done. Who `follows`
+/// leaves that to the members.
+async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read, follows: bool) -> Found {
     let mut found =
         Found { source: read.source, partitions: Vec::with_capacity(read.records.len()) };
     for (partition, records) in read.records {
@@ -450,6 +458,7 @@ async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read) -> Found {
                 Ok(rating) => {
                     deliveries.push(Delivery { partition, offset: record.offset, rating });
                 }
+                Err(_) if follows => {}
                 Err(reason) => put_aside(log, partition, &record, &reason).await,
             }
         }

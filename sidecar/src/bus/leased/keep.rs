@@ -39,6 +39,9 @@ pub(super) async fn round<L: Log>(
     mut owned: BTreeMap<Partition, u64>,
     releasing: Vec<Partition>,
 ) -> Result<Kept, Cause> {
+    if terms.follows {
+        return look(log, known, owned, releasing).await;
+    }
     let began = Instant::now();
     if !releasing.is_empty() {
         log.release(&terms.me, &releasing, false).await?;
@@ -78,6 +81,28 @@ pub(super) async fn round<L: Log>(
     let ours = ours.into_iter().zip(bounds).map(held).collect();
     let Whole { source, partitions, .. } = whole;
     Ok(Kept { began, source, partitions, ours, surplus, released: releasing })
+}
+
+/// Does a round for one that follows: all partitions are its own, from where the log begins.
+async fn look<L: Log>(
+    log: &L,
+    known: &str,
+    mut owned: BTreeMap<Partition, u64>,
+    released: Vec<Partition>,
+) -> Result<Kept, Cause> {
+    let began = Instant::now();
+    let (source, partitions) = log.look().await?;
+    if known != source {
+        owned.clear();
+    }
+    let all: Vec<Partition> = (0..partitions).map(Partition).collect();
+    let bounds = log.bounds(&all).await?;
+    let held = |(partition, bounds): (Partition, Bounds)| {
+        let beyond = owned.get(&partition).is_some_and(|next| *next > bounds.end);
+        (partition, Held { bounds: Bounds { committed: None, ..bounds }, beyond })
+    };
+    let ours = all.into_iter().zip(bounds).map(held).collect();
+    Ok(Kept { began, source, partitions, ours, surplus: Vec::new(), released })
 }
 
 /// Returns how many of `partitions` are `me`'s due: an equal share, and the first in the order of
