@@ -76,7 +76,7 @@ async fn over_kafka_every_rating_is_learned_once_by_every_node() {
 }
 
 #[tokio::test]
-async fn whoever_follows_holds_nothing_back_and_puts_nothing_aside() {
+async fn whoever_follows_is_no_member_and_puts_nothing_aside() {
     let redis = Redis::start(Persistence::EveryWrite).await;
     let client = Client::new();
     let mut settings = Settings::new(&redis.url());

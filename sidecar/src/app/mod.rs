@@ -237,7 +237,13 @@ async fn start_with(
                 })
             });
         handing_on = tee.as_ref().map(gateway::Tee::handing_on);
-        serve("gateway", listener, gateway::router(&config.gateway, admission, tee)?);
+        let mut router = gateway::router(&config.gateway, admission, tee)?;
+        if let Some(personalized) = &personalized {
+            let (events, tickets) = (&config.personalize.events, store.tickets());
+            router =
+                router.merge(personalized.events(events, viewers.clone(), tickets, stop.clone()));
+        }
+        serve("gateway", listener, router);
     }
     if let (Some(listener), Some(intake)) = (listeners.grpc, intake.clone()) {
         serve("ingest.grpc", listener, ingest::grpc::router(intake, stop.clone()));

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use super::model;
+use super::{events, model};
 use crate::bus::duration;
 
 /// The longest name of a node, in characters.
@@ -44,6 +44,8 @@ pub struct Config {
     pub batch_max: usize,
     /// How the model learns, and how much it remembers.
     pub model: model::Config,
+    /// How scores are told as they change, on the gateway's listener.
+    pub events: events::Config,
 }
 
 impl Default for Config {
@@ -57,6 +59,7 @@ impl Default for Config {
             item_max_age: Duration::from_secs(3600),
             batch_max: 100,
             model: model::Config::default(),
+            events: events::Config::default(),
         }
     }
 }
@@ -91,6 +94,7 @@ impl Config {
             faults.push(format!("{path}.batch_max: must be 1..={BATCH_MAX}, is {found}"));
         }
         self.model.validate(&format!("{path}.model"), faults);
+        self.events.validate(&format!("{path}.events"), faults);
     }
 
     /// Returns the node's name in a process of `role`.

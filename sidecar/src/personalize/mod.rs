@@ -5,7 +5,8 @@
 //!    and without holding anything back for them.
 //! 3. A checkpoint holds the model together with the positions on the bus that it was learned up to: a
 //!    restart goes on exactly there.
-//! 4. Whoever asks for a user's scores is that user, or may read any ([`READ_ANY`]).
+//! 4. [`events`] tells viewers their scores as they change.
+//! 5. Whoever asks for a user's scores is that user, or may read any ([`READ_ANY`]).
 
 mod config;
 
@@ -24,6 +25,8 @@ mod node;
 mod viewers;
 
 mod scores;
+
+pub mod events;
 
 pub use checkpoint::RestoreError;
 pub use config::Config;

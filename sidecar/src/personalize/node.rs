@@ -19,7 +19,7 @@ use std::{
 use metrics::{counter, gauge, histogram};
 use tokio::{
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -27,6 +27,7 @@ use tracing::{error, info, warn};
 use super::{
     Config, Positions,
     checkpoint::{CheckpointFile, encode},
+    events::{self, Ring},
     model::{Key, Model, circumstances, item_of},
     recent::Recent,
 };
@@ -41,6 +42,8 @@ use crate::{
 const LEARNED_AT_ONCE: usize = 64;
 /// How often gauges are set and, over Kafka, offsets are committed for monitoring.
 const TELL_EVERY: Duration = Duration::from_secs(5);
+/// How often connections are woken at most: what comes in between they are told together.
+const TELL_AT_MOST: Duration = Duration::from_millis(5);
 
 /// Why a node cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,7 @@ pub struct Personalized {
 #[derive(Debug)]
 struct Shared {
     model: RwLock<Model>,
+    ring: Ring,
     /// Whether the bus has given us partitions.
     reads: AtomicBool,
     /// When the newest rating that was learned came in, in Unix milliseconds.
@@ -74,14 +78,20 @@ struct Shared {
 struct NotReading;
 
 impl Personalized {
-    pub(super) fn new(model: Model) -> Self {
+    pub(super) fn with(model: Model, config: &events::Config) -> Self {
         let (reads, learned_ms) = (AtomicBool::new(false), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { model: RwLock::new(model), reads, learned_ms }) }
+        let (model, ring) = (RwLock::new(model), Ring::new(config.buffer));
+        Self { shared: Arc::new(Shared { model, ring, reads, learned_ms }) }
     }
 
     /// Returns the model as it is now; nothing is learned while the answer is held.
     pub fn model(&self) -> RwLockReadGuard<'_, Model> {
         self.shared.model.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the newest events.
+    pub(super) fn ring(&self) -> &Ring {
+        &self.shared.ring
     }
 
     /// Has `learn` change the model, as the node does.
@@ -115,6 +125,11 @@ pub struct Node {
     recent: Recent,
     file: Option<Arc<CheckpointFile>>,
     checkpoint_every: Duration,
+    /// Whether the events are of the log that is read.
+    follows: bool,
+    /// When connections were last told of news, and whether there is more.
+    told: Instant,
+    untold: bool,
     /// The checkpoint on its way to the disk.
     writing: Option<JoinHandle<()>>,
 }
@@ -144,12 +159,15 @@ impl Node {
         let (model, positions) = restored.unwrap_or_else(fresh);
         info!(users = model.size().users, items = model.size().items, "personalised ratings begin");
         Ok(Self {
-            personalized: Personalized::new(model),
+            personalized: Personalized::with(model, &config.events),
             consumer,
             positions,
             recent: Recent::default(),
             file: file.map(Arc::new),
             checkpoint_every: config.checkpoint_every,
+            follows: false,
+            told: Instant::now(),
+            untold: false,
             writing: None,
         })
     }
@@ -176,6 +194,7 @@ impl Node {
                 _ = telling.tick() => {
                     self.tell();
                 }
+                () = sleep_until(self.told + TELL_AT_MOST), if self.untold => self.tell_connections(),
                 event = self.consumer.next() => match event {
                     Ok(Event::Closed) => break Ok(()),
                     Ok(event) => self.take(event),
@@ -215,17 +234,32 @@ impl Node {
         }
     }
 
+    /// Wakes the connections, at most once in [`TELL_AT_MOST`]: thousands of them wake for each time.
+    fn tell_connections(&mut self) {
+        self.untold = self.told.elapsed() < TELL_AT_MOST;
+        if !self.untold {
+            self.told = Instant::now();
+            self.personalized.shared.ring.tell();
+        }
+    }
+
     /// Forgets positions of another log than the one that is read now.
     fn follow_log(&mut self) {
         let source = self.consumer.source();
         if self.positions.source == source {
+            if !self.follows {
+                self.personalized.shared.ring.of_log(source);
+                self.follows = true;
+            }
             return;
         }
+        self.follows = true;
         if !self.positions.source.is_empty() && self.consumer.durable() {
             let before = &self.positions.source;
             warn!(before, now = source, "another log of ratings: it is learned from its start");
         }
         self.positions = Positions::of(source);
+        self.personalized.shared.ring.of_log(source);
     }
 
     fn begin(&mut self, assignment: &Assignment) {
@@ -255,6 +289,8 @@ impl Node {
             error!(%partition, %error, "partition not read from where it should be");
         }
         self.positions.advance(partition, from);
+        let gap = known.is_some_and(|next| next != from);
+        self.personalized.shared.ring.begin(partition, from, gap);
     }
 
     fn learn(&mut self, deliveries: &[Delivery]) {
@@ -262,6 +298,8 @@ impl Node {
         let (mut learned, mut repeated, mut newest_ms) = (0, 0, 0);
         // Hashed before the lock is taken.
         let mut ready = Vec::with_capacity(deliveries.len());
+        let mut events = Vec::with_capacity(deliveries.len());
+        let shared = Arc::clone(&self.personalized.shared);
         for Delivery { partition, offset, rating } in deliveries {
             if self.positions.next(*partition).is_some_and(|next| *offset < next) {
                 continue; // from before a seek
@@ -275,18 +313,21 @@ impl Node {
             let user = Key::user(rating.user().as_str());
             let score = rating.score().value();
             ready.push((user, Key::item(item), circumstances(rating.context()), score));
+            events.push(shared.ring.event(item, (*partition, *offset), &self.positions));
             newest_ms = newest_ms.max(rating.accepted_at_us() / 1000);
             let late = Duration::from_micros(now_us.saturating_sub(rating.accepted_at_us()));
             histogram!("merit_personalize_rating_to_score_seconds").record(late);
         }
-        let mut model =
-            self.personalized.shared.model.write().unwrap_or_else(PoisonError::into_inner);
+        let mut model = shared.model.write().unwrap_or_else(PoisonError::into_inner);
         for (user, item, circumstances, score) in &ready {
             model.learn(*user, *item, circumstances, *score);
             learned += 1;
         }
         drop(model);
-        self.personalized.shared.learned_ms.fetch_max(newest_ms, Ordering::Relaxed);
+        // Only now: whoever is told of a rating is told a score that knows it.
+        shared.ring.append(events);
+        self.tell_connections();
+        shared.learned_ms.fetch_max(newest_ms, Ordering::Relaxed);
         counter!("merit_personalize_ratings_total").increment(learned);
         counter!("merit_personalize_repeats_total").increment(repeated);
     }

@@ -28,12 +28,17 @@ impl Key {
         Self::of(&[b"item\0", id.as_bytes()])
     }
 
-    pub(super) fn of(parts: &[&[u8]]) -> Self {
+    pub(in crate::personalize) fn of(parts: &[&[u8]]) -> Self {
         let mut digest = Context::new(&SHA256);
         parts.iter().for_each(|part| digest.update(part));
         let digest = digest.finish();
         let half = digest.as_ref()[..16].try_into().expect("a SHA-256 digest has 32 bytes");
         Self(u128::from_le_bytes(half))
+    }
+
+    /// Returns its bytes.
+    pub(in crate::personalize) fn bytes(self) -> [u8; 16] {
+        self.0.to_le_bytes()
     }
 
     /// Returns 64 bits that `seed` draws for this key; each `index` has its own.

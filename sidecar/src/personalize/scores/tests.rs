@@ -27,7 +27,7 @@ fn routes() -> (Personalized, Router) {
     for (user, item, score) in [("ann", "tea", 5.0), ("bob", "tea", 4.0), ("ann", HOSTILE, 1.0)] {
         model.learn(Key::user(user), Key::item(item), &[], score);
     }
-    let personalized = Personalized::new(model);
+    let personalized = Personalized::with(model, &crate::personalize::events::Config::default());
     let verifier = JwtIdentity::hs256(SECRET).build().unwrap();
     let config = Config { batch_max: 3, ..Config::default() };
     let router = personalized.router(&config, Viewers::new(Some(verifier)));
