@@ -384,6 +384,19 @@ impl Merit {
         self.process.as_ref().expect("merit runs").processor()
     }
 
+    /// Returns the memory that is in use by the process, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        self.process.as_ref().expect("merit runs").memory()
+    }
+
     /// Returns the URL of ingest.
     #[must_use]
     pub fn ingest(&self) -> String {
