@@ -127,7 +127,7 @@ async fn main() -> anyhow::Result<()> {
         // Servers go at 2, 4, 6 and 8 tenths, memory is read before.
         let until = began + Duration::from_secs(seconds.into()) * tenth / 10;
         tokio::time::sleep_until(until.into()).await;
-        resident.push((merit.resident()? as f64 / MIB).round());
+        resident.push((merit.memory()? as f64 / MIB).round());
         match tenth {
             2 | 6 => servers.restart_redis().await,
             4 | 8 => servers.restart_bus().await,

@@ -30,6 +30,7 @@ pub mod keys;
 pub mod over_redis;
 pub mod ratings;
 pub mod requests;
+pub mod sse;
 
 /// The client that a caller with tonic generates from the `.proto`.
 #[allow(missing_docs, clippy::all, reason = "generated")]

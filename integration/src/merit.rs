@@ -402,7 +402,7 @@ impl Merit {
         self.process.as_ref().expect("merit runs").processor()
     }
 
-    /// Returns the resident memory of the process in bytes.
+    /// Returns the memory that is in use by the process, in bytes.
     ///
     /// # Errors
     ///
@@ -411,8 +411,8 @@ impl Merit {
     /// # Panics
     ///
     /// When it is not running.
-    pub fn resident(&self) -> anyhow::Result<u64> {
-        self.process.as_ref().expect("merit runs").resident()
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        self.process.as_ref().expect("merit runs").memory()
     }
 
     /// Returns the URL of ingest.

@@ -102,18 +102,16 @@ impl Process {
         Ok(TICK * (ticks()? + ticks()?))
     }
 
-    /// Returns its resident memory in bytes.
+    /// Returns the memory that is in use by it (its resident set), in bytes.
     ///
     /// # Errors
     ///
     /// When the system does not tell.
-    pub fn resident(&self) -> anyhow::Result<u64> {
+    pub fn memory(&self) -> anyhow::Result<u64> {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.id()))?;
-        let kib = text
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"))
-            .context("no VmRSS in /proc/<pid>/status")?;
-        Ok(kib.trim().parse::<u64>()? * 1024)
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(kib.context("no VmRSS in /proc/<pid>/status")?.trim().parse::<u64>()? * 1024)
     }
 
     /// Returns what the process has printed so far.

@@ -76,6 +76,7 @@ fn options(file: &Path, policies: &[&str]) -> Options {
     let start = Limits::per_second(20.0, 40).unwrap();
     let candidate = |label: &&str| Candidate::new(label, &Config::default(), start).unwrap();
     Options {
+        personalize: None,
         file: file.to_owned(),
         layout: layout_of(file, None, None, None, None, None).unwrap(),
         candidates: policies.iter().map(candidate).collect(),

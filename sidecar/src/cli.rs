@@ -59,6 +59,7 @@ pub enum Command {
   merit replay ratings.csv --policy additive --against additive:alpha=1
   merit replay ratings.csv --layout movielens --policy additive --per-agent rates.csv
   zcat u.data.gz | merit replay - --layout movielens-100k --policy additive --json
+  merit replay ratings.csv --layout movielens --personalize
   merit replay --evaluate decisions.ndjson --policy uniform --against base")]
     Replay(Box<Replay>),
 }
@@ -71,12 +72,15 @@ pub struct Replay {
     pub file: Option<PathBuf>,
     /// The policy, `KIND[:KEY=VALUE,…]`, keys as in `[policy]`; with --evaluate also `base`,
     /// `uniform`, `arm=N`, `change=X` or a name that the log tells of
-    #[arg(long, value_name = "NAME")]
-    pub policy: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "personalize")]
+    pub policy: Option<String>,
     /// Another policy to compare it with; may be given again
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", requires = "policy")]
     pub against: Vec<String>,
-    /// Configuration file to take `[policy]` and the default bucket from
+    /// Learn personalised ratings, and say how far off each was predicted before it was learned
+    #[arg(long, conflicts_with = "evaluate")]
+    pub personalize: bool,
+    /// Configuration file to take `[policy]`, `[personalize.model]` and the default bucket from
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Refill rate of agents that nobody rated yet, tokens per second [default: the bucket's, or 20]
@@ -110,10 +114,10 @@ pub struct Replay {
     #[arg(long, value_name = "AGENTS", default_value_t = 10)]
     pub top: usize,
     /// Write one row per agent to this file: .csv, .ndjson or .json
-    #[arg(long, value_name = "FILE", conflicts_with = "evaluate")]
+    #[arg(long, value_name = "FILE", conflicts_with = "evaluate", requires = "policy")]
     pub per_agent: Option<PathBuf>,
     /// Draw the rates, and the way of the agent that differs most, into this folder as SVG and PNG
-    #[arg(long, value_name = "DIR", conflicts_with = "evaluate")]
+    #[arg(long, value_name = "DIR", conflicts_with = "evaluate", requires = "policy")]
     pub plot: Option<PathBuf>,
     /// Judge the policies by this decision log instead: IPS, SNIPS and doubly robust estimates
     #[arg(long, value_name = "LOG")]

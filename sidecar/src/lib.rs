@@ -18,6 +18,8 @@ pub mod tuner;
 
 pub mod decisions;
 
+pub mod personalize;
+
 pub mod replay;
 
 pub mod gateway;

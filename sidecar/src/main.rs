@@ -13,6 +13,7 @@ use merit_sidecar::{
     cli::{ApiKey, CheckConfig, Cli, Command, Demo, Replay, Run, Simulate, Token, Train},
     clock::unix_time,
     config::{Config, ConfigError},
+    personalize::model,
     policy,
     replay::{self, ReplayError, candidate::Candidate, evaluate, report::AgentsFormat},
     simulate::{self, PolicyName, SimulateError},
@@ -288,9 +289,12 @@ fn mistake(text: impl Into<String>) -> Usage {
 fn ratings_of(options: &Replay, file: &Path, labels: &[&str]) -> Result<replay::Options, Failure> {
     let Replay { layout, format, columns, header, scale, .. } = options.clone();
     let layout = replay::layout_of(file, layout, format, columns, header, scale);
-    let (base, start) = match &options.config {
+    let (base, model, start) = match &options.config {
         Some(path) => Config::load_policy(path).map_err(usage)?,
-        None => (policy::Config::default(), Limits::per_second(20.0, 40).context("20 and 40")?),
+        None => {
+            let start = Limits::per_second(20.0, 40).context("20 and 40")?;
+            (policy::Config::default(), model::Config::default(), start)
+        }
     };
     let rate = options.start_rate.unwrap_or(start.refill().tokens());
     let capacity = options.start_capacity.unwrap_or(start.capacity().get());
@@ -311,6 +315,7 @@ fn ratings_of(options: &Replay, file: &Path, labels: &[&str]) -> Result<replay::
         file: file.to_owned(),
         layout: layout.map_err(mistake)?,
         candidates: candidates.map_err(|error| Usage(error.into()))?,
+        personalize: options.personalize.then_some(model),
         strict: options.strict,
         sort_max: options.sort_max,
         top: options.top,
@@ -322,7 +327,7 @@ fn ratings_of(options: &Replay, file: &Path, labels: &[&str]) -> Result<replay::
 /// Returns the policies by name, each once.
 fn labels(options: &Replay) -> Result<Vec<&str>, Usage> {
     let mut labels: Vec<&str> = Vec::new();
-    for label in std::iter::once(&options.policy).chain(&options.against) {
+    for label in options.policy.iter().chain(&options.against) {
         if labels.contains(&label.as_str()) {
             return Err(mistake(format!("--against {label}: is named twice")));
         }

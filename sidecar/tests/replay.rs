@@ -111,6 +111,8 @@ fn wrong_usage_is_code_2_and_names_the_flag_and_a_failure_is_code_1() {
         (vec![&*csv, "--policy", "additive", "--start-rate=-1"], "--start-rate"),
         (vec!["u.data", "--policy", "additive"], "--format"),
         (vec!["--policy", "additive"], "FILE"),
+        (vec![&*csv], "--policy"),
+        (vec![&*csv, "--personalize", "--against", "additive"], "--policy"),
     ] {
         let (code, error) = refused(&arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {error}");
@@ -162,4 +164,17 @@ fn a_log_of_decisions_is_judged_and_figures_are_drawn() {
         folder.to_str().unwrap(),
     ]);
     assert!(table.contains("rates.svg") && folder.join("rates.png").exists(), "{table}");
+}
+
+#[test]
+fn personalised_ratings_need_no_policy_and_go_beside_one() {
+    let csv = file("personal.csv", MOVIELENS);
+    let arguments = [&*csv, "--layout", "movielens", "--personalize", "--json"];
+    let report: Value = serde_json::from_str(&shown(&arguments)).unwrap();
+    assert_eq!(report["personalize"]["overall"]["ratings"], 4);
+    assert!(report["rmse"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!(report["policies"], serde_json::json!([]));
+    let both = [&arguments[..4], &["--policy", "additive:alpha=5"]].concat();
+    let text = shown(&both);
+    assert!(text.contains("Final refill rates") && text.contains("Personalised ratings"), "{text}");
 }

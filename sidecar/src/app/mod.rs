@@ -31,7 +31,9 @@ use crate::{
     clock,
     config::{Config, Role},
     decisions::{Log, LogConfig, LogError, Logging},
-    gateway, ingest, policy,
+    gateway, ingest,
+    personalize::{Node, NodeError, Personalized, Viewers},
+    policy,
     tuner::{self, Tuner, TunerError},
 };
 
@@ -80,11 +82,14 @@ pub enum AppError {
     /// Decisions cannot be logged.
     #[error("policy.decision_log")]
     Decisions(#[from] LogError),
+    /// Personalised ratings cannot be learned, or ended.
+    #[error("personalised ratings")]
+    Personalized(#[from] NodeError),
     /// The tuner ended.
     #[error("tuner")]
     Tuner(#[from] TunerError),
     /// The tuner ended by a fault of ours.
-    #[error("tuner panicked")]
+    #[error("tuner or personalised ratings panicked")]
     Panicked,
 }
 
@@ -106,6 +111,7 @@ pub struct Running {
     bridge: Option<ingest::feed::Bridge>,
     handing_on: Option<gateway::HandingOn>,
     tuner: JoinSet<Result<(), TunerError>>,
+    node: JoinSet<Result<(), NodeError>>,
     drains: bool,
     store: Store,
     health: Option<Health>,
@@ -146,7 +152,12 @@ async fn start_with(
     let feed = config.feed.as_ref().filter(|_| role.bridges());
     let publishes = takes || feed.is_some_and(|feed| feed.publish);
     // A tuner by itself publishes nothing; it asks the bus through this end whether it is there.
-    let (publisher, consumer) = bus(&config.bus, publishes || role.tunes(), role.tunes()).await?;
+    let guards = role.guards() && config.gateway.listen.is_some();
+    let personalizes = config.personalize.enabled && (guards || ingests);
+    let name = format!("personalize-{}", config.personalize.node_name(role.name()));
+    let follows = personalizes.then_some(name.as_str());
+    let (publisher, consumer, follower) =
+        bus(&config.bus, publishes || role.tunes(), role.tunes(), follows).await?;
 
     if let Some(publisher) = publisher.clone() {
         health = health.part("bus", move || {
@@ -183,6 +194,12 @@ async fn start_with(
             async move { verifier.ready().await }
         });
     }
+    let node = follower.map(|follower| Node::open(&config.personalize, follower)).transpose()?;
+    let personalized: Option<Personalized> = node.as_ref().map(Node::personalized);
+    if let Some(personalized) = personalized.clone() {
+        health = health.part("personalize", move || std::future::ready(personalized.check()));
+    }
+    let viewers = Viewers::new(verifier.clone());
     let intake = match &publisher {
         Some(publisher) if publishes => Some(ingest::Ingest::new(
             config.ingest.clone(),
@@ -220,13 +237,25 @@ async fn start_with(
                 })
             });
         handing_on = tee.as_ref().map(gateway::Tee::handing_on);
-        serve("gateway", listener, gateway::router(&config.gateway, admission, tee)?);
+        let mut router = gateway::router(&config.gateway, admission, tee)?;
+        if let Some(personalized) = &personalized {
+            let (events, tickets) = (&config.personalize.events, store.tickets());
+            router =
+                router.merge(personalized.events(events, viewers.clone(), tickets, stop.clone()));
+        }
+        serve("gateway", listener, router);
     }
     if let (Some(listener), Some(intake)) = (listeners.grpc, intake.clone()) {
         serve("ingest.grpc", listener, ingest::grpc::router(intake, stop.clone()));
     }
     if let (Some(listener), Some(intake)) = (listeners.ingest, intake) {
-        serve("ingest", listener, intake.router());
+        let router = match &personalized {
+            Some(personalized) => {
+                intake.router().merge(personalized.router(&config.personalize, viewers.clone()))
+            }
+            None => intake.router(),
+        };
+        serve("ingest", listener, router);
     }
     if let Some(listener) = listeners.metrics {
         serve("metrics", listener, admin::probes(health.clone(), metrics.clone()));
@@ -237,8 +266,11 @@ async fn start_with(
     }
     drop(publisher);
 
-    let mut tuner = JoinSet::new();
-    let drains = matches!(consumer, Some(Consumer::InProcess(_)));
+    let (mut tuner, mut learning) = (JoinSet::new(), JoinSet::new());
+    if let Some(node) = node {
+        learning.spawn(node.run(stop_tuner.clone()));
+    }
+    let drains = matches!(config.bus, BusConfig::InProcess(_));
     let (policies, changes) = watch::channel(config.policy.clone());
     let mut logging = None;
     if let Some(consumer) = consumer {
@@ -265,6 +297,7 @@ async fn start_with(
         bridge,
         handing_on,
         tuner,
+        node: learning,
         drains,
         store,
         health,
@@ -282,21 +315,39 @@ fn unproved(config: &Config) -> tuner::Unproved {
     }
 }
 
+/// The ends of the bus that a process asked for.
+type Ends = (Option<Publisher>, Option<Consumer>, Option<Consumer>);
+
+/// Returns the ends of the bus that this process needs; the last one follows, under the name `follows`.
 async fn bus(
     config: &BusConfig,
     publishes: bool,
     consumes: bool,
-) -> Result<(Option<Publisher>, Option<Consumer>), BusError> {
-    Ok(match (config, publishes, consumes) {
-        (_, false, false) => (None, None),
-        (BusConfig::InProcess(_), ..) => {
-            let (publisher, consumer) = config.both().await?;
-            (Some(publisher), consumes.then_some(consumer))
+    follows: Option<&str>,
+) -> Result<Ends, BusError> {
+    Ok(match (config, publishes || consumes || follows.is_some()) {
+        (_, false) => (None, None, None),
+        (BusConfig::InProcess(_), true) => {
+            let (publisher, consumer, follower) = match follows {
+                Some(name) => {
+                    let (publisher, consumer, follower) = config.all(name).await?;
+                    (publisher, consumer, Some(follower))
+                }
+                None => {
+                    let (publisher, consumer) = config.both().await?;
+                    (publisher, consumer, None)
+                }
+            };
+            (Some(publisher), consumes.then_some(consumer), follower)
         }
-        (_, publishes, consumes) => {
+        (_, true) => {
             let publisher = if publishes { Some(config.publisher().await?) } else { None };
             let consumer = if consumes { Some(config.consumer().await?) } else { None };
-            (publisher, consumer)
+            let follower = match follows {
+                Some(name) => Some(config.follower(name).await?),
+                None => None,
+            };
+            (publisher, consumer, follower)
         }
     })
 }
@@ -368,6 +419,7 @@ impl Running {
         let failed = tokio::select! {
             () = told => None,
             Some(ended) = self.tuner.join_next() => Some(ended.map(|ended| ended.map_err(AppError::from))),
+            Some(ended) = self.node.join_next() => Some(ended.map(|ended| ended.map_err(AppError::from))),
             failed = bridge => Some(Ok(Err(failed.into()))),
         };
         let failure = match failed {
@@ -375,7 +427,7 @@ impl Running {
             Some(Ok(Err(failure))) => Err(failure),
             Some(Ok(Ok(()))) => Ok(()),
             Some(Err(panic)) => {
-                error!(%panic, "tuner ended");
+                error!(%panic, "a part ended");
                 Err(AppError::Panicked)
             }
         };
@@ -413,16 +465,24 @@ impl Running {
         if !self.drains {
             self.stop_tuner.cancel();
         }
-        let drained = async { while self.tuner.join_next().await.is_some() {} };
+        let (tuner, node) = (&mut self.tuner, &mut self.node);
+        let drained = async {
+            while tuner.join_next().await.is_some() {}
+            while node.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(TUNER_DEADLINE, drained).await.is_err() {
             warn!("ratings were still on their way after the time to finish them");
             self.stop_tuner.cancel();
-            let last = async { while self.tuner.join_next().await.is_some() {} };
+            let last = async {
+                while self.tuner.join_next().await.is_some() {}
+                while self.node.join_next().await.is_some() {}
+            };
             if tokio::time::timeout(TUNER_LAST, last).await.is_err() {
-                warn!("tuner did not end when told to");
+                warn!("tuner or personalised ratings did not end when told to");
             }
         }
         self.tuner.abort_all();
+        self.node.abort_all();
         // The tuner is gone, and its end of the log with it.
         if let Some(logging) = self.logging.take()
             && tokio::time::timeout(TUNER_LAST, logging.finish()).await.is_err()

@@ -21,6 +21,7 @@ use super::AppError;
 use crate::{
     admin::Health,
     config::{Config, StoreKind, StoreMode},
+    personalize::events::Tickets,
 };
 
 /// Where buckets live, and how decisions reach them.
@@ -58,6 +59,15 @@ impl Store {
             ),
         };
         Ok((store, health))
+    }
+
+    /// Returns where tickets of streams wait: where every node of this store finds them.
+    pub(super) fn tickets(&self) -> Tickets {
+        match self {
+            Self::Memory(_) => Tickets::memory(),
+            Self::Redis(store) => Tickets::Redis(store.clone()),
+            Self::Leased(store) => Tickets::Redis(store.store().clone()),
+        }
     }
 
     /// Returns what is held ahead, before the process ends.

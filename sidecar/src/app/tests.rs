@@ -25,6 +25,7 @@ fn running(drains: bool) -> Running {
         servers: JoinSet::new(),
         handing_on: None,
         tuner: JoinSet::new(),
+        node: JoinSet::new(),
         drains,
         store: Store::Memory(MemoryStore::new()),
         health: None,

@@ -98,6 +98,57 @@ impl BusConfig {
         }
     }
 
+    /// Returns both ends and one that follows, for a process that has ingest, tuner and a reader of
+    /// everything.
+    ///
+    /// # Errors
+    ///
+    /// As [`BusConfig::both`] and [`BusConfig::follower`].
+    pub async fn all(&self, name: &str) -> Result<(Publisher, Consumer, Consumer), BusError> {
+        match self {
+            Self::InProcess(config) => {
+                let (publisher, consumer, follower) = in_process::followed(config);
+                Ok((
+                    Publisher::InProcess(publisher),
+                    Consumer::InProcess(consumer),
+                    Consumer::InProcess(follower),
+                ))
+            }
+            _ => {
+                let (publisher, consumer) = self.both().await?;
+                Ok((publisher, consumer, self.follower(name).await?))
+            }
+        }
+    }
+
+    /// Returns a consuming end that reads every partition beside the tuners, from the start of the
+    /// log unless it seeks, and holds nothing back. Over Kafka it is the group `<group>-<name>`, which
+    /// must be nobody else's; the other buses have no groups and need no name.
+    ///
+    /// # Errors
+    ///
+    /// As [`BusConfig::publisher`].
+    pub async fn follower(&self, name: &str) -> Result<Consumer, BusError> {
+        let _ = name; // of Kafka's group
+        match self {
+            Self::InProcess(_) => Err(BusError::OneProcess),
+            #[cfg(feature = "kafka")]
+            Self::Kafka(config) => {
+                let consumer = kafka::consumer::Consumer::follow(config, name)?;
+                Ok(Consumer::Kafka(Box::new(consumer)))
+            }
+            Self::Redis(config) => {
+                redis_streams::consumer(config, true).map(|bus| Consumer::Redis(Box::new(bus)))
+            }
+            #[cfg(feature = "nats")]
+            Self::Nats(config) => {
+                nats::consumer(config, true).await.map(|bus| Consumer::Nats(Box::new(bus)))
+            }
+            #[cfg(not(all(feature = "kafka", feature = "nats")))]
+            other => Err(other.supported().expect_err("what is supported has its own arm")),
+        }
+    }
+
     /// Returns the consuming end. A broker that is away is no error: it is waited for.
     ///
     /// # Errors
@@ -112,11 +163,11 @@ impl BusConfig {
                 Ok(Consumer::Kafka(Box::new(consumer)))
             }
             Self::Redis(config) => {
-                redis_streams::consumer(config).map(|bus| Consumer::Redis(Box::new(bus)))
+                redis_streams::consumer(config, false).map(|bus| Consumer::Redis(Box::new(bus)))
             }
             #[cfg(feature = "nats")]
             Self::Nats(config) => {
-                nats::consumer(config).await.map(|bus| Consumer::Nats(Box::new(bus)))
+                nats::consumer(config, false).await.map(|bus| Consumer::Nats(Box::new(bus)))
             }
             #[cfg(not(all(feature = "kafka", feature = "nats")))]
             other => Err(other.supported().expect_err("what is supported has its own arm")),

@@ -48,6 +48,28 @@ impl Config {
 /// Returns both ends of a new bus.
 #[must_use]
 pub fn channel(config: &Config) -> (Publisher, Consumer) {
+    let (sender, consumer) = end(config);
+    (Publisher { sender, follower: None }, consumer)
+}
+
+/// Returns both ends of a new bus, and one that follows: it has a queue of its own, and what finds that
+/// full is left out there and counted, so that the tuner never waits for it.
+#[must_use]
+pub fn followed(config: &Config) -> (Publisher, Consumer, Consumer) {
+    let (sender, consumer) = end(config);
+    let (follower, receiver) = mpsc::channel(config.capacity.max(1));
+    let following = Consumer {
+        receiver,
+        source: consumer.source.clone(),
+        batch_max: consumer.batch_max,
+        position: 0,
+        announced: false,
+        paused: false,
+    };
+    (Publisher { sender, follower: Some(follower) }, consumer, following)
+}
+
+fn end(config: &Config) -> (mpsc::Sender<Rating>, Consumer) {
     let (sender, receiver) = mpsc::channel(config.capacity.max(1));
     let mut id = [0; 8];
     aws_lc_rs::rand::fill(&mut id).expect("the operating system gives random bytes");
@@ -65,13 +87,14 @@ pub fn channel(config: &Config) -> (Publisher, Consumer) {
         announced: false,
         paused: false,
     };
-    (Publisher { sender }, consumer)
+    (sender, consumer)
 }
 
 /// The publishing end.
 #[derive(Clone, Debug)]
 pub struct Publisher {
     sender: mpsc::Sender<Rating>,
+    follower: Option<mpsc::Sender<Rating>>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +111,13 @@ impl Publisher {
                 retry_after: FULL_RETRY_AFTER,
                 source: Box::new(ConsumerGone),
             },
-        })
+        })?;
+        if let Some(follower) = &self.follower
+            && follower.try_send(rating.clone()).is_err()
+        {
+            metrics::counter!("merit_bus_not_followed_total").increment(1);
+        }
+        Ok(())
     }
 
     pub(super) fn check(&self) -> Result<(), BusError> {
@@ -258,6 +287,25 @@ mod tests {
         drop(consumer);
         assert!(publisher.check().is_err());
         assert!(matches!(publisher.publish(&rating(0)), Err(PublishError::Unavailable { .. })));
+    }
+
+    #[tokio::test]
+    async fn whoever_follows_gets_the_same_ratings_and_never_holds_the_tuner_up() {
+        let (publisher, mut consumer, mut follower) =
+            followed(&Config { capacity: 2, batch_max: 9 });
+        assert_eq!(consumer.source(), follower.source());
+        consumer.next().await;
+        follower.next().await;
+        publisher.publish(&rating(0)).unwrap();
+        assert_eq!(follower.next().await, consumer.next().await);
+        for user in 1..6 {
+            publisher.publish(&rating(user)).unwrap();
+            assert_eq!(offsets(&consumer.next().await), [user as u64]);
+        }
+        // Its queue was full after two, and the tuner had all.
+        assert_eq!(offsets(&follower.next().await), [1, 2]);
+        drop(publisher);
+        assert_eq!(follower.next().await, Event::Closed);
     }
 
     #[test]

@@ -106,17 +106,35 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 /// [`FileError`]; then what was at `path` still is.
 pub fn save<H: Head>(path: &Path, checkpoint: &Checkpoint<H>) -> Result<(), FileError> {
     let bytes = checkpoint.encode().map_err(refused(path))?;
+    let _held = hold(path)?;
+    let new = beside(path, ".new");
+    keep(path, checkpoint, &new)?;
+    put(&new, path, &bytes)
+}
+
+/// Returns the lock of `path`; nobody else writes there until it is dropped.
+///
+/// # Errors
+///
+/// [`FileError::Busy`] when somebody else holds it.
+pub fn hold(path: &Path) -> Result<File, FileError> {
     let lock = beside(path, ".lock");
     let held = OpenOptions::new().create(true).truncate(false).write(true).open(&lock);
     let held = held.map_err(failed("opening", &lock))?;
     match held.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(FileError::Busy { path: path.to_owned() }),
-        Err(TryLockError::Error(source)) => return Err(failed("locking", &lock)(source)),
+        Ok(()) => Ok(held),
+        Err(TryLockError::WouldBlock) => Err(FileError::Busy { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(failed("locking", &lock)(source)),
     }
-    let new = beside(path, ".new");
-    keep(path, checkpoint, &new)?;
-    put(&new, path, &bytes)
+}
+
+/// Writes `bytes` to `path`, whole or not at all, for somebody who holds its lock.
+///
+/// # Errors
+///
+/// [`FileError`]; then what was at `path` still is.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    put(&beside(path, ".new"), path, bytes)
 }
 
 /// Makes what is at `path` the last good checkpoint, if it is a checkpoint of the kind of `next`.

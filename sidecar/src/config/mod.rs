@@ -21,7 +21,9 @@ use tower_merit::{
     bucket::{BucketName, Limits},
 };
 
-use crate::{admin, bus::BusConfig, gateway, ingest, policy, tuner};
+use crate::{
+    admin, bus::BusConfig, gateway, ingest, personalize, personalize::model, policy, tuner,
+};
 
 mod fault;
 mod identity;
@@ -61,6 +63,8 @@ pub struct Config {
     pub policy: policy::Config,
     /// How ratings are batched.
     pub tuner: tuner::Config,
+    /// What each user would give each item.
+    pub personalize: personalize::Config,
     /// Where ratings come in.
     pub ingest: ingest::Config,
     /// The WebSocket feed that is read; none unless named.
@@ -95,7 +99,7 @@ pub enum ConfigError {
 }
 
 /// The tables of the file, and `bucket_files`.
-const TABLES: [&str; 15] = [
+const TABLES: [&str; 16] = [
     "identity",
     "store",
     "bucket",
@@ -105,6 +109,7 @@ const TABLES: [&str; 15] = [
     "ratings",
     "policy",
     "tuner",
+    "personalize",
     "ingest",
     "feed",
     "gateway",
@@ -125,18 +130,22 @@ impl Config {
         if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults(faults)) }
     }
 
-    /// Reads what a replay needs of the file at `path` and the environment: the policy, and the
-    /// limits of agents that nobody rated yet. Secrets and addresses of the rest are not asked for.
+    /// Reads what a replay needs of the file at `path` and the environment: the policy, how
+    /// personalised ratings learn, and the limits of agents that nobody rated yet. Secrets and addresses of the rest are not asked for.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, or with every fault of these two at once.
-    pub fn load_policy(path: &Path) -> Result<(policy::Config, Limits), ConfigError> {
+    /// When the file cannot be read, or with every fault of these at once.
+    pub fn load_policy(
+        path: &Path,
+    ) -> Result<(policy::Config, model::Config, Limits), ConfigError> {
         let (config, mut faults) = Self::load_unchecked(path)?;
         config.validate_buckets(&mut faults);
         config.policy.validate("policy", &mut faults);
+        config.personalize.model.validate("personalize.model", &mut faults);
         if faults.is_empty() {
-            Ok((config.policy.clone(), config.default_limits()))
+            let limits = config.default_limits();
+            Ok((config.policy, config.personalize.model, limits))
         } else {
             Err(ConfigError::Faults(faults))
         }
@@ -200,6 +209,7 @@ impl Config {
             ratings: fault::table(figment, "ratings", faults),
             policy,
             tuner: fault::table(figment, "tuner", faults),
+            personalize: fault::table(figment, "personalize", faults),
             ingest: fault::table(figment, "ingest", faults),
             feed: figment.contains("feed").then(|| fault::table(figment, "feed", faults)),
             gateway: fault::table(figment, "gateway", faults),

@@ -199,6 +199,19 @@ pub enum Role {
 }
 
 impl Role {
+    /// Returns its name, as `--role` has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Ingest => "ingest",
+            Self::Tuner => "tuner",
+            Self::Gateway => "gateway",
+            Self::Feed => "feed",
+            Self::Rls => "rls",
+        }
+    }
+
     /// Returns true when a process of this role takes ratings in.
     #[must_use]
     pub fn ingests(self) -> bool {

@@ -25,6 +25,7 @@ impl Config {
         self.bus.validate("bus", faults);
         self.policy.validate("policy", faults);
         self.tuner.validate("tuner", faults);
+        self.personalize.validate("personalize", faults);
         self.ingest.validate("ingest", faults);
         let feed = self.feed.as_ref().filter(|_| role.bridges());
         if let Some(feed) = feed {
@@ -59,7 +60,9 @@ impl Config {
             faults.push("gateway.listen: must be set for role `gateway`".to_owned());
         }
         let needs_bus = match role {
-            Role::All | Role::Gateway => false,
+            Role::All => false,
+            // What it scores by comes over the bus.
+            Role::Gateway => self.personalize.enabled && guards,
             Role::Feed => publishes,
             _ => true,
         };

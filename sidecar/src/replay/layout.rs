@@ -171,6 +171,12 @@ impl std::fmt::Display for Scale {
 }
 
 impl Scale {
+    /// Returns the width of this scale by that of 1 to 5: what an error on 1 to 5 is multiplied by.
+    #[must_use]
+    pub fn by_1_to_5(self) -> f64 {
+        (self.high - self.low) / (SCORE_MAX - SCORE_MIN)
+    }
+
     /// Returns what `score` is on the scale of 1 to 5: 1 + 4·(score − low)/(high − low); nothing
     /// when it is outside this scale. A score that is on 1 to 5 already stays bit for bit.
     #[must_use]

@@ -12,6 +12,7 @@ pub mod candidate;
 pub mod evaluate;
 mod json_rows;
 pub mod layout;
+pub mod personal;
 pub mod plot;
 pub mod report;
 pub mod rows;
@@ -33,6 +34,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use self::{
     candidate::Candidate,
     layout::Layout,
+    personal::Personal,
     plot::{PlotError, Way},
     report::{AgentsFormat, BadRows, Report},
     rows::{Cast, Event, Fault, LayoutError, Reader},
@@ -40,6 +42,7 @@ use self::{
     summary::Agent,
     timeline::{Order, OutOfOrder, Timeline},
 };
+use crate::personalize::model;
 
 /// How many ratings are held back for sorting unless told otherwise: 1.5 GB, enough for the whole of
 /// the largest public MovieLens file, which is in the order of users.
@@ -55,8 +58,10 @@ pub struct Options {
     pub file: PathBuf,
     /// How they are laid out.
     pub layout: Layout,
-    /// The policies, at least one; the first is compared with the others.
+    /// The policies; the first is compared with the others. At least one, unless `personalize` is given.
     pub candidates: Vec<Candidate>,
+    /// How personalised ratings learn, when their error is asked for.
+    pub personalize: Option<model::Config>,
     /// True when a bad row ends the replay.
     pub strict: bool,
     /// How many ratings are held back for sorting, at least 2.
@@ -118,15 +123,19 @@ pub enum ReplayError {
 pub fn replay(options: &Options, bar: &ProgressBar) -> Result<Report, ReplayError> {
     let started = Instant::now();
     let mut run = Run::new(&options.candidates);
+    let mut personal = options.personalize.clone().map(Personal::new);
     let mut span = Span::default();
-    let mut recorded = read(options, bar, |event, cast| {
+    let mut fold = |event, cast: &Cast| {
         span.note(event);
         run.fold(event, cast);
-    })?;
+        if let Some(personal) = &mut personal {
+            personal.learn(event, cast);
+        }
+    };
+    let mut recorded = read(options, bar, &mut fold)?;
     bar.set_message("folding");
     for &event in &recorded.rest {
-        span.note(event);
-        run.fold(event, &recorded.cast);
+        fold(event, &recorded.cast);
     }
     let seconds = started.elapsed().as_secs_f64();
     bar.finish_and_clear();
@@ -140,6 +149,8 @@ pub fn replay(options: &Options, bar: &ProgressBar) -> Result<Report, ReplayErro
     }
     let held = std::mem::take(&mut recorded.rest);
     let mut report = report(options, &recorded, &agents, span, seconds);
+    report.personalize = personal.map(|personal| personal.measured(options.layout.scale));
+    report.rmse = report.personalize.as_ref().map(|measured| measured.overall.model.rmse);
     if let Some(folder) = &options.plot_to {
         let way = way(options, &recorded, &held, &report);
         let policies: Vec<&str> =
@@ -226,6 +237,8 @@ fn report(
             .map(|other| summary::compare(agents, candidates, other, options.top))
             .collect(),
         seconds,
+        rmse: None,
+        personalize: None,
         figures: Vec::new(),
     }
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
+    personal::Measured,
     rows::Fault,
     summary::{Agent, Comparison, Distribution, PERCENTILES},
     timeline::Order,
@@ -89,6 +90,12 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     /// Wall-clock time of reading and folding, in seconds.
     pub seconds: f64,
+    /// The model's error over the whole log, on the scale of 1 to 5, with `--personalize`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rmse: Option<f64>,
+    /// The prequential error of personalised ratings, with `--personalize`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personalize: Option<Measured>,
     /// Files with figures.
     pub figures: Vec<String>,
 }
@@ -120,9 +127,14 @@ impl Report {
             );
         }
         text.push_str(&self.bad_rows.text());
-        self.distributions(&mut text);
+        if !self.policies.is_empty() {
+            self.distributions(&mut text);
+        }
         for comparison in &self.comparisons {
             movers(comparison, &mut text);
+        }
+        if let Some(measured) = &self.personalize {
+            measured.describe(&mut text);
         }
         for figure in &self.figures {
             let _ = writeln!(text, "drawn {figure}");

@@ -33,6 +33,7 @@ fn options(file: &Path, layout: Layout, policies: &[&str]) -> Options {
         file: file.to_owned(),
         layout,
         candidates: policies.iter().map(candidate).collect(),
+        personalize: None,
         strict: false,
         sort_max: SORT_MAX,
         top: 10,
@@ -235,4 +236,45 @@ fn a_file_whose_name_says_nothing_needs_a_format() {
     assert!(error.contains("--format csv, tsv or ndjson"), "{error}");
     let preset = layout_of(Path::new("-"), Some(Preset::Movielens100k), None, None, None, None);
     assert_eq!(preset.unwrap(), Preset::Movielens100k.layout());
+}
+
+#[test]
+fn a_movielens_file_tells_the_prequential_error_beside_the_baselines_and_needs_no_policy() {
+    // Ten users each like half of eight films and dislike the others, in half stars, three times over.
+    let mut text = String::from("userId,movieId,rating,timestamp\n");
+    for round in 0..30 {
+        for user in 0..10 {
+            for film in 0..8 {
+                let likes = (user + film) % 2 == 0;
+                let stars = if likes { "4.5" } else { "1.0" };
+                let at = 1_000 + round * 100 + user * 8 + film;
+                text.push_str(&format!("{user},{film},{stars},{at}\n"));
+            }
+        }
+    }
+    let file = Recorded::new("personal.csv", text.as_bytes());
+    let movielens = Preset::Movielens.layout();
+    let asked = Options {
+        personalize: Some(crate::personalize::model::Config::default()),
+        ..options(&file.0, movielens, &[])
+    };
+    let report = run(&asked).unwrap();
+    let measured = report.personalize.as_ref().unwrap();
+    assert_eq!(
+        (report.ratings, measured.overall.ratings, measured.tenths.len()),
+        (2_400, 2_400, 10)
+    );
+    assert_eq!((measured.users, measured.items, measured.forgotten), (10, 8, 0));
+    // Every film is liked by half: popularity knows nothing, the model learns it.
+    let last = &measured.tenths[9];
+    assert!(last.popularity.rmse > 1.5 && last.mean.rmse > 1.5, "{last:?}");
+    assert!(last.model.rmse < 0.15, "{last:?}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["rmse"], measured.overall.model.rmse);
+    assert_eq!(json["personalize"]["tenths"][9]["model"]["rmse"], last.model.rmse);
+    let own = measured.on_file_scale.unwrap();
+    assert!((own.rmse - measured.overall.model.rmse * 4.5 / 4.0).abs() < 1e-12);
+    let text = report.text();
+    assert!(text.contains("10 of 10") && text.contains("popularity"), "{text}");
+    assert!(!text.contains("refill rates"), "no policy was asked for: {text}");
 }

@@ -33,6 +33,8 @@ mod control;
 
 mod usage;
 
+mod once;
+
 mod wire;
 
 use std::{

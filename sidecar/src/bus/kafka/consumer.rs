@@ -96,6 +96,8 @@ pub struct Consumer {
     /// What was last asked to be committed of each partition.
     committed: BTreeMap<Partition, u64>,
     quiet: Quiet,
+    /// Whether dead letters are somebody else's to put aside.
+    follows: bool,
 }
 
 enum Unanswered {
@@ -108,6 +110,21 @@ enum Unanswered {
 struct NotOurs;
 
 impl Consumer {
+    /// Returns a consumer that reads the whole topic beside the tuners, in the group `<group>-<name>`,
+    /// which must be nobody else's. Dead letters are the tuners' to put aside.
+    ///
+    /// # Errors
+    ///
+    /// As [`Consumer::connect`].
+    pub fn follow(config: &Config, name: &str) -> Result<Self, BusError> {
+        let group = format!("{}-{name}", config.group);
+        // With a name it has its partitions back at once, and a second node of that name is told so.
+        let instance = Some(name.to_owned());
+        let mut consumer = Self::connect(&Config { group, instance, ..config.clone() })?;
+        consumer.follows = true;
+        Ok(consumer)
+    }
+
     /// Returns a consumer that joins the group as soon as the topic is there.
     ///
     /// # Errors
@@ -156,6 +173,7 @@ impl Consumer {
             waiting: BTreeMap::new(),
             stopped: BTreeSet::new(),
             committed: BTreeMap::new(),
+            follows: false,
             quiet: Quiet::default(),
         })
     }
@@ -426,6 +444,7 @@ impl Consumer {
                     self.waiting.insert(partition, (offset, schema));
                     return self.show_waiting();
                 }
+                Err(Unread::Poison(_)) if self.follows => None,
                 Err(Unread::Poison(error)) => {
                     let (place, reason) = ((partition, offset), error.to_string());
                     self.dead.push(Letter::new(place, record.key(), value, reason));

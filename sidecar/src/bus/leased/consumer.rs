@@ -277,6 +277,9 @@ impl<L: Log> Consumer<L> {
         }
         self.until = kept.began + self.terms.lease;
         self.tell_of(&kept.faults);
+        if self.terms.follows {
+            self.lost.clear(); // given up with this round
+        }
         let held: BTreeMap<Partition, Bounds> = kept.ours.into_iter().collect();
         // One that is ours and whose bounds are not known just now stays.
         let keeps = |partition: &Partition| {
@@ -378,6 +381,7 @@ impl<L: Log> Consumer<L> {
         }
         let Some((mut reader, mut decoding)) = self.reader.take() else { return };
         let (log, max) = (Arc::clone(&self.log), self.terms.batch_max);
+        let follows = self.terms.follows;
         if from.len() > max {
             // One of each is too much already: they take turns.
             self.turn = (self.turn + max) % from.len();
@@ -386,7 +390,7 @@ impl<L: Log> Consumer<L> {
         }
         self.reading = Some(tokio::spawn(async move {
             let found = match reader.read(&from, max).await {
-                Ok(read) => Ok(decode(&*log, &mut decoding, read).await),
+                Ok(read) => Ok(decode(&*log, &mut decoding, read, follows).await),
                 Err(error) => Err(error),
             };
             Sought { reader: (reader, decoding), from, found }
@@ -445,6 +449,9 @@ impl<L: Log> Consumer<L> {
     }
 
     pub(in crate::bus) fn commit(&mut self, positions: &[(Partition, u64)]) {
+        if self.terms.follows {
+            return; // what is done with is the members' to say
+        }
         let ours = |(partition, _): &&(Partition, u64)| {
             self.ours.contains_key(partition) || self.leaving.contains(partition)
         };
@@ -519,6 +526,9 @@ impl<L: Log> Consumer<L> {
             keeping.abort();
             let _ = keeping.await;
         }
+        if self.terms.follows {
+            return;
+        }
         let mut partitions = std::mem::take(&mut self.leaving);
         partitions.append(&mut self.releasing);
         partitions.extend(self.ours.keys());
@@ -540,8 +550,8 @@ impl<L: Log> Consumer<L> {
 }
 
 /// Decodes what was read and puts aside what is no rating. A partition ends before a record that should be put
-/// aside and cannot be: it is read again.
-async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read) -> Found {
+/// aside and cannot be: it is read again. Who `follows` leaves that to the members.
+async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read, follows: bool) -> Found {
     let mut found = Found {
         source: read.source,
         partitions: Vec::with_capacity(read.records.len()),
@@ -559,6 +569,7 @@ async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read) -> Found {
                     let offset = record.offset;
                     part.deliveries.push(Delivery { partition, offset, rating });
                 }
+                Err(_) if follows => {}
                 Err(reason) => {
                     if let Err(error) = put_aside(log, partition, &record, &reason).await {
                         held = Some(error);

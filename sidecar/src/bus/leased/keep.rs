@@ -38,6 +38,9 @@ pub(super) struct Having {
 
 /// Does a round for a member.
 pub(super) async fn round<L: Log>(log: &L, terms: &Terms, having: Having) -> Result<Kept, Cause> {
+    if terms.follows {
+        return look(log, having).await;
+    }
     let Having { source: known, mut owned, releasing, lost: known_lost } = having;
     let began = Instant::now();
     if !releasing.is_empty() {
@@ -104,6 +107,30 @@ pub(super) async fn round<L: Log>(log: &L, terms: &Terms, having: Having) -> Res
     }
     let Whole { source, partitions, .. } = whole;
     Ok(Kept { began, source, partitions, ours: held, faults, surplus, released: releasing })
+}
+
+/// Does a round for one that follows: all partitions are its own, from where the log begins.
+///
+/// One that gives offsets twice is left out of this round, so that it is given up and read anew: the log's
+/// name is the members' to change.
+async fn look<L: Log>(log: &L, having: Having) -> Result<Kept, Cause> {
+    let Having { source: known, mut owned, releasing, lost } = having;
+    let began = Instant::now();
+    let (source, partitions) = log.look().await?;
+    if known != source {
+        owned.clear();
+    }
+    let all: Vec<Partition> = (0..partitions).map(Partition).collect();
+    let (mut ours, mut faults) = (Vec::with_capacity(all.len()), Vec::new());
+    for (partition, bounds) in all.iter().zip(log.bounds(&all).await?) {
+        let beyond = |end: u64| owned.get(partition).is_some_and(|next| *next > end);
+        match bounds {
+            Err(error) => faults.push((*partition, error)),
+            Ok(bounds) if lost.contains(partition) || beyond(bounds.end) => {}
+            Ok(bounds) => ours.push((*partition, Bounds { committed: None, ..bounds })),
+        }
+    }
+    Ok(Kept { began, source, partitions, ours, faults, surplus: Vec::new(), released: releasing })
 }
 
 /// Returns how many of `partitions` are `me`'s due: an equal share, and the first in the order of

@@ -7,10 +7,12 @@
 //! 3. Only the owner reads a partition, in order, from where it was last committed or sought.
 //! 4. A lease that could not be renewed in time is given up here before others may claim it. Clocks
 //!    may disagree: then two read for a moment, and the store's own fence keeps one from writing.
-//! 5. Each read says which log it read. One that was lost and made anew, or that lost its newest records, is
-//!    another log: its offsets are given twice. Whoever notices gives it another name, and what is
+//! 5. Whoever follows ([`Terms::follows`]) reads all partitions beside the members: it leases, commits and puts
+//!    aside nothing, so it holds nothing back, and what is removed before it reads it, it misses.
+//! 6. Each read says which log it read. One that was lost and made anew, or that lost its newest records, is
+//!    another log: its offsets are given twice. The member that notices gives it another name, and what is
 //!    still there is read again under that.
-//! 6. What ails one partition leaves that one out, and no other.
+//! 7. What ails one partition leaves that one out, and no other.
 
 mod consumer;
 mod keep;
@@ -95,6 +97,8 @@ pub(super) struct Terms {
     pub(super) batch_max: usize,
     /// How ratings are read.
     pub(super) codec: Codec,
+    /// Whether it reads everything beside the members, and is none.
+    pub(super) follows: bool,
 }
 
 /// A log with its leases. Every call has a deadline of its own.
@@ -107,6 +111,10 @@ pub(super) trait Log: Send + Sync + 'static {
 
     /// Returns a reader, which connects when it is first used.
     fn reader(&self) -> Self::Reader;
+
+    /// Returns the log's name and how many partitions it has, without taking part; makes the log when
+    /// there is none.
+    fn look(&self) -> impl Future<Output = Result<(String, u32), Cause>> + Send;
 
     /// Takes part as `me` for another `lease`; makes the log when there is none.
     fn join(&self, me: &str, lease: Duration) -> impl Future<Output = Result<Whole, Cause>> + Send;

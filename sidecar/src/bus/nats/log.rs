@@ -254,8 +254,8 @@ impl Log for JetStream {
         StreamReader::new(self.link.clone())
     }
 
-    async fn join(&self, me: &str, _lease: Duration) -> Result<Whole, Cause> {
-        let Buckets { log, leases } = self.buckets().await?;
+    async fn look(&self) -> Result<(String, u32), Cause> {
+        let log = &self.buckets().await?.log;
         let source = source(log).await?;
         let partitions = link::partitions(log, self.link.config.partitions).await?;
         let made = *self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -264,6 +264,12 @@ impl Log for JetStream {
             self.link.make_dead().await?;
             *self.made.lock().unwrap_or_else(PoisonError::into_inner) = partitions;
         }
+        Ok((source, partitions))
+    }
+
+    async fn join(&self, me: &str, _lease: Duration) -> Result<Whole, Cause> {
+        let (source, partitions) = self.look().await?;
+        let leases = &self.buckets().await?.leases;
         leases.put(format!("{MEMBER}{me}"), "".into()).await?;
         let keys: Vec<String> = leases.keys().await?.try_collect().await?;
         let name = |key: &String| key.strip_prefix(MEMBER).map(str::to_owned);

@@ -38,18 +38,22 @@ mod consuming {
     #[derive(Debug)]
     pub struct Consumer(pub(in crate::bus) leased::Consumer<JetStream>);
 
-    /// Returns the consuming end.
+    /// Returns the consuming end: a member, or one that `follows` beside them.
     ///
     /// # Errors
     ///
     /// When a secret cannot be read or the client refuses its settings.
-    pub(in crate::bus) async fn consumer(config: &Config) -> Result<Consumer, BusError> {
+    pub(in crate::bus) async fn consumer(
+        config: &Config,
+        follows: bool,
+    ) -> Result<Consumer, BusError> {
         let log = JetStream::new(Link::open(config).await?);
         let terms = Terms {
             me: config.instance.clone().unwrap_or_else(leased::member_name),
             lease: config.lease,
             batch_max: config.batch_max,
             codec: config.codec()?,
+            follows,
         };
         Ok(Consumer(leased::Consumer::new(Arc::new(log), terms)))
     }

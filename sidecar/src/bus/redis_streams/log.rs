@@ -107,6 +107,23 @@ impl Log for Streams {
         StreamReader { link: self.reads.clone(), keys: self.keys.clone() }
     }
 
+    async fn look(&self) -> Result<(String, u32), Cause> {
+        let meta = self.keys.meta();
+        let mut named = redis::cmd("HSETNX");
+        named.arg(&meta).arg("source").arg(source_name());
+        let field = |name| {
+            let mut command = redis::cmd("HGET");
+            command.arg(&meta).arg(name);
+            command
+        };
+        let commands = vec![named, field("source"), field("partitions")];
+        let mut answers = self.link.ask_all(commands).await?.into_iter().skip(1);
+        let mut answer = || answers.next().unwrap_or(Value::Nil);
+        let source: String = from_redis_value(answer())?;
+        let partitions: Option<u32> = from_redis_value(answer())?;
+        Ok((source, partitions.unwrap_or(0).max(self.partitions)))
+    }
+
     async fn join(&self, me: &str, lease: Duration) -> Result<Whole, Cause> {
         let call = Call::keys([self.keys.meta(), self.keys.members()])
             .arg(me)

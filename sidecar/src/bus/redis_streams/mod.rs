@@ -27,18 +27,19 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Consumer(pub(super) leased::Consumer<log::Streams>);
 
-/// Returns the consuming end.
+/// Returns the consuming end: a member, or one that `follows` beside them.
 ///
 /// # Errors
 ///
 /// When the address or a secret cannot be used, or this build lacks the encoding.
-pub(super) fn consumer(config: &Config) -> Result<Consumer, BusError> {
+pub(super) fn consumer(config: &Config, follows: bool) -> Result<Consumer, BusError> {
     let log = log::Streams::new(config)?;
     let terms = Terms {
         me: config.instance.clone().unwrap_or_else(leased::member_name),
         lease: config.lease,
         batch_max: config.batch_max,
         codec: config.codec()?,
+        follows,
     };
     Ok(Consumer(leased::Consumer::new(Arc::new(log), terms)))
 }

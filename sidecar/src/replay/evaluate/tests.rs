@@ -412,6 +412,7 @@ fn a_policy_run_over_ratings_takes_the_arm_nearest_to_the_rate_it_would_have_giv
         file: ratings.0.clone(),
         layout: layout_of(&ratings.0, None, None, None, None, None).unwrap(),
         candidates: vec![Candidate::new(name, &Config::default(), start).unwrap()],
+        personalize: None,
         strict: true,
         sort_max: SORT_MAX,
         top: 0,
