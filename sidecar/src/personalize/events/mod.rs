@@ -2,11 +2,11 @@
 //!
 //! 1. Events are unnamed; `data` is one line, `{"item_id":…,"rating":…}`, the viewer's score when it is sent.
 //! 2. An event's id says how far each partition of the bus was read, so any node can go on where another
-//!    one ended: it sends what lies behind, once ([`id`]).
-//! 3. All connections read one bounded [`ring`] by a cursor of their own; nothing is copied or kept for
+//!    one ended: it sends what lies behind, once (`id`).
+//! 3. All connections read one bounded `ring` by a cursor of their own; nothing is copied or kept for
 //!    them. Whoever falls too far behind is told the newest of each item only: nobody waits for anybody.
-//! 4. The viewer is a token's `sub`, or whom a [`tickets`] was issued to; the stream ends when the token
-//!    does.
+//! 4. The viewer is a token's `sub`, or whom one of the [`Tickets`] was issued to; the stream ends when
+//!    the token does.
 
 mod config;
 

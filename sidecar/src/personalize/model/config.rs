@@ -14,7 +14,7 @@ pub struct Config {
     /// Factors per user and item, 1..=128; 16 tell tastes apart and are one cache line.
     pub factors: usize,
     /// Users whose factors are kept, 1..=50000000; the one who has not rated for longest is forgotten
-    /// first. A million take about 250 MB with 16 factors.
+    /// first. A million with 16 factors are some 250 MB, by count.
     pub users_max: usize,
     /// Items whose factors are kept, 1..=50000000; forgotten as users are.
     pub items_max: usize,

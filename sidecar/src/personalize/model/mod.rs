@@ -17,7 +17,7 @@ mod snapshot;
 mod table;
 
 pub use config::Config;
-pub use snapshot::{SNAPSHOT_MAX, SnapshotError};
+pub use snapshot::SnapshotError;
 pub use table::Key;
 
 use self::table::Table;

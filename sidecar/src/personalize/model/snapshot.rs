@@ -9,9 +9,6 @@ use crate::rating::{SCORE_MAX, SCORE_MIN};
 /// What it begins with; the last byte is the version.
 const MAGIC: [u8; 8] = *b"meritCF\x01";
 
-/// The longest snapshot that is read, in bytes: fifty million rows of 16 factors and some.
-pub const SNAPSHOT_MAX: u64 = 16 << 30;
-
 /// Why bytes are no snapshot of this model.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
