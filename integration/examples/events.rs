@@ -9,8 +9,9 @@
 //!
 //! - **streams**: STREAMS viewers listen to everything, RATE ratings a second come in for SECONDS. Delivery is
 //!   from before the rating is posted to the event's arrival at a viewer. Measured twice: alone, and beside a
-//!   reader that reads nothing (its receive buffer is small) while 1,000 ratings a second come in first, so that
-//!   it falls behind. Memory is the process's resident set by stream.
+//!   reader that reads nothing (its receive buffer is small), after 5,000 ratings of 50 items that it should have
+//!   read. In the end it reads: what newer ones replaced for it is counted. Memory is the process's resident set
+//!   by stream.
 //! - **scores**: USERS users have factors; 1,000 ratings a second come in while `GET /v1/rating/{item}` is asked
 //!   500 times a second for SECONDS, over 16 connections.
 //!
@@ -188,26 +189,33 @@ async fn listen(
         }
         all
     };
-    post_at(merit, clock, rate, seconds).await?;
+    post_at(merit, timed(clock), rate, seconds).await?;
     let alone = take(rate * seconds * streams).await;
     let after_memory = merit.memory()?;
 
     // One that reads nothing, and much that it should have read.
-    let slow = open(merit, "slow", Some(4096)).await?;
-    post_at(merit, clock, 1_000, 5).await?;
-    take(usize::MAX).await;
-    let replaced = merit.metric("merit_events_replaced_total").await.unwrap_or_default();
-    post_at(merit, clock, rate, seconds).await?;
+    let mut slow = open(merit, "slow", Some(4096)).await?;
+    let flood = |turn: usize, n: usize| format!("flood-{}", (turn + n) % 50);
+    post_at(merit, flood, 1_000, 5).await?;
+    tokio::time::sleep(TAIL).await;
+    post_at(merit, timed(clock), rate, seconds).await?;
     let beside = take(rate * seconds * streams).await;
     let beside_memory = merit.memory()?;
-    let ready = slow.readable().await.is_ok();
+    // Now it reads: what is in buffers, then the newest of each item.
+    let replaced = async || merit.metric("merit_events_replaced_total").await.unwrap_or_default();
+    let replaced_before = replaced().await;
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(read) = tokio::time::timeout(TAIL, slow.read(&mut buffer)).await {
+        ensure!(read? > 0, "the slow reader's stream ended");
+    }
+    let replaced = replaced().await - replaced_before;
     let expected = rate * seconds * streams;
     let by_stream = (after_memory.saturating_sub(before)) / streams.max(1) as u64;
     readers.abort_all();
     Ok(json!({
         "streams": streams, "ratings_per_second": rate, "expected": expected,
         "alone": figures(alone), "beside_a_slow_reader": figures(beside),
-        "slow_reader_open": ready, "replaced_by_newer": replaced,
+        "replaced_by_newer_for_the_slow_reader": replaced,
         "bytes_per_open_stream": open_memory.saturating_sub(before) / streams.max(1) as u64,
         "bytes_per_stream_in_use": by_stream,
         "megabytes": {"before": before / 1_000_000, "open": open_memory / 1_000_000,
@@ -215,8 +223,18 @@ async fn listen(
     }))
 }
 
-/// Posts `rate` ratings a second, each of an item that is named by when it was posted.
-async fn post_at(merit: &Merit, clock: Clock, rate: usize, seconds: usize) -> anyhow::Result<()> {
+/// Returns names of items that tell when they were made.
+fn timed(clock: Clock) -> impl Fn(usize, usize) -> String {
+    move |turn, n| format!("t{}-{turn}-{n}", clock.now_us())
+}
+
+/// Posts `rate` ratings a second, of the items that `item` names for each turn and place in it.
+async fn post_at(
+    merit: &Merit,
+    item: impl Fn(usize, usize) -> String,
+    rate: usize,
+    seconds: usize,
+) -> anyhow::Result<()> {
     let (client, token) = (Client::new(), keys::collector());
     let url = format!("{}/v1/ratings", merit.ingest());
     // At most a hundred posts a second: a client that posts each by itself would be measured.
@@ -228,8 +246,8 @@ async fn post_at(merit: &Merit, clock: Clock, rate: usize, seconds: usize) -> an
         turns.tick().await;
         let batch: Vec<Value> = (0..each)
             .map(|n| {
-                let item = format!("t{}-{turn}-{n}", clock.now_us());
-                json!({"user_id": format!("user-{}", turn % 997), "item_id": item, "rating": 4})
+                let user = format!("user-{}", turn % 997);
+                json!({"user_id": user, "item_id": item(turn, n), "rating": 4})
             })
             .collect();
         let (client, url, token) = (client.clone(), url.clone(), token.clone());
@@ -279,7 +297,9 @@ async fn ask(merit: &Arc<Merit>, users: usize, seconds: usize) -> anyhow::Result
     let with_users = merit.memory()?;
     let arriving = {
         let merit = Arc::clone(merit);
-        tokio::spawn(async move { post_at(&merit, Clock(Instant::now()), 1_000, seconds).await })
+        tokio::spawn(
+            async move { post_at(&merit, timed(Clock(Instant::now())), 1_000, seconds).await },
+        )
     };
     let mut turns = interval(Duration::from_millis(2));
     turns.set_missed_tick_behavior(MissedTickBehavior::Burst);
