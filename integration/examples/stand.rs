@@ -8,6 +8,9 @@
 //! command with `MERIT_INGEST`, `MERIT_GATEWAY`, `MERIT_METRICS`, `MERIT_SECRET`, `MERIT_ISSUER`, `MERIT_AUDIENCE` and
 //! `MERIT_COLLECTOR` (a token that may name any rater) in its environment. When the command ends it prints what the tuner
 //! counted from a rating's acceptance to its limit, as one line of JSON, and ends as the command did.
+//!
+//! With `REDIS_SYNC=always` Redis writes every change to the disk before it answers, which every limit waits for; without,
+//! it writes snapshots.
 
 use anyhow::Context;
 use merit_integration::{
@@ -21,7 +24,11 @@ async fn main() -> anyhow::Result<()> {
     let bus = arguments.next().context("which bus? kafka, redis, nats or in-process")?;
     let program = arguments.next().context("which command?")?;
 
-    let redis = Redis::start(Persistence::EveryWrite).await;
+    let persistence = match std::env::var("REDIS_SYNC").as_deref() {
+        Ok("always") => Persistence::EveryWrite,
+        _ => Persistence::SnapshotOnDemand,
+    };
+    let redis = Redis::start(persistence).await;
     let upstream = Upstream::start();
     let mut settings = Settings::new(&redis.url()).upstream(&upstream.url());
     let (mut kafka, mut nats) = (None, None);

@@ -44,7 +44,7 @@ pub use feed_server::{FeedServer, Sent};
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;
-pub use merit::{Bus, Identity, Merit, Role, Settings, binary};
+pub use merit::{Bus, Identity, Merit, Role, Settings, binary, program};
 pub use nats_server::Nats;
 pub use process::Process;
 pub use redis_cluster::RedisCluster;

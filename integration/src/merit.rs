@@ -498,37 +498,44 @@ impl Merit {
 /// When there is none, or it is older than the code it is built from.
 #[must_use]
 pub fn binary() -> PathBuf {
+    program("merit", &["middleware/src", "sidecar/src"])
+}
+
+/// Returns the program `name` of the workspace that was built beside this test from `sources`, files and
+/// folders named from the workspace's root.
+///
+/// # Panics
+///
+/// When there is none, or it is older than the code it is built from.
+#[must_use]
+pub fn program(name: &str, sources: &[&str]) -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     // Tests are in target/<profile>/deps, examples in target/<profile>/examples, tools one level up,
     // beside it.
     let folder = test.parent().expect("a file is in a folder");
     let below = folder.ends_with("deps") || folder.ends_with("examples");
     let folder = if below { folder.parent().unwrap_or(folder) } else { folder };
-    let binary = folder.join("merit");
+    let binary = folder.join(name);
     let built = binary.metadata().and_then(|file| file.modified()).unwrap_or_else(|error| {
         panic!("{}: {error}; build it first: {BUILD}", binary.display());
     });
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let (changed, newest) = ["middleware/src", "sidecar/src"]
+    let (changed, newest) = sources
         .iter()
-        .filter_map(|folder| newest(&root.join(folder)))
+        .filter_map(|source| newest(&root.join(source)))
         .max()
         .expect("the sources are there");
-    assert!(built >= changed, "the binary is older than {}; run {BUILD}", newest.display());
+    assert!(built >= changed, "{name} is older than {}; run {BUILD}", newest.display());
     binary
 }
 
-fn newest(folder: &Path) -> Option<(SystemTime, PathBuf)> {
-    let entries = std::fs::read_dir(folder).ok()?.flatten();
+fn newest(source: &Path) -> Option<(SystemTime, PathBuf)> {
+    if source.is_file() {
+        return Some((source.metadata().ok()?.modified().ok()?, source.to_owned()));
+    }
+    let entries = std::fs::read_dir(source).ok()?.flatten();
     // Modules of tests are no part of the binary.
     let part =
         |entry: &std::fs::DirEntry| !entry.file_name().to_string_lossy().starts_with("tests");
-    let times = entries.filter(part).filter_map(|entry| {
-        let path = entry.path();
-        if path.is_dir() {
-            return newest(&path);
-        }
-        Some((entry.metadata().ok()?.modified().ok()?, path))
-    });
-    times.max()
+    entries.filter(part).filter_map(|entry| newest(&entry.path())).max()
 }
