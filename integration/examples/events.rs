@@ -250,6 +250,13 @@ async fn post_at(
                 json!({"user_id": user, "item_id": item(turn, n), "rating": 4})
             })
             .collect();
+        // Within what ingest takes at once: with thousands of streams beside it an answer takes its time.
+        if posting.len() >= 8
+            && let Some(posted) = posting.join_next().await
+        {
+            let answer: merit_integration::client::Answer = posted??;
+            ensure!(answer.status.is_success(), "{}", answer.text());
+        }
         let (client, url, token) = (client.clone(), url.clone(), token.clone());
         posting.spawn(async move { client.post(&url, &token, &Value::Array(batch)).await });
     }
