@@ -29,9 +29,10 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("causes", &[]),
     ("clock", &[]),
     ("secret", &[]),
+    ("outbound", &[]),
     ("rating", &[]),
-    ("bus", &["rating", "secret", "clock", "causes"]),
-    ("ingest", &["causes", "rating", "bus", "secret", "clock"]),
+    ("bus", &["rating", "secret", "outbound", "clock", "causes"]),
+    ("ingest", &["causes", "rating", "bus", "secret", "outbound", "clock"]),
     ("policy", &["rating"]),
     // The files of policies that learn: policies themselves know none.
     ("checkpoint", &["policy"]),

@@ -29,6 +29,7 @@ pub mod admin;
 pub mod simulate;
 
 mod figure;
+mod outbound;
 
 pub mod config;
 pub mod secret;

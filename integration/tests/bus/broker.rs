@@ -2,8 +2,12 @@
 
 use merit_integration::unix_time;
 use merit_sidecar::{
-    bus::{BusConfig, Consumer, Delivery, Event, Partition, Publisher, kafka::config::Config},
+    bus::{
+        BusConfig, Consumer, Delivery, Event, Partition, Publisher,
+        kafka::config::{Config, Security},
+    },
     rating::{Poster, Rating, RatingRequest, partition_for},
+    secret::File,
 };
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
@@ -16,7 +20,7 @@ use std::{
     fs,
     net::TcpListener,
     num::NonZeroU32,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     sync::{
         Arc, Mutex, Weak,
@@ -113,6 +117,18 @@ impl Kafka {
             topic: format!("ratings-{count}"),
             group: format!("tuners-{count}"),
             ..Config::default()
+        }
+    }
+
+    /// Returns a configuration for the listener with TLS and a login; the password is in `password`.
+    pub(crate) fn secured(&self, password: &Path) -> Config {
+        Config {
+            brokers: format!("localhost:{}", self.port + 2),
+            security: Security::SaslSsl,
+            ca_file: Some(self.folder.join("tls/ca.pem")),
+            username: "test".to_owned(),
+            password_file: Some(File::from(password)),
+            ..self.config()
         }
     }
 

@@ -10,13 +10,7 @@ mod members;
 
 mod outage;
 
-use merit_sidecar::{
-    bus::{
-        BusConfig, Event,
-        kafka::config::{Config, Security},
-    },
-    secret::File,
-};
+use merit_sidecar::bus::{BusConfig, Event, kafka::config::Config};
 use rdkafka::{
     Message as _,
     admin::{AdminClient, AdminOptions, ResourceSpecifier},
@@ -82,14 +76,7 @@ async fn tls_and_sasl_let_in_who_knows_the_password_and_nobody_else() {
     let kafka = Kafka::start(true);
     let password = kafka.folder.join("password");
     fs::write(&password, "test-secret\n").unwrap();
-    let config = Config {
-        brokers: format!("localhost:{}", kafka.port + 2),
-        security: Security::SaslSsl,
-        ca_file: Some(kafka.folder.join("tls/ca.pem")),
-        username: "test".to_owned(),
-        password_file: Some(File::from(&password)),
-        ..kafka.config()
-    };
+    let config = kafka.secured(&password);
     let mut faults = Vec::new();
     BusConfig::Kafka(config.clone()).validate("bus", &mut faults);
     assert_eq!(faults, [""; 0]);
@@ -115,14 +102,7 @@ async fn without_the_right_to_create_a_missing_topic_it_says_so_and_goes_on_when
     let kafka = Kafka::start_guarded();
     let password = kafka.folder.join("password");
     fs::write(&password, "test-secret").unwrap();
-    let config = Config {
-        brokers: format!("localhost:{}", kafka.port + 2),
-        security: Security::SaslSsl,
-        ca_file: Some(kafka.folder.join("tls/ca.pem")),
-        username: "test".to_owned(),
-        password_file: Some(File::from(&password)),
-        ..kafka.config()
-    };
+    let config = kafka.secured(&password);
     let (folder, broker) = (kafka.folder.to_str().unwrap(), kafka.brokers());
     let allow = |what: &[&str], operations: &[&str]| {
         let class = "org.apache.kafka.tools.AclCommand";

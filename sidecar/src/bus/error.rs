@@ -1,6 +1,7 @@
 //! Errors of the bus, classified for the caller: is it worth coming back, and when?
 
 use super::Partition;
+use crate::rating::NoEncoding;
 use std::time::Duration;
 
 /// What lies beneath an error of the bus.
@@ -113,6 +114,12 @@ pub enum BusError {
         #[source]
         source: Cause,
     },
+}
+
+impl From<NoEncoding> for BusError {
+    fn from(lacking: NoEncoding) -> Self {
+        Self::Config { key: "encoding", problem: lacking.to_string() }
+    }
 }
 
 impl BusError {

@@ -3,7 +3,7 @@
 
 use crate::{
     bus::{BusError, duration, registry},
-    rating::{Codec, Encoding, NoEncoding},
+    rating::{Codec, Encoding},
     secret::{File, Secret, Variable},
 };
 use std::{path::PathBuf, time::Duration};
@@ -200,9 +200,7 @@ impl Config {
     ///
     /// When this build lacks the encoding.
     pub fn codec(&self) -> Result<Codec, BusError> {
-        let lacking =
-            |error: NoEncoding| BusError::Config { key: "encoding", problem: error.to_string() };
-        self.encoding.codec().map_err(lacking)
+        Ok(self.encoding.codec()?)
     }
 
     /// Returns the SASL password from where the configuration says it is.

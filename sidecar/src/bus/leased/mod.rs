@@ -16,8 +16,10 @@
 
 mod consumer;
 mod keep;
+mod sizes;
 
 pub(in crate::bus) use consumer::Consumer;
+pub(in crate::bus) use sizes::Sizes;
 
 use super::{Cause, Partition};
 use crate::rating::Codec;

@@ -2,16 +2,12 @@
 //! what it lacks.
 
 use crate::{
-    bus::{BusError, duration, registry::config::KAFKA_ALONE},
-    rating::{Codec, Encoding, NoEncoding},
+    bus::{BusError, duration, leased::Sizes, registry::config::KAFKA_ALONE},
+    rating::{Codec, Encoding},
     secret::{Address, File, Secret, Variable},
 };
 use std::{path::PathBuf, time::Duration};
 
-const PARTITIONS_MAX: u32 = 1_000;
-const BATCH_MAX: usize = 10_000;
-const QUEUE_MAX: usize = 10_000_000;
-const LENGTH_MAX: usize = 100_000_000;
 const TOPIC_MAX: usize = 200;
 /// What begins the address of a server, and whether it means TLS.
 const SCHEMES: [(&str, bool); 2] = [("nats://", false), ("tls://", true)];
@@ -150,29 +146,22 @@ impl Config {
             .as_ref()
             .is_none_or(|name| (1..=128).contains(&name.len()) && name.chars().all(in_key));
         expect(instance, "instance", "must be 1 to 128 letters, digits, `_` and `-`".to_owned());
-        let mut within = |key: &str, value: usize, high: usize| {
-            expect((1..=high).contains(&value), key, format!("must be 1..={high}"));
+        expect((1..=5).contains(&self.replicas), "replicas", "must be 1..=5".to_owned());
+        let sizes = Sizes {
+            partitions: self.partitions,
+            batch_max: self.batch_max,
+            queue_max: self.queue_max,
+            length_max: self.length_max,
+            lease: self.lease,
+            delivery_timeout: self.delivery_timeout,
         };
-        within("partitions", self.partitions as usize, PARTITIONS_MAX as usize);
-        within("replicas", usize::from(self.replicas), 5);
-        within("batch_max", self.batch_max, BATCH_MAX);
-        within("queue_max", self.queue_max, QUEUE_MAX);
-        within("length_max", self.length_max, LENGTH_MAX);
-        let mut lasts = |key: &str, value: Duration, low: Duration, high: Duration| {
-            let (low_text, high_text) = (duration::format(low), duration::format(high));
-            expect((low..=high).contains(&value), key, format!("must be {low_text}..={high_text}"));
-        };
-        let second = Duration::from_secs(1);
-        lasts("lease", self.lease, second, 300 * second);
-        lasts("delivery_timeout", self.delivery_timeout, second / 10, 300 * second);
+        sizes.validate(expect);
     }
 
     /// Returns what writes and reads ratings.
     #[cfg_attr(not(feature = "nats"), expect(dead_code, reason = "only the client needs it"))]
     pub(super) fn codec(&self) -> Result<Codec, BusError> {
-        let lacking =
-            |error: NoEncoding| BusError::Config { key: "encoding", problem: error.to_string() };
-        self.encoding.codec().map_err(lacking)
+        Ok(self.encoding.codec()?)
     }
 
     /// Returns the addresses of the servers.

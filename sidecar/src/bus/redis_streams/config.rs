@@ -1,9 +1,9 @@
 //! The `[bus]` table with `kind = "redis"`.
 
 use crate::{
-    bus::{BusError, duration, registry::config::KAFKA_ALONE},
+    bus::{BusError, duration, leased::Sizes, registry::config::KAFKA_ALONE},
     causes::with_causes,
-    rating::{Codec, Encoding, NoEncoding},
+    rating::{Codec, Encoding},
     secret::{Address, File, Secret, Variable},
 };
 use redis::{
@@ -11,10 +11,6 @@ use redis::{
 };
 use std::{fs, path::PathBuf, time::Duration};
 
-const PARTITIONS_MAX: u32 = 1_000;
-const BATCH_MAX: usize = 10_000;
-const QUEUE_MAX: usize = 10_000_000;
-const LENGTH_MAX: usize = 100_000_000;
 const TOPIC_MAX: usize = 200;
 
 /// The `[bus]` table with `kind = "redis"`. Without `url` and `url_env` it is the server of
@@ -136,27 +132,20 @@ impl Config {
         }
         let instance = self.instance.as_ref().is_none_or(|name| (1..=128).contains(&name.len()));
         expect(instance, "instance", "must be 1 to 128 bytes".to_owned());
-        let mut within = |key: &str, value: usize, high: usize| {
-            expect((1..=high).contains(&value), key, format!("must be 1..={high}"));
+        let sizes = Sizes {
+            partitions: self.partitions,
+            batch_max: self.batch_max,
+            queue_max: self.queue_max,
+            length_max: self.length_max,
+            lease: self.lease,
+            delivery_timeout: self.delivery_timeout,
         };
-        within("partitions", self.partitions as usize, PARTITIONS_MAX as usize);
-        within("batch_max", self.batch_max, BATCH_MAX);
-        within("queue_max", self.queue_max, QUEUE_MAX);
-        within("length_max", self.length_max, LENGTH_MAX);
-        let mut lasts = |key: &str, value: Duration, low: Duration, high: Duration| {
-            let (low_text, high_text) = (duration::format(low), duration::format(high));
-            expect((low..=high).contains(&value), key, format!("must be {low_text}..={high_text}"));
-        };
-        let second = Duration::from_secs(1);
-        lasts("lease", self.lease, second, 300 * second);
-        lasts("delivery_timeout", self.delivery_timeout, second / 10, 300 * second);
+        sizes.validate(expect);
     }
 
     /// Returns what writes and reads ratings.
     pub(super) fn codec(&self) -> Result<Codec, BusError> {
-        let lacking =
-            |error: NoEncoding| BusError::Config { key: "encoding", problem: error.to_string() };
-        self.encoding.codec().map_err(lacking)
+        Ok(self.encoding.codec()?)
     }
 
     /// Returns what connects to the server.

@@ -1,20 +1,14 @@
 //! The `[bus.schema_registry]` table.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Uri, uri::Scheme};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::{
     bus::{BusError, duration},
+    outbound::{self, is_this_machine},
     secret::{Address, File, Secret, Variable},
 };
 
@@ -23,8 +17,6 @@ pub(in crate::bus) const KAFKA_ALONE: &str =
     "is for kind = \"kafka\" alone: remove it, or carry ratings over Kafka";
 /// The longest name of a subject, in bytes: a topic's and a suffix.
 const SUBJECT_MAX: usize = 300;
-/// The most that a file of certificates holds, in bytes.
-const CA_FILE_MAX: u64 = 1 << 20;
 
 /// Where the registry is, and what to ask it.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
@@ -218,79 +210,37 @@ impl Config {
         let password = read(&self.password_env, &self.password_file, keys)?;
         if let (Some(name), Some(password)) = (&self.username, password) {
             let pair = STANDARD.encode(format!("{name}:{}", password.expose()));
-            return Ok(field(&format!("Basic {pair}")));
+            return Ok(outbound::secret_field(&format!("Basic {pair}")));
         }
         let keys = ["schema_registry.token_env", "schema_registry.token_file"];
         let Some(token) = read(&self.token_env, &self.token_file, keys)? else { return Ok(None) };
-        let token = token.expose();
-        let visible = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
         let key = if self.token_env.is_some() { keys[0] } else { keys[1] };
         let fault = || (key, "must hold a token of visible ASCII characters".to_owned());
-        let value = visible.then(|| field(&format!("Bearer {token}"))).flatten();
-        value.map(Some).ok_or_else(fault)
+        outbound::bearer(token.expose()).map(Some).ok_or_else(fault)
     }
 
     fn tls(&self, secure: bool) -> Result<ClientConfig, Fault> {
         let url = "schema_registry.url";
         let roots = match &self.ca_file {
             Some(file) => {
-                authorities(file).map_err(|problem| ("schema_registry.ca_file", problem))?
+                let fault = |problem| ("schema_registry.ca_file", problem);
+                outbound::authorities(file).map_err(fault)?
             }
-            None if secure => system_roots().map_err(|problem| (url, problem.to_owned()))?,
+            None if secure => outbound::system_roots().ok_or_else(|| {
+                let none =
+                    "this system trusts no authority: install certificates, or name a ca_file";
+                (url, none.to_owned())
+            })?,
             None => RootCertStore::empty(),
         };
-        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let versions = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| (url, format!("tls cannot be set up: {error}")))?;
-        Ok(versions.with_root_certificates(roots).with_no_client_auth())
-    }
-}
-
-/// Returns `text` as the value of a field that is a secret.
-fn field(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
-fn is_this_machine(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || host == "[::1]"
-        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let shown = file.display();
-    let unreadable = |error| format!("cannot read {shown}: {error}");
-    if fs::metadata(file).map_err(unreadable)?.len() > CA_FILE_MAX {
-        return Err(format!("{shown} is longer than {CA_FILE_MAX} bytes"));
-    }
-    let pem = fs::read(file).map_err(unreadable)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|_| format!("{shown} is no PEM"))?;
-        roots.add(certificate).map_err(|error| format!("{shown}: {error}"))?;
-    }
-    match roots.is_empty() {
-        true => Err(format!("{shown} holds no certificate in PEM")),
-        false => Ok(roots),
-    }
-}
-
-fn system_roots() -> Result<RootCertStore, &'static str> {
-    let mut roots = RootCertStore::empty();
-    // Some systems carry certificates that no library reads; the others count.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    match roots.is_empty() {
-        true => Err("this system trusts no authority: install certificates, or name a ca_file"),
-        false => Ok(roots),
+        outbound::tls(roots).map_err(|problem| (url, problem))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn faults(json: &str) -> Vec<String> {
         let config: Config = serde_json::from_str(json).unwrap();

@@ -3,22 +3,18 @@
 use std::{ops::RangeInclusive, path::Path, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, header, uri::Scheme};
-use rustls::{
-    ClientConfig, RootCertStore,
-    pki_types::{CertificateDer, pem::PemObject as _},
-};
+use rustls::ClientConfig;
 
 use super::config::{Config, Source};
 use crate::{
     bus::duration::format,
+    outbound::{self, is_this_machine, secret_field},
     rating::Poster,
     secret::{Address, File, Variable},
 };
 
 /// The longest name of a feed, in characters.
 const NAME_MAX: usize = 64;
-/// The longest certificate file, in bytes.
-const CA_FILE_MAX: u64 = 1 << 20;
 
 /// What a bridge does.
 pub(super) struct Plan {
@@ -167,17 +163,15 @@ impl Reader<'_> {
 
     fn tls(&mut self, key: &str, ca_key: &str, file: Option<&Path>) -> Option<Arc<ClientConfig>> {
         let roots = match file {
-            Some(file) => authorities(file).map_err(|problem| (ca_key, problem)),
-            None => system_roots().map_err(|problem| (key, problem)),
+            Some(file) => outbound::authorities(file).map_err(|problem| (ca_key, problem)),
+            None => outbound::system_roots().ok_or_else(|| {
+                let none =
+                    "this system trusts no authority: install certificates, or name a CA file";
+                (key, none.to_owned())
+            }),
         };
-        let made = roots.and_then(|roots| {
-            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-            let versions = ClientConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()
-                .map_err(|error| (key, format!("tls cannot be set up: {error}")))?;
-            Ok(Arc::new(versions.with_root_certificates(roots).with_no_client_auth()))
-        });
-        made.map_err(|(key, problem)| self.fault(key, problem)).ok()
+        let made = roots.and_then(|roots| outbound::tls(roots).map_err(|problem| (key, problem)));
+        made.map(Arc::new).map_err(|(key, problem)| self.fault(key, problem)).ok()
     }
 
     fn headers(&mut self, config: &Config) -> HeaderMap {
@@ -198,7 +192,7 @@ impl Reader<'_> {
             };
             let Source { env, file } = source;
             let Some(secret) = self.secret([&key, &key], env, file, true) else { continue };
-            match field(secret.expose()) {
+            match secret_field(secret.expose()) {
                 Some(value) if !headers.contains_key(&name) => {
                     headers.insert(name, value);
                 }
@@ -217,11 +211,7 @@ impl Reader<'_> {
             self.fault(key, "has no effect without forward_to: remove it");
         }
         let secret = self.secret(keys, env, file, false)?;
-        let visible = |secret: &&str| {
-            !secret.is_empty() && secret.bytes().all(|byte| byte.is_ascii_graphic())
-        };
-        let token = Some(secret.expose()).filter(visible);
-        let value = token.and_then(|token| field(&format!("Bearer {token}")));
+        let value = outbound::bearer(secret.expose());
         if value.is_none() {
             let key = if env.is_some() { keys[0] } else { keys[1] };
             self.fault(key, "must hold a token of visible ASCII characters");
@@ -265,13 +255,6 @@ impl Reader<'_> {
     }
 }
 
-/// Returns `text` as the value of a field that is a secret.
-fn field(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
 /// Whether the handshake itself writes this field (RFC 6455 section 4.1), or the connection does.
 fn is_the_handshakes(name: &HeaderName) -> bool {
     let ours = [
@@ -282,43 +265,6 @@ fn is_the_handshakes(name: &HeaderName) -> bool {
         header::TRANSFER_ENCODING,
     ];
     ours.contains(name) || name.as_str().starts_with("sec-websocket-")
-}
-
-fn is_this_machine(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost")
-        || host == "[::1]"
-        || host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-}
-
-fn authorities(file: &Path) -> Result<RootCertStore, String> {
-    let shown = file.display();
-    let length =
-        std::fs::metadata(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    if length.len() > CA_FILE_MAX {
-        return Err(format!("{shown} is longer than {CA_FILE_MAX} bytes"));
-    }
-    let pem = std::fs::read(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|_| format!("{shown} is no PEM"))?;
-        roots.add(certificate).map_err(|error| format!("{shown}: {error}"))?;
-    }
-    match roots.is_empty() {
-        true => Err(format!("{shown} holds no certificate in PEM")),
-        false => Ok(roots),
-    }
-}
-
-fn system_roots() -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    // Some systems carry certificates that no library reads; the others count.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    match roots.is_empty() {
-        true => {
-            Err("this system trusts no authority: install certificates, or name a CA file".into())
-        }
-        false => Ok(roots),
-    }
 }
 
 #[cfg(test)]
