@@ -24,7 +24,9 @@ use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId,
     bucket::Limits,
-    store::{Bid, Change, Cursor, Demand, Life, Quote, Record, StoreError, Traded, Tune, Written},
+    store::{
+        Bid, ByHand, Change, Cursor, Demand, Life, Quote, Record, StoreError, Traded, Tune, Written,
+    },
 };
 
 const MIB: f64 = 1024.0 * 1024.0;
@@ -72,6 +74,10 @@ impl Tune for Nowhere {
 
     async fn trade(&self, _: &Bid) -> Result<Traded, StoreError> {
         Ok(Traded { leads: true, quote: Some(Quote { price: 0.0, use_share: 1.0 }) })
+    }
+
+    async fn by_hand(&self, _: &AgentId, _: &ByHand) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

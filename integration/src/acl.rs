@@ -21,8 +21,8 @@ pub const USAGE: [&str; 6] =
     ["~merit:use:*", "~merit:nodes", "+set", "+zadd", "+zremrangebyscore", "+zremrangebyrank"];
 
 /// What a tuner needs beside [`GATEWAY`].
-pub const TUNER: [&str; 8] =
-    ["~merit:*", "+hgetall", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];
+pub const TUNER: [&str; 9] =
+    ["~merit:*", "+hgetall", "+hdel", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];
 
 /// What ingest and tuner need for the bus over streams of the topic `openclaw.ratings`.
 pub const STREAMS: [&str; 26] = [

@@ -43,7 +43,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("gateway", &["bus"]),
     // It follows the bus beside the tuners, and its checkpoints are files.
     ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
-    ("admin", &["causes", "tuner", "rating", "secret"]),
+    ("admin", &["bus", "causes", "clock", "policy", "tuner", "rating", "secret"]),
     ("simulate", &["checkpoint", "figure", "policy", "rating"]),
     ("telemetry", &[]),
     (

@@ -10,7 +10,7 @@ use merit_integration::{
 };
 use tower_merit::{
     AgentId, RedisStore,
-    store::{Bid, Cursor, Spend, StoreError, Tune, contract},
+    store::{Bid, ByHand, Cursor, Spend, StoreError, Tune, contract},
 };
 
 /// Returns an error with all of its causes.
@@ -96,6 +96,7 @@ async fn tune(redis: &Redis) -> Result<(), StoreError> {
     store.agents(Cursor::START, 10).await?;
     let term = Duration::from_millis(1);
     store.trade(&Bid { who: "tuner".to_owned(), term, quote: None }).await?;
+    store.by_hand(&agent, &ByHand::Ban { until_ms: 0 }).await?;
     store.demand(std::slice::from_ref(&agent)).await?.remove(0)?;
     let record = store.load(std::slice::from_ref(&agent)).await?.remove(0)?;
     store.write(&[contract::next_change(&agent, record.rev)]).await?.remove(0).map(drop)

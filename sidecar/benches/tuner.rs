@@ -32,7 +32,9 @@ use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AgentId,
     bucket::Limits,
-    store::{Bid, Change, Cursor, Demand, Life, Quote, Record, StoreError, Traded, Tune, Written},
+    store::{
+        Bid, ByHand, Change, Cursor, Demand, Life, Quote, Record, StoreError, Traded, Tune, Written,
+    },
 };
 
 const RATINGS: usize = 400_000;
@@ -116,6 +118,10 @@ impl Tune for Records {
         let mut quote = lock(&self.quote);
         *quote = bid.quote.or(*quote);
         Ok(Traded { leads: true, quote: *quote })
+    }
+
+    async fn by_hand(&self, _: &AgentId, _: &ByHand) -> Result<(), StoreError> {
+        Ok(())
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

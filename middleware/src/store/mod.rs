@@ -264,6 +264,25 @@ pub struct Record {
     pub seen: Vec<(String, String)>,
     /// Tokens admitted and denied so far in the default bucket.
     pub demand: Demand,
+    /// When its ban ends or ended, in Unix milliseconds; absent when there is none on record.
+    pub banned_until_ms: Option<u64>,
+}
+
+/// What an operator does to one agent by hand, past the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ByHand {
+    /// Sets the limits of one bucket, as two `HSET`s would: the control plane goes on from them.
+    Limits {
+        /// The named bucket; the default one when absent.
+        bucket: Option<BucketName>,
+        /// Its new limits.
+        limits: Limits,
+    },
+    /// Bans the agent until then, in Unix milliseconds; 0 lifts a ban.
+    Ban {
+        /// When the ban ends.
+        until_ms: u64,
+    },
 }
 
 /// What an agent asked of its default bucket since that was made, in whole tokens. Counts that went
@@ -378,6 +397,16 @@ pub trait Tune: Send + Sync + 'static {
         &self,
         changes: &[Change],
     ) -> impl Future<Output = Result<Vec<Result<Written, StoreError>>, StoreError>> + Send;
+
+    /// Does to `agent` what an operator decided, at once and whatever its revision.
+    ///
+    /// A ban stands in the bucket and in the record, so that it outlives both a spent bucket's expiry and the
+    /// record's: whichever is there last says when it ends.
+    fn by_hand(
+        &self,
+        agent: &AgentId,
+        deed: &ByHand,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Returns some agents that have a record, and where to go on; `None` behind the last. A page
     /// holds `about` agents: fewer or more, and none at all before the end, are possible.

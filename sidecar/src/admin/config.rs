@@ -1,6 +1,6 @@
 //! The `[admin]` and `[metrics]` tables.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use super::guard::{AdminError, AdminToken};
 use crate::secret::Variable;
@@ -11,11 +11,15 @@ use crate::secret::Variable;
 pub struct Config {
     /// Where to listen; off unless named.
     pub listen: Option<SocketAddr>,
-    /// Environment variable with the bearer token that callers show; required off loopback.
+    /// Environment variable with the bearer token that callers show: for every write, and off loopback for
+    /// reading too.
     pub token_env: Option<Variable>,
     /// Names besides loopback and the listener's own address that `Host` may have, without port;
     /// none unless named.
     pub hosts: Vec<String>,
+    /// File that gets a line before and after each write; absent: writes go to the process's log alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_log: Option<PathBuf>,
 }
 
 /// The metrics listener: health and metrics for orchestrators and scrapers.
@@ -40,6 +44,9 @@ impl Config {
         }
         if self.token_env.as_ref().is_some_and(Variable::is_empty) {
             faults.push(format!("{path}.token_env: must name an environment variable, is empty"));
+        }
+        if self.audit_log.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            faults.push(format!("{path}.audit_log: must be a file, is empty"));
         }
         for (index, host) in self.hosts.iter().enumerate() {
             let named = |c: char| c.is_ascii_alphanumeric() || ".-".contains(c);

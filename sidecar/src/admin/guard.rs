@@ -4,7 +4,7 @@
 //! then reads what it likes; but its requests carry that name in `Host`. Addresses cannot be
 //! rebound, so where the listener takes all of a machine's addresses, any of them is taken.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{io, net::IpAddr, path::PathBuf, sync::Arc};
 
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
@@ -16,7 +16,7 @@ use axum::{
     middleware::Next,
     response::Response,
 };
-use http::{HeaderValue, StatusCode, header, uri::Authority};
+use http::{HeaderValue, Method, StatusCode, header, uri::Authority};
 use tower_merit::{Problem, identity::bearer};
 
 use super::Config;
@@ -28,7 +28,7 @@ pub const ADMIN_TOKEN_MIN: usize = 16;
 const REALM: &str = "merit-admin";
 
 /// Why the admin listener cannot be opened.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdminError {
     /// The variable is not there, or is no text.
@@ -41,6 +41,14 @@ pub enum AdminError {
     Token {
         /// Its length in bytes.
         length: usize,
+    },
+    /// The audit log cannot be opened.
+    #[error("admin.audit_log: cannot append to {}: {source}", path.display())]
+    AuditLog {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Why not.
+        source: Arc<io::Error>,
     },
     /// Other machines can reach the listener, and there is no token.
     #[error("admin.listen is not loopback, so admin.token_env must name a token")]
@@ -83,19 +91,19 @@ impl std::fmt::Debug for AdminToken {
 pub(super) struct Guard {
     hosts: Arc<[String]>,
     listen: Option<IpAddr>,
-    /// The token that even reading needs.
     token: Option<AdminToken>,
+    /// Whether even reading needs the token.
+    exposed: bool,
 }
 
 impl Guard {
     pub(super) fn new(config: &Config, token: Option<AdminToken>) -> Result<Self, AdminError> {
-        let token = match (config.is_exposed(), token) {
-            (true, None) => return Err(AdminError::Exposed),
-            (true, token) => token,
-            (false, _) => None,
-        };
+        let exposed = config.is_exposed();
+        if exposed && token.is_none() {
+            return Err(AdminError::Exposed);
+        }
         let listen = config.listen.map(|listen| listen.ip().to_canonical());
-        Ok(Self { hosts: config.hosts.clone().into(), listen, token })
+        Ok(Self { hosts: config.hosts.clone().into(), listen, token, exposed })
     }
 
     fn knows(&self, host: &str) -> bool {
@@ -123,7 +131,13 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
             .into_response()
             .map(Body::from);
     }
-    if let Some(token) = &guard.token {
+    // RFC 9110 section 9.2.1: what these ask for changes nothing.
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if guard.token.is_none() && !reads {
+        let detail = "nothing is changed without a token: name the variable that holds one in admin.token_env, and restart";
+        return Problem::new(StatusCode::FORBIDDEN, detail).into_response().map(Body::from);
+    }
+    if let Some(token) = guard.token.as_ref().filter(|_| guard.exposed || !reads) {
         let refusal = match bearer(&request) {
             Ok(shown) if token.is(shown) => None,
             Ok(_) => Some(("the admin token is another one", ", error=\"invalid_token\"")),

@@ -4,18 +4,31 @@
 //! 2. `/readyz` is 200 when every configured part answers, and 503 with the faults otherwise, or
 //!    while the process drains.
 //! 3. `/metrics` is Prometheus text.
-//! 4. The metrics listener has these three; the admin listener also checks `Host`, so that no web
+//! 4. The admin listener also tells of agents, and does to them what an operator decides (`console`).
+//! 5. The metrics listener has the first three; the admin listener also checks `Host`, so that no web
 //!    page reaches it by rebinding a name, and requires a token where others can reach it.
 
+mod audit;
+
 mod config;
+
+mod console;
 
 mod guard;
 
 mod health;
 
+mod measured;
+
+mod roster;
+
 pub use config::{Config, MetricsConfig};
+pub use console::Console;
 pub use guard::{ADMIN_TOKEN_MIN, AdminError, AdminToken};
 pub use health::{CHECK_DEADLINE, Health, Part, REPORT_FRESH, Report};
+pub use roster::{AgentRow, PAGE_SIZE_MAX, Page, ROSTER_MAX, SAMPLES, Sample};
+
+use std::{path::Path, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -27,7 +40,10 @@ use axum::{
 };
 use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tower_merit::Problem;
+use tower_merit::{
+    Problem,
+    store::{Spend, Tune},
+};
 
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -39,6 +55,10 @@ merit
 /healthz   the process serves
 /readyz    every configured part answers
 /metrics   Prometheus text
+/overview  what goes on, as JSON
+/agents    agents, their limits, and why they have them
+/policy    the policy in force
+/audit     what operators did
 ";
 
 /// Returns the routes of the metrics listener.
@@ -53,24 +73,33 @@ pub fn probes(health: Health, metrics: PrometheusHandle) -> Router {
         )
         .fallback(async || refuse(StatusCode::NOT_FOUND, "no such route"))
         .method_not_allowed_fallback(async || {
-            refuse(StatusCode::METHOD_NOT_ALLOWED, "this route is read with GET")
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "this route does not have this method")
         })
 }
 
-/// Returns the routes of the admin listener; `token` is what [`Config::token`] returns.
+/// Returns the routes of the admin listener, and a future that keeps what they show as long as it is
+/// polled; `token` is what [`Config::token`] returns.
 ///
 /// # Errors
 ///
-/// When the listener can be reached from other machines and there is no token.
-pub fn router(
+/// When the listener can be reached from other machines and there is no token, or the audit log cannot be
+/// opened.
+pub fn router<T: Tune + Spend + Clone>(
     config: &Config,
     token: Option<AdminToken>,
     health: Health,
     metrics: PrometheusHandle,
-) -> Result<Router, AdminError> {
+    console: Console<T>,
+) -> Result<(Router, impl Future<Output = ()> + Send + 'static), AdminError> {
     let guard = guard::Guard::new(config, token)?;
-    let routes = probes(health, metrics).route("/", get(async || INDEX));
-    Ok(routes.layer(middleware::from_fn_with_state(guard, guard::check)))
+    let audit_log = config.audit_log.as_deref();
+    let (agents, keeping) =
+        console.routes(audit_log, health.clone(), metrics.clone()).map_err(|source| {
+            let path = audit_log.unwrap_or_else(|| Path::new("")).to_owned();
+            AdminError::AuditLog { path, source: Arc::new(source) }
+        })?;
+    let routes = probes(health, metrics).route("/", get(async || INDEX)).merge(agents);
+    Ok((routes.layer(middleware::from_fn_with_state(guard, guard::check)), keeping))
 }
 
 async fn ready(health: &Health) -> Response {

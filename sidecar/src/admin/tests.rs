@@ -9,7 +9,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use tower_merit::{MemoryStore, bucket::Limits};
+
 use super::*;
+use crate::tuner::Operator;
 
 #[derive(Debug, thiserror::Error)]
 #[error("redis at 127.0.0.1:1 is not available")]
@@ -120,9 +123,18 @@ fn admin(listen: &str, hosts: &[&str], token: Option<&str>) -> Result<Router, Ad
         listen: Some(listen.parse().unwrap()),
         token_env: None,
         hosts: hosts.iter().map(ToString::to_string).collect(),
+        audit_log: None,
     };
     let token = token.map(|token| AdminToken::new(token).unwrap());
-    router(&config, token, Health::new(), metrics())
+    let (_, policy) = tokio::sync::watch::channel(crate::policy::Config::default());
+    let start = Limits::per_second(20.0, 40).unwrap();
+    let console = Console {
+        operator: Operator::new(MemoryStore::new(), policy, start, Vec::new()),
+        buckets: Arc::new([]),
+        insight: None,
+        role: "all",
+    };
+    router(&config, token, Health::new(), metrics(), console).map(|(router, _)| router)
 }
 
 #[tokio::test]
@@ -159,7 +171,7 @@ async fn a_name_that_is_not_ours_is_refused_on_every_route() {
 
 #[tokio::test]
 async fn off_loopback_only_the_token_opens() {
-    assert_eq!(admin("0.0.0.0:9900", &[], None).unwrap_err(), AdminError::Exposed);
+    assert!(matches!(admin("0.0.0.0:9900", &[], None), Err(AdminError::Exposed)));
     let router = admin("0.0.0.0:9900", &[], Some("0123456789abcdef")).unwrap();
     for (credential, status) in [
         (None, 401),
@@ -182,12 +194,30 @@ async fn the_index_names_routes_that_exist() {
     let router = admin("127.0.0.1:9900", &[], None).unwrap();
     let (_, index) = answer(&router, get_from("localhost", "/")).await;
     let routes: Vec<_> = index.split_whitespace().filter(|word| word.starts_with('/')).collect();
-    assert_eq!(routes.len(), 3);
-    for route in routes {
+    assert_eq!(routes.len(), 7);
+    for route in routes.into_iter().filter(|route| *route != "/agents") {
         assert_eq!(answer(&router, get_from("localhost", route)).await.0, 200, "{route}");
     }
     let post = Request::post("/readyz").header("host", "localhost").body(Body::empty()).unwrap();
-    assert_eq!(answer(&router, post).await.0, 405);
+    assert_eq!(answer(&router, post).await.0, 403, "nothing is written without a token");
+}
+
+#[tokio::test]
+async fn a_write_needs_the_token_on_loopback_too_and_reading_does_not() {
+    let router = admin("127.0.0.1:9900", &[], Some("0123456789abcdef")).unwrap();
+    assert_eq!(answer(&router, get_from("localhost", "/readyz")).await.0, 200);
+    for (credential, status) in [
+        (None, 401),
+        (Some("Bearer 0123456789abcdeF"), 401),
+        (Some("Bearer 0123456789abcdef"), 405),
+    ] {
+        let mut request =
+            Request::post("/readyz").header("host", "localhost").body(Body::empty()).unwrap();
+        if let Some(credential) = credential {
+            request.headers_mut().insert("authorization", credential.parse().unwrap());
+        }
+        assert_eq!(answer(&router, request).await.0, status, "{credential:?}");
+    }
 }
 
 #[test]

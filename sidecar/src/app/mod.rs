@@ -34,7 +34,7 @@ use crate::{
     gateway, ingest,
     personalize::{Node, NodeError, Personalized, Viewers},
     policy,
-    tuner::{self, Tuner, TunerError},
+    tuner::{self, Operator, Tuner, TunerError},
 };
 
 /// Why a process cannot start, or ended before it was told to.
@@ -260,9 +260,31 @@ async fn start_with(
     if let Some(listener) = listeners.metrics {
         serve("metrics", listener, admin::probes(health.clone(), metrics.clone()));
     }
+    let (policies, changes) = watch::channel(config.policy.clone());
+    let (insight, asks) = tuner::insight();
+    let mut keeping = None;
     if let Some(listener) = listeners.admin {
         let token = config.admin.token()?;
-        serve("admin", listener, admin::router(&config.admin, token, health.clone(), metrics)?);
+        let operator = Operator::new(
+            store.beside(config)?,
+            changes.clone(),
+            config.default_limits(),
+            config.earned_buckets(),
+        );
+        let console = admin::Console {
+            operator,
+            buckets: config.bucket_rules(),
+            insight: consumer.is_some().then_some(insight),
+            role: role.name(),
+        };
+        let (router, keeps) =
+            admin::router(&config.admin, token, health.clone(), metrics, console)?;
+        serve("admin", listener, router);
+        keeping = Some(keeps);
+    }
+    if let Some(keeping) = keeping {
+        let ends = stop.clone();
+        servers.spawn(async move { ends.run_until_cancelled(keeping).await.unwrap_or_default() });
     }
     drop(publisher);
 
@@ -271,7 +293,6 @@ async fn start_with(
         learning.spawn(node.run(stop_tuner.clone()));
     }
     let drains = matches!(config.bus, BusConfig::InProcess(_));
-    let (policies, changes) = watch::channel(config.policy.clone());
     let mut logging = None;
     if let Some(consumer) = consumer {
         let mut plan = tuner::Plan::new(config.policy.clone(), config.default_limits());
@@ -280,6 +301,7 @@ async fn start_with(
         plan.earned = config.earned_buckets();
         plan.tuner = config.tuner.clone();
         plan.changes = Some(changes);
+        plan.asks = Some(asks);
         if let Some(path) = &config.policy.decision_log {
             let (log, task) = Log::open(LogConfig::at(path.clone())).await?;
             plan.decisions = Some(log);

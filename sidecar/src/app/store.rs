@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tower_merit::{
     AgentId, MemoryStore, RedisStore, Spend, Tune,
     store::{
-        Bid, Change, Charge, Cursor, Demand, Leased, LeasedFuture, Life, Record, Settlement,
-        StoreError, Take, Traded, Verdict, Written,
+        Bid, ByHand, Change, Charge, Cursor, Demand, Leased, LeasedFuture, Life, Record,
+        Settlement, StoreError, Take, Traded, Verdict, Written,
     },
 };
 
@@ -59,6 +59,16 @@ impl Store {
             ),
         };
         Ok((store, health))
+    }
+
+    /// Returns a way to the same data that shares no connection with the tuner: an operator's questions must
+    /// not hide from it that a connection broke.
+    pub(super) fn beside(&self, config: &Config) -> Result<Self, AppError> {
+        if let Self::Memory(store) = self {
+            return Ok(Self::Memory(store.clone()));
+        }
+        let servers = config.redis().map_err(|faults| AppError::Config(faults.join("; ")))?;
+        Ok(Self::Redis(servers.cache_denials(false).connect_lazily()?))
     }
 
     /// Returns where tickets of streams wait: where every node of this store finds them.
@@ -160,6 +170,10 @@ impl Tune for Store {
         changes: &[Change],
     ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
         each!(self, write(changes))
+    }
+
+    async fn by_hand(&self, agent: &AgentId, deed: &ByHand) -> Result<(), StoreError> {
+        each!(self, by_hand(agent, deed))
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

@@ -9,6 +9,7 @@ use std::{
     collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use figment::{
@@ -19,6 +20,7 @@ use serde::Serialize;
 use tower_merit::{
     ReceiptKeys,
     bucket::{BucketName, Limits},
+    store::BucketRule,
 };
 
 use crate::{
@@ -224,6 +226,20 @@ impl Config {
     pub fn default_limits(&self) -> Limits {
         let bucket = self.bucket.iter().find(|bucket| bucket.default).expect("validated");
         Limits::per_second(bucket.refill_rate, bucket.capacity).expect("validated")
+    }
+
+    /// Returns the buckets, the default one first.
+    #[must_use]
+    pub fn bucket_rules(&self) -> Arc<[BucketRule]> {
+        let rule = |bucket: &BucketConfig| BucketRule {
+            name: BucketName::new(&bucket.bucket_name).expect("validated"),
+            is_default: bucket.default,
+            limits: Limits::per_second(bucket.refill_rate, bucket.capacity).expect("validated"),
+            shadow: bucket.shadow,
+        };
+        let (default, named): (Vec<_>, Vec<_>) =
+            self.bucket.iter().map(rule).partition(|rule| rule.is_default);
+        default.into_iter().chain(named).collect()
     }
 
     /// Returns the named buckets that scale with what an agent earned, as they are configured;

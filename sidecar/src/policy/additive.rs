@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use tower_merit::bucket::Limits;
 
-use super::{Asked, Burst, Decision, Law, Market, Reason, Vote};
+use super::{Asked, Burst, Decision, Hold, Law, Market, Reason, Vote};
 use crate::rating::{SCORE_MAX, SCORE_MIN};
 
 /// The score that moves nothing.
@@ -38,6 +38,25 @@ impl Additive {
         Self { config }
     }
 
+    /// Returns the configuration.
+    #[must_use]
+    pub fn config(&self) -> &AdditiveConfig {
+        &self.config
+    }
+
+    /// Folds a score of 1 to 5, unless an operator holds the agent; returns the reward it was worth, and
+    /// why it moved nothing.
+    pub(super) fn take(&self, state: &mut AdditiveState, score: f64) -> (f64, Option<Reason>) {
+        match state.hold {
+            Hold::None => (self.fold(&mut state.rate, score), None),
+            Hold::Frozen => (score - NEUTRAL, Some(Reason::Frozen)),
+            Hold::Override(rate) => {
+                state.rate = rate.clamp(self.config.r_min, self.config.r_max);
+                (score - NEUTRAL, Some(Reason::Override))
+            }
+        }
+    }
+
     /// Folds a score of 1 to 5. Returns the reward it was worth.
     pub(super) fn fold(&self, rate: &mut f64, score: f64) -> f64 {
         let AdditiveConfig { alpha, r_min, r_max, .. } = self.config;
@@ -54,6 +73,10 @@ pub struct AdditiveState {
     pub rate: f64,
     /// How the capacity follows the rate.
     pub burst: Burst,
+    /// What an operator did: ratings of a frozen agent are lost to it, because a rate is all that it
+    /// remembers.
+    #[serde(default, skip_serializing_if = "Hold::is_none")]
+    pub hold: Hold,
 }
 
 /// It believes every rater: a vote's weight counts for nothing, nor do market and demand.
@@ -63,20 +86,21 @@ impl Law for Additive {
     /// A burst that is configured goes before the one of `start`.
     fn begin(&self, start: Limits) -> AdditiveState {
         let burst = self.config.burst_seconds.map_or(Burst::of(start), Burst::of_seconds);
-        AdditiveState { rate: start.refill().tokens(), burst }
+        AdditiveState { rate: start.refill().tokens(), burst, hold: Hold::None }
     }
 
     /// An operator's capacity is part of the new start: the burst is what the two numbers say.
     fn adopt(&self, state: &mut AdditiveState, limits: Limits) {
-        *state = AdditiveState { rate: limits.refill().tokens(), burst: Burst::of(limits) };
+        let hold = if state.hold == Hold::Frozen { Hold::Frozen } else { Hold::None };
+        *state = AdditiveState { rate: limits.refill().tokens(), burst: Burst::of(limits), hold };
     }
 
     fn vote(&self, state: &mut AdditiveState, vote: Vote, _: &Market) -> Decision {
         if !(SCORE_MIN..=SCORE_MAX).contains(&vote.score) {
             return decision(state, 0.0, Some(Reason::Score));
         }
-        let reward = self.fold(&mut state.rate, vote.score);
-        decision(state, reward, None)
+        let (reward, held) = self.take(state, vote.score);
+        decision(state, reward, held)
     }
 
     fn tick(&self, state: &mut AdditiveState, _: Asked, _: &Market) -> Decision {

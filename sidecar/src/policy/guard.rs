@@ -57,6 +57,24 @@ pub enum Hold {
     Override(f64),
 }
 
+impl Hold {
+    /// Returns true when nothing was done.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
+    /// Returns its name, as the admin listener says it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Frozen => "frozen",
+            Self::Override(_) => "override",
+        }
+    }
+}
+
 /// One agent's rate, and how far it may move.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Track {

@@ -26,6 +26,7 @@ mod price;
 mod residual;
 mod standing;
 mod trust;
+mod why;
 
 pub use additive::{Additive, AdditiveConfig, AdditiveState};
 pub use bandit::{ARMS, Arm, Arms, Bandit, BanditState, EPOCH_TICKS, MULTIPLIERS, Outcome};
@@ -47,6 +48,7 @@ pub use residual::{
 };
 pub use standing::{OBSERVATION, Standing};
 pub use trust::{FAIR, RATERS_MAX, Raters};
+pub use why::Why;
 
 use serde::{Deserialize, Serialize};
 use tower_merit::bucket::{Limits, MicroTokensPerSecond, REFILL_RATE_MAX};
@@ -88,6 +90,27 @@ impl State {
             Self::Price(standing) => Some(standing),
             Self::Bandit(state) => Some(&mut state.standing),
             Self::Ppo(state) => Some(&mut state.standing),
+        }
+    }
+
+    /// Returns what an operator did to the agent, whichever policy wrote it.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        match self {
+            Self::Additive(state) => state.hold,
+            _ => self.standing().map_or(Hold::None, |standing| standing.track().hold()),
+        }
+    }
+
+    /// Freezes, overrides or lets go; in force from the next decision.
+    pub fn set_hold(&mut self, hold: Hold) {
+        match self {
+            Self::Additive(state) => state.hold = hold,
+            _ => {
+                if let Some(standing) = self.standing_mut() {
+                    standing.track_mut().set_hold(hold);
+                }
+            }
         }
     }
 
@@ -335,7 +358,7 @@ impl Policy {
         match (&self.law, &mut *state) {
             // Without a look at who and when: it is all that `additive` does.
             (AnyLaw::Additive(law), State::Additive(state)) => {
-                law.fold(&mut state.rate, rating.score().value())
+                law.take(state, rating.score().value()).0
             }
             _ => self.vote(state, vote_of(rating, 1.0)).reward,
         }
@@ -374,8 +397,9 @@ impl Policy {
         if own {
             return;
         }
-        let known = state.standing().cloned();
+        let (known, hold) = (state.standing().cloned(), state.hold());
         *state = self.adopt(state.limits());
+        state.set_hold(hold);
         if let (Some(known), Some(standing)) = (known, state.standing_mut()) {
             *standing = known;
         }

@@ -10,10 +10,12 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     judge::Judge,
+    moves::{Cause, Move, Moves},
     window::{Seen, Window},
 };
 use crate::{
     bus::Delivery,
+    clock::unix_time,
     policy::{Asked, Decision, Drift, Lesson, Outcome, Policy, Reason, State},
 };
 use lru::LruCache;
@@ -48,6 +50,7 @@ struct Agent {
     seen: Window,
     /// An operator's limits that `state` starts from, until they are written as ours.
     adopts: Option<Limits>,
+    moves: Moves,
 }
 
 /// How far each log was folded into one agent.
@@ -85,8 +88,19 @@ struct Found {
 /// Returns the policy's state in a record; nothing when there is none that this version wrote.
 #[must_use]
 pub fn state_of(record: &Record) -> Option<State> {
+    kept_in(record)?.1
+}
+
+/// Returns which life of the store a record grew up in, and its policy's state, if this version can read
+/// it; nothing when it has neither.
+pub(super) fn kept_in(record: &Record) -> Option<(String, Option<State>)> {
     let found = serde_json::from_str::<Found>(&record.state).ok()?;
-    State::deserialize(found.state).ok()
+    Some((found.epoch, State::deserialize(found.state).ok()))
+}
+
+/// Returns the record's `state` field.
+pub(super) fn kept(epoch: &str, state: &State) -> String {
+    text_of(&Kept { epoch, state })
 }
 
 /// A rating on its way into an agent's state.
@@ -213,7 +227,12 @@ impl Agents {
             applied: Applied::default(),
             seen: Window::default(),
             adopts: None,
+            moves: Moves::default(),
         };
+        if let Some(before) = self.known.peek_mut(agent) {
+            loaded.moves = std::mem::take(&mut before.moves);
+            loaded.moves.undo();
+        }
         if let Some(found) = found {
             let pairs = record.applied.into_iter();
             loaded.applied = Applied(pairs.map(|(log, at)| (Arc::from(log), at)).collect());
@@ -228,7 +247,9 @@ impl Agents {
         if let Some(limits) = record.limits.filter(|_| record.operator) {
             loaded.adopts = Some(limits);
             // What is known of its quality stays.
+            let before = loaded.state.rate();
             policy.rebase(&mut loaded.state, limits);
+            loaded.note(Cause::Operator, now_ms(), before);
         }
         let rev = loaded.rev;
         let before = self.known.peek(agent).map(|before| (before.rev, before.turn));
@@ -302,6 +323,10 @@ impl Agents {
             return Look::Begun;
         };
         let decision = judge.tick(&mut known.state, asked);
+        if known.has_moved() {
+            let before = known.in_force.unwrap_or_else(|| known.state.rate());
+            known.note_held(Cause::Tick, now_ms(), before, None, decision.held);
+        }
         let change =
             known.has_moved().then(|| known.change(agent, epoch, judge, Vec::new(), Vec::new()));
         let change = change.map(Box::new);
@@ -375,7 +400,11 @@ impl Agents {
                 Seen::New => {
                     let rating = &delivery.rating;
                     let weight = *weight.get_or_insert_with(|| judge.weigh(&known.state, rating));
-                    folded.note(judge.vote(&mut known.state, rating, weight));
+                    let before = known.state.rate();
+                    let decision = judge.vote(&mut known.state, rating, weight);
+                    let (at_ms, score) = (rating.accepted_at_us() / 1_000, rating.score().value());
+                    known.note_held(Cause::Rating, at_ms, before, Some(score), decision.held);
+                    folded.note(decision);
                 }
                 Seen::Repeat => folded.repeats += 1,
                 Seen::Conflict => folded.conflicts += 1,
@@ -397,11 +426,35 @@ impl Agents {
             known.rev = rev;
             known.adopts = None;
             known.in_force = Some(rate);
+            known.moves.written();
         }
+    }
+
+    /// Returns the newest moves of an agent in memory, newest first.
+    pub(super) fn moves(&self, agent: &AgentId) -> Option<Vec<Move>> {
+        self.known.peek(agent).map(|known| known.moves.newest_first())
     }
 }
 
 impl Agent {
+    fn note(&mut self, cause: Cause, at_ms: u64, before: f64) {
+        self.note_held(cause, at_ms, before, None, None);
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "for people to look at")]
+    fn note_held(
+        &mut self,
+        cause: Cause,
+        at_ms: u64,
+        before: f64,
+        score: Option<f64>,
+        held: Option<Reason>,
+    ) {
+        let score = score.map(|score| score as f32);
+        let (from, to) = (before as f32, self.state.rate() as f32);
+        self.moves.note(Move { at_ms, cause, score, from, to, held });
+    }
+
     /// Returns true when its policy asks for a rate that differs enough from the one in force.
     fn has_moved(&self) -> bool {
         let rate = self.state.rate();
@@ -429,6 +482,10 @@ impl Agent {
             seen,
         }
     }
+}
+
+fn now_ms() -> u64 {
+    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Bytes that a state stays below with most policies: `ppo`'s is about 900.

@@ -9,7 +9,10 @@ use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use tower_merit::AgentId;
 use tracing::{info, warn};
 
-use super::agents::{Folded, Folding};
+use super::{
+    agents::{Folded, Folding},
+    insight::{Recent, What},
+};
 use crate::{
     clock::unix_time,
     policy::{Decision, Drift, Reason},
@@ -58,6 +61,7 @@ pub(super) struct Metrics {
     pub(super) moves: Counter,
     residual: Histogram,
     told: Told,
+    pub(super) recent: Recent,
     pub(super) stale: Counter,
     pub(super) set_aside: Counter,
     pub(super) store_failures: Counter,
@@ -85,6 +89,7 @@ impl Metrics {
             moves: counter!("merit_limit_moves_total"),
             residual: histogram!("merit_policy_residual"),
             told: Told::default(),
+            recent: Recent::default(),
             stale: counter!("merit_limit_writes_stale_total"),
             set_aside: counter!("merit_ratings_set_aside_total"),
             store_failures: counter!("merit_tuner_store_failures_total"),
@@ -115,9 +120,11 @@ impl Metrics {
                 && let Some(untold) = self.told.tell(reason)
             {
                 warn!(%agent, reason = reason.as_str(), untold, "a guardrail stood in for the policy");
+                self.recent.note(agent, What::Guardrail(reason));
             }
         }
-        if let Some(Drift { before, after, ratings, evidence }) = drift {
+        if let Some(drift @ Drift { before, after, ratings, evidence }) = drift {
+            self.recent.note(agent, What::Drift(drift));
             let direction = if after < before { "fall" } else { "rise" };
             counter!("merit_drift_total", "direction" => direction).increment(1);
             info!(%agent, before, after, ratings, evidence, "an agent's quality changed");

@@ -14,12 +14,15 @@
 
 mod agents;
 mod config;
+mod insight;
 mod judge;
 mod learning;
 mod ledger;
 mod life;
 mod market;
 mod metrics;
+mod moves;
+mod operate;
 mod pending;
 mod plan;
 mod positions;
@@ -28,6 +31,9 @@ mod window;
 
 pub use agents::state_of;
 pub use config::Config;
+pub use insight::{Asked, HAPPENINGS, Happening, Insight, PATIENCE, insight};
+pub use moves::{Cause, MOVES, Move};
+pub use operate::{OperateError, Operator};
 pub use plan::{Plan, Unproved};
 
 use std::{
@@ -51,6 +57,7 @@ use tracing::{error, info, warn};
 
 use self::{
     agents::{Agents, Folded, Folding, WentBack},
+    insight::Ask,
     judge::Judge,
     learning::Learning,
     ledger::Ledger,
@@ -118,6 +125,7 @@ pub struct Tuner<T> {
     ledger: Option<Ledger>,
     learning: Option<Learning>,
     changes: Option<watch::Receiver<policy::Config>>,
+    asks: Option<Asked>,
 }
 
 /// What interrupts a batch.
@@ -135,7 +143,8 @@ impl<T: Tune> Tuner<T> {
     /// Returns a loop that has read nothing yet.
     #[must_use]
     pub fn new(consumer: Consumer, store: T, plan: Plan) -> Self {
-        let Plan { policy, start, subject, unproved, earned, tuner, changes, decisions } = plan;
+        let Plan { policy, start, subject, unproved, earned, tuner, changes, decisions, asks } =
+            plan;
         let who = life::unique();
         Self {
             consumer,
@@ -157,6 +166,7 @@ impl<T: Tune> Tuner<T> {
             ledger: decisions.map(Ledger::new),
             learning: Learning::start(&policy),
             changes,
+            asks,
         }
     }
 
@@ -180,6 +190,7 @@ impl<T: Tune> Tuner<T> {
                     self.reconfigure(&config).await;
                     slices = self.slices();
                 }
+                ask = asked(&mut self.asks) => self.answer(ask),
                 _ = slices.tick() => {
                     self.tick().await;
                     // From now on: however long it took, ratings come before the next one.
@@ -227,6 +238,14 @@ impl<T: Tune> Tuner<T> {
             ledger.forget();
         }
         info!(policy = self.judge.policy().law().name(), "policy in force");
+    }
+
+    fn answer(&self, ask: Ask) {
+        // Who does not wait any more gets nothing.
+        match ask {
+            Ask::Moves(agent, answer) => drop(answer.send(self.agents.moves(&agent))),
+            Ask::Happenings(answer) => drop(answer.send(self.metrics.recent.told())),
+        }
     }
 
     /// Returns when slices of ticks are due.
@@ -578,6 +597,17 @@ async fn changed(changes: &mut Option<watch::Receiver<policy::Config>>) -> polic
         return changes.borrow_and_update().clone();
     }
     *changes = None;
+    std::future::pending().await
+}
+
+/// Waits for the next question; for ever when nobody will ask.
+async fn asked(asks: &mut Option<Asked>) -> Ask {
+    if let Some(Asked(questions)) = asks
+        && let Some(ask) = questions.recv().await
+    {
+        return ask;
+    }
+    *asks = None;
     std::future::pending().await
 }
 

@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 use tower_merit::bucket::{BucketName, Limits};
 
-use super::Config;
+use super::{Asked, Config};
 use crate::{decisions::Log, policy, rating::SubjectMode};
 
 /// What ratings without a receipt that holds weigh.
@@ -19,7 +19,7 @@ pub enum Unproved {
 }
 
 /// What a loop goes by.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct Plan {
     /// The policy.
@@ -38,6 +38,8 @@ pub struct Plan {
     pub changes: Option<watch::Receiver<policy::Config>>,
     /// Where decisions with chance in them are logged.
     pub decisions: Option<Log>,
+    /// Where people's questions come from.
+    pub asks: Option<Asked>,
 }
 
 impl Plan {
@@ -54,6 +56,7 @@ impl Plan {
             tuner: Config::default(),
             changes: None,
             decisions: None,
+            asks: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::time::sleep;
 
 use super::*;
-use crate::store::{Bid, Cursor, Demand, Quote, StoreError, Traded};
+use crate::store::{Bid, ByHand, Cursor, Demand, Quote, StoreError, Traded};
 
 /// How long what another node was told may take to arrive: a bound against waiting for ever.
 const SOON: Duration = Duration::from_secs(10);
@@ -19,6 +19,43 @@ pub(super) async fn run<H: Harness>(harness: &H) {
     a_walk_finds_every_agent_with_a_record_once(harness).await;
     named_buckets_are_written_together_with_the_default_one(harness).await;
     an_operators_named_limits_stay_until_they_are_removed(harness).await;
+    what_an_operator_does_by_hand_is_in_force_at_once(harness).await;
+}
+
+async fn what_an_operator_does_by_hand_is_in_force_at_once<H: Harness>(harness: &H) {
+    let store = harness.store();
+    let (default, writes) = (bucket("default", slow(100)), bucket("writes", slow(50)));
+    for (name, rated) in [("hand-rated", true), ("hand-new", false)] {
+        let agent = agent(name);
+        if rated {
+            ask(store, &agent, &[(&default, 1)]).await;
+            write_one(store, change(&agent, 0, slow(8))).await;
+        }
+        let rev = load_one(store, &agent).await.rev;
+        let limits = |bucket, limits| ByHand::Limits { bucket, limits };
+        store.by_hand(&agent, &limits(None, slow(6))).await.unwrap();
+        store.by_hand(&agent, &limits(Some(writes.name.clone()), slow(3))).await.unwrap();
+        assert_eq!(in_force(store, &agent, &default).await, slow(6));
+        assert_eq!(in_force(store, &agent, &writes).await, slow(3));
+        let record = load_one(store, &agent).await;
+        assert_eq!((record.rev, record.limits, record.operator), (rev, Some(slow(6)), true));
+        assert_eq!(record.banned_until_ms, None);
+
+        let until_ms = u64::from(u32::MAX) * 1000;
+        store.by_hand(&agent, &ByHand::Ban { until_ms }).await.unwrap();
+        let verdict = ask(store, &agent, &[(&default, 1)]).await;
+        assert!(matches!(verdict.decision, Decision::Banned { .. }), "{verdict:?}");
+        // A rating's write lifts no ban.
+        let adopts = Some(slow(6));
+        let written = write_one(store, Change { adopts, ..change(&agent, rev, slow(5)) }).await;
+        assert!(matches!(written, Written::Done { .. }), "{written:?}");
+        assert_eq!(load_one(store, &agent).await.banned_until_ms, Some(until_ms));
+        store.by_hand(&agent, &ByHand::Ban { until_ms: 0 }).await.unwrap();
+        assert_eq!(load_one(store, &agent).await.banned_until_ms, None);
+        let verdict = ask(store, &agent, &[(&default, 1)]).await;
+        assert_eq!(verdict.decision, Decision::Admitted, "{name}");
+        assert_eq!(verdict.first.limits, slow(5));
+    }
 }
 
 async fn demand_is_what_was_asked_and_what_is_left<H: Harness>(harness: &H) {

@@ -3,7 +3,9 @@
 use super::Leased;
 use crate::{
     AgentId,
-    store::{Bid, Change, Cursor, Demand, Lend, Life, Record, StoreError, Traded, Tune, Written},
+    store::{
+        Bid, ByHand, Change, Cursor, Demand, Lend, Life, Record, StoreError, Traded, Tune, Written,
+    },
 };
 
 /// Sets limits in the store beneath; agents whose limits were written begin anew here at once.
@@ -34,6 +36,14 @@ impl<S: Lend + Tune> Tune for Leased<S> {
         }
         self.inner.book(books);
         written
+    }
+
+    async fn by_hand(&self, agent: &AgentId, deed: &ByHand) -> Result<(), StoreError> {
+        let done = self.inner.store.by_hand(agent, deed).await;
+        let (now_ms, mut books) = (self.inner.now_ms(), Vec::new());
+        self.inner.agents(agent).recall(agent, now_ms, &mut books);
+        self.inner.book(books);
+        done
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

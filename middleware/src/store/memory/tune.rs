@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Entry, Hashed, MemoryStore, SHARDS, Shard, Slot, lock};
 use crate::{
     AgentId,
-    store::{Bid, Change, Cursor, Demand, Life, Record, StoreError, Traded, Tune, Written},
+    store::{Bid, ByHand, Change, Cursor, Demand, Life, Record, StoreError, Traded, Tune, Written},
 };
 
 impl MemoryStore {
@@ -38,6 +38,17 @@ impl Tune for MemoryStore {
     ) -> Result<Vec<Result<Written, StoreError>>, StoreError> {
         let write = |change: &Change| Ok(self.with(&change.agent, |entry| write(entry, change)));
         Ok(changes.iter().map(write).collect())
+    }
+
+    async fn by_hand(&self, agent: &AgentId, deed: &ByHand) -> Result<(), StoreError> {
+        match deed {
+            ByHand::Limits { bucket: None, limits } => self.set_by_operator(agent, *limits),
+            ByHand::Limits { bucket: Some(name), limits } => {
+                self.set_named_by_operator(agent, name, Some(*limits));
+            }
+            ByHand::Ban { until_ms } => self.ban(agent, *until_ms),
+        }
+        Ok(())
     }
 
     async fn life(&self) -> Result<Life, StoreError> {
@@ -111,9 +122,10 @@ impl Shard {
 fn record(entry: &Entry) -> Record {
     let demand = demand(&entry.default);
     let limits = entry.default.limits;
+    let banned_until_ms = (entry.banned_until_ms > 0).then_some(entry.banned_until_ms);
     let Some(kept) = &entry.record else {
         let operator = limits.is_some();
-        return Record { limits, operator, demand, ..Record::default() };
+        return Record { limits, operator, demand, banned_until_ms, ..Record::default() };
     };
     Record {
         rev: kept.rev,
@@ -123,6 +135,7 @@ fn record(entry: &Entry) -> Record {
         applied: kept.applied.clone().into_iter().collect(),
         seen: kept.seen.clone().into_iter().collect(),
         demand,
+        banned_until_ms,
     }
 }
 

@@ -6,7 +6,7 @@ use redis::{Cmd, Value};
 use tracing::warn;
 
 use super::{
-    EPOCH_KEY, PRICE_KEY, PROGRESS_KEY, RedisStore, TRADE_LUA,
+    BY_HAND_LUA, EPOCH_KEY, PRICE_KEY, PROGRESS_KEY, RedisStore, TRADE_LUA,
     cluster::{slot_of_agent, slot_of_tag},
     marks::{self, Said, marks},
     masters::{Control, Masters},
@@ -19,8 +19,8 @@ use super::{
 use crate::{
     AgentId,
     store::{
-        BUCKET_TTL, Bid, Change, Cursor, Demand, Life, RECORD_TTL, Record, StoreError, Traded,
-        Tune, Written,
+        BUCKET_TTL, Bid, ByHand, Change, Cursor, Demand, Life, RECORD_TTL, Record, StoreError,
+        Traded, Tune, Written,
     },
 };
 
@@ -39,6 +39,7 @@ impl Tune for RedisStore {
             kept.arg(record_key(agent));
             let mut bucket = redis::cmd("HMGET");
             bucket.arg(bucket_key(agent)).arg("capacity").arg("refill_rate").arg(HELD);
+            bucket.arg("banned_until");
             commands.extend([(slot, kept), (slot, bucket)]);
         }
         let answers = self.control(async |masters| masters.send(commands).await).await?;
@@ -88,6 +89,33 @@ impl Tune for RedisStore {
             answer => written(answer).ok_or_else(|| malformed(answer)),
         };
         Ok(answers.iter().map(read).collect())
+    }
+
+    async fn by_hand(&self, agent: &AgentId, deed: &ByHand) -> Result<(), StoreError> {
+        let mut command = redis::cmd("EVAL");
+        command.arg(BY_HAND_LUA).arg(2).arg(bucket_key(agent)).arg(record_key(agent));
+        command.arg(milliseconds(BUCKET_TTL)).arg(milliseconds(RECORD_TTL));
+        match deed {
+            ByHand::Ban { until_ms } => {
+                command.arg("banned_until").arg(*until_ms);
+            }
+            ByHand::Limits { bucket, limits } => {
+                let field = |half: &str| match bucket {
+                    Some(name) => format!("{name}.{half}"),
+                    None => half.to_owned(),
+                };
+                command.arg(field("capacity")).arg(limits.capacity().get());
+                command.arg(field("refill_rate")).arg(limits.refill().to_string());
+            }
+        }
+        let slot = slot_of_agent(agent.as_str());
+        let answers =
+            self.control(async |masters| masters.send(vec![(slot, command)]).await).await?;
+        match &answers[..] {
+            [Value::Int(1)] => Ok(()),
+            [fault] if is_fault(fault) => Err(of_another_type()),
+            other => Err(malformed(&Value::Array(other.to_vec()))),
+        }
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

@@ -85,6 +85,9 @@ pub(super) const BUCKET_LUA: &str = include_str!("bucket.lua");
 pub(super) use self::wire::HELD;
 const SPEND_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("spend.lua"));
 const TRADE_LUA: &str = include_str!("trade.lua");
+
+/// What an operator does by hand; `EVAL` as well, because it is rare.
+const BY_HAND_LUA: &str = include_str!("by_hand.lua");
 const SET_LIMITS_LUA: &str = concat!(include_str!("bucket.lua"), include_str!("set_limits.lua"));
 
 /// Buckets in Redis. Clones share one connection.

@@ -123,12 +123,16 @@ pub(super) const APPLIED: &str = "applied:";
 pub(super) const SEEN: &str = "seen:";
 
 pub(super) fn record(fields: &Value, bucket: &Value) -> Option<Record> {
-    let [capacity, rate, held] = items(bucket)? else { return None };
+    let [capacity, rate, held, banned] = items(bucket)? else { return None };
     let mut record = Record {
         limits: limits_from_text(text(capacity), text(rate)),
         demand: demand(held),
         ..Record::default()
     };
+    // The bucket's field is what requests are held to; the record has it for when the bucket is gone.
+    let ban = |value: &str| value.parse().ok().filter(|until| *until > 0);
+    let in_bucket = text(banned).map(ban);
+    let mut in_record = None;
     let mut written = None;
     let pairs: Vec<(&Value, &Value)> = match fields {
         Value::Array(flat) => flat.chunks_exact(2).map(|pair| (&pair[0], &pair[1])).collect(),
@@ -144,6 +148,7 @@ pub(super) fn record(fields: &Value, bucket: &Value) -> Option<Record> {
                 written = limits_from_text(Some(capacity), Some(rate));
             }
             "state" => value.clone_into(&mut record.state),
+            "banned_until" => in_record = ban(value),
             _ => {
                 if let Some(source) = name.strip_prefix(APPLIED) {
                     record.applied.push((source.to_owned(), value.parse().ok()?));
@@ -156,6 +161,7 @@ pub(super) fn record(fields: &Value, bucket: &Value) -> Option<Record> {
     // An expired bucket is not an operator's doing: the record's limits are still the agent's.
     record.operator = record.limits.is_some() && record.limits != written;
     record.limits = record.limits.or(written);
+    record.banned_until_ms = in_bucket.unwrap_or(in_record);
     Some(record)
 }
 
