@@ -92,10 +92,11 @@ def run(*command):
 class Node:
     """The services on their bridge."""
 
-    def __init__(self, folder, programs):
+    def __init__(self, folder, programs, change=lambda services, volumes: None):
         self.folder, self.programs = Path(folder), programs
         self.compose, self.env = read()
         self.services = self.compose["services"]
+        change(self.services, self.compose["volumes"])
         self.started, self.home = {}, {}
         entry = re.search(r"^ENTRYPOINT (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.M)
         self.entry = json.loads(entry.group(1))
@@ -347,20 +348,31 @@ def prove_the_view(node):
     print(f"{len(asked)} queries of the dashboard evaluate, {told} have something to show", flush=True)
 
 
+def inside():
+    """Goes on in a network, with users, mounts and processes of our own: all of it ends with this program."""
+    if "MERIT_INSIDE" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        return
+    for tool in ("bwrap", "ip", "nsenter", "unshare", "redis-server", "redis-cli", "prometheus", "java"):
+        if not shutil.which(tool):
+            fail(f"{tool} is missing: apt-get install bubblewrap iproute2 util-linux redis-server prometheus default-jre-headless")
+    for name in ("merit", "openclaw_api", "feed_server"):
+        binary(name)
+    unshare = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child=SIGKILL",
+               "--mount-proc", sys.executable, *sys.argv]
+    os.execvpe(unshare[0], unshare, {**os.environ, "MERIT_INSIDE": "1"})
+
+
+def show_logs(folder):
+    print("the logs' ends:", file=sys.stderr)
+    for log in sorted(Path(folder).glob("*.log")):
+        text = log.read_text(errors="replace")
+        if text.strip():
+            print(f"--- {log.name}\n{text[-1500:]}", file=sys.stderr)
+
+
 def main():
-    if "MERIT_INSIDE" not in os.environ:
-        for tool in ("bwrap", "ip", "nsenter", "unshare", "redis-server", "redis-cli", "prometheus", "java"):
-            if not shutil.which(tool):
-                fail(f"{tool} is missing: apt-get install bubblewrap iproute2 util-linux redis-server prometheus default-jre-headless")
-        for name in ("merit", "openclaw_api", "feed_server"):
-            binary(name)
-        # A network, users, mounts and processes of our own: all of it ends with this program.
-        unshare = ["unshare", "--user", "--map-root-user", "--map-users=auto", "--map-groups=auto", "--net", "--mount",
-                   "--pid", "--fork", "--kill-child=SIGKILL", "--mount-proc", sys.executable, *sys.argv]
-        if subprocess.run([*unshare[:5], "true"], capture_output=True).returncode:
-            unshare = [part for part in unshare if "auto" not in part]
-        os.execvpe(unshare[0], unshare, {**os.environ, "MERIT_INSIDE": "1"})
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    inside()
     with tempfile.TemporaryDirectory(prefix="merit-compose-") as folder, Programs(folder) as programs:
         try:
             node = Node(folder, programs)
@@ -374,14 +386,12 @@ def main():
             for agent in ("good", "bad"):
                 print(f"token of {agent}: {node.token('--agent', agent)['Authorization']}", flush=True)
             signal.pause()
-        except (KeyboardInterrupt, SystemExit) as end:
-            if isinstance(end, SystemExit) and end.code:
-                print("the logs' ends:", file=sys.stderr)
-                for log in sorted(Path(folder).glob("*.log")):
-                    text = log.read_text(errors="replace")
-                    if text.strip():
-                        print(f"--- {log.name}\n{text[-1500:]}", file=sys.stderr)
-                raise
+        except KeyboardInterrupt:
+            pass
+        except SystemExit as end:
+            if end.code:
+                show_logs(folder)
+            raise
 
 
 if __name__ == "__main__":
