@@ -24,10 +24,8 @@ def instructions(text):
     for line in text.splitlines():
         if line.lstrip().startswith("#") or (not line.strip() and not whole):
             continue
-        whole += line.rstrip("\\") if line.endswith("\\") else line
-        if line.endswith("\\"):
-            whole += "\n"
-        else:
+        whole += line.removesuffix("\\")
+        if not line.endswith("\\"):
             lines.append(whole)
             whole = ""
     for line in lines:
