@@ -33,7 +33,12 @@ fn deployed(name: &str) -> String {
 
 #[test]
 fn the_deployed_configurations_are_valid_and_shown_without_secrets() {
-    let files = [("merit.toml", "all"), ("merit.kafka.toml", "all"), ("merit.feed.toml", "feed")];
+    let files = [
+        ("merit.toml", "all"),
+        ("openclaw.toml", "all"),
+        ("merit.kafka.toml", "all"),
+        ("merit.feed.toml", "feed"),
+    ];
     for (name, role) in files {
         if name.contains("kafka") && !cfg!(feature = "kafka") {
             continue;
