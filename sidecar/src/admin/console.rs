@@ -243,10 +243,8 @@ async fn overview<T: Tune + Spend + Clone>(State(desk): Desk<T>) -> Response {
         json!({"p50": rounded_fine(p50), "p95": of(0.95), "p99": of(0.99)})
     });
     let drift = |direction| measured.of("merit_drift_total", "direction", &[direction]);
-    let agents = desk.roster.known().map_or(here(measured.total("merit_tuner_agents")), |agents| {
-        #[allow(clippy::cast_precision_loss, reason = "a count")]
-        Some(agents as f64)
-    });
+    let agents = desk.roster.known().map(|agents| agents as u64);
+    let agents = agents.or_else(|| whole(here(measured.total("merit_tuner_agents"))));
     let config = operator.config();
     answer(json!({
         "at_ms": now_ms(),
@@ -264,19 +262,26 @@ async fn overview<T: Tune + Spend + Clone>(State(desk): Desk<T>) -> Response {
         },
         "market": market,
         "ratings_per_second": measured.total("rating_rate").map(rounded),
-        "ratings_total": here(measured.of("merit_ratings_folded_total", "outcome", &["counted"])),
-        "admitted_total": decided(&passed),
-        "denied_total": decided(&refused),
+        "ratings_total":
+            whole(here(measured.of("merit_ratings_folded_total", "outcome", &["counted"]))),
+        "admitted_total": whole(decided(&passed)),
+        "denied_total": whole(decided(&refused)),
         "used_per_second": desk.used_per_second(&measured),
         "rating_to_limit_seconds": latency,
-        "bus_lag_ratings": here(measured.total("merit_bus_lag_ratings")),
+        "bus_lag_ratings": whole(here(measured.total("merit_bus_lag_ratings"))),
         "agents": agents,
         "drift": {
-            "fall": here(drift("fall").or(Some(0.0))),
-            "rise": here(drift("rise").or(Some(0.0))),
+            "fall": whole(here(drift("fall").or(Some(0.0)))),
+            "rise": whole(here(drift("rise").or(Some(0.0)))),
         },
         "events": events,
     }))
+}
+
+/// A count, as counters and gauges hold it.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
+fn whole(count: Option<f64>) -> Option<u64> {
+    count.map(|count| count as u64)
 }
 
 fn rounded_fine(seconds: f64) -> f64 {
@@ -350,7 +355,7 @@ impl<T: Tune + Spend + Clone> Shared<T> {
             why.sentences
                 .insert(0, format!("It is banned for another {left} s: every request is refused."));
         }
-        let held = self.held(agent).await?;
+        let (held, banned) = self.held(agent).await?;
         let buckets: Vec<Value> = self
             .console
             .buckets
@@ -364,8 +369,9 @@ impl<T: Tune + Spend + Clone> Shared<T> {
                     "default": rule.is_default,
                     "refill_rate": rounded(held.limits.refill().tokens()),
                     "capacity": held.limits.capacity().get(),
-                    "level": level(held),
-                    "full_in_ms": held.full_in_ms(),
+                    // Of a banned agent's buckets nobody is told.
+                    "level": (!banned).then(|| level(held)),
+                    "full_in_ms": held.full_in_ms().filter(|_| !banned),
                     "own": own,
                 })
             })
@@ -390,15 +396,17 @@ impl<T: Tune + Spend + Clone> Shared<T> {
         Ok(body)
     }
 
-    /// Returns what the agent holds in each bucket, without taking anything.
-    async fn held(&self, agent: &AgentId) -> Result<Vec<Held>, StoreError> {
+    /// Returns what the agent holds in each bucket, without taking anything; and whether it is banned, of
+    /// which only the configured limits are told.
+    async fn held(&self, agent: &AgentId) -> Result<(Vec<Held>, bool), StoreError> {
         let take = |bucket: &BucketRule| Take { bucket: bucket.clone(), cost: Tokens::ZERO };
         let takes: Arc<[Take]> = self.console.buckets.iter().map(take).collect();
         let charge = Charge { agent: agent.clone(), takes };
         let Verdict { decision, first, rest, .. } =
             self.console.operator.store().spend(charge).await?;
         debug_assert!(!matches!(decision, Decision::Denied { .. }), "a look is never refused");
-        Ok(std::iter::once(first).chain(rest).collect())
+        let banned = matches!(decision, Decision::Banned { .. });
+        Ok((std::iter::once(first).chain(rest).collect(), banned))
     }
 
     /// Does what was asked, noted before and after.
@@ -542,7 +550,7 @@ impl<T: Tune + Spend + Clone> Shared<T> {
         let now = match (rule.is_default, record.limits) {
             // Also of a banned agent, of which a look tells nothing.
             (true, Some(limits)) => limits,
-            _ => self.held(agent).await?.get(place).map_or(rule.limits, |held| held.limits),
+            _ => self.held(agent).await?.0.get(place).map_or(rule.limits, |held| held.limits),
         };
         let rate = refill_rate.unwrap_or(now.refill().tokens());
         let capacity = capacity.unwrap_or(now.capacity().get());
