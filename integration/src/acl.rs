@@ -20,6 +20,9 @@ pub const GATEWAY: [&str; 10] = [
 pub const USAGE: [&str; 6] =
     ["~merit:use:*", "~merit:nodes", "+set", "+zadd", "+zremrangebyscore", "+zremrangebyrank"];
 
+/// What it needs as well where browsers open streams by ticket.
+pub const TICKETS: [&str; 3] = ["~merit:ticket:*", "+set", "+getdel"];
+
 /// What a tuner needs beside [`GATEWAY`].
 pub const TUNER: [&str; 9] =
     ["~merit:*", "+hgetall", "+hdel", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];

@@ -6,7 +6,7 @@ use std::{error::Error, time::Duration};
 
 use merit_integration::{
     Authority, Persistence, Redis,
-    acl::{GATEWAY, TUNER, USAGE, allow},
+    acl::{GATEWAY, TICKETS, TUNER, USAGE, allow},
 };
 use tower_merit::{
     AgentId, RedisStore,
@@ -84,6 +84,17 @@ async fn admit_and_tell(redis: &Redis) -> Result<(), StoreError> {
     store.tell_use().await
 }
 
+/// Does what a gateway does where browsers open streams by ticket.
+async fn admit_by_ticket(redis: &Redis) -> Result<(), StoreError> {
+    let store = connect(redis).await?;
+    let agent: AgentId = "a1".parse().unwrap();
+    store.spend(contract::one_token(&agent)).await?;
+    let _: bool = store.leave("merit:ticket:t", "u1", Duration::from_secs(60)).await?;
+    let viewer = store.take("merit:ticket:t").await?;
+    assert_eq!(viewer.as_deref(), Some("u1"));
+    Ok(())
+}
+
 /// Does what a tuner does.
 async fn tune(redis: &Redis) -> Result<(), StoreError> {
     let store = connect(redis).await?;
@@ -136,6 +147,8 @@ async fn each_right_of_the_documented_acl_users_is_needed_and_missing_ones_are_t
     least(&redis, &GATEWAY, &[], || admit(&redis)).await;
     let telling: Vec<&str> = GATEWAY.into_iter().chain(USAGE).collect();
     least(&redis, &telling, &[], || admit_and_tell(&redis)).await;
+    let ticketing: Vec<&str> = GATEWAY.into_iter().chain(TICKETS).collect();
+    least(&redis, &ticketing, &[], || admit_by_ticket(&redis)).await;
     // `~merit:*` covers the records.
     let tuner: Vec<&str> = GATEWAY.into_iter().chain(TUNER).collect();
     least(&redis, &tuner, &["~merit:{tb:*"], || tune(&redis)).await;
