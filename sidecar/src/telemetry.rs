@@ -360,6 +360,16 @@ fn describe_feed() {
     ] {
         describe_counter!(name, Unit::Count, what);
     }
+    describe_gauge!(
+        "merit_checkpoint_timestamp_seconds",
+        Unit::Seconds,
+        "When the checkpoint of `ppo` on the volume was written, Unix time; 0 while there is none"
+    );
+    describe_gauge!(
+        "merit_personalize_checkpoint_timestamp_seconds",
+        Unit::Seconds,
+        "When the checkpoint of personalised ratings was written by this process, Unix time"
+    );
     describe_gauge!("merit_feed_connected", "1 while the feed is connected, else 0");
     describe_gauge!("merit_feed_queue_depth", Unit::Count, "Ratings of the feed that wait");
     describe_gauge!(

@@ -33,15 +33,24 @@ pub struct Health {
 
 #[derive(Default)]
 struct Inner {
-    checks: Vec<(&'static str, Box<Check>)>,
+    checks: Vec<(&'static str, Spared, Box<Check>)>,
     last: Mutex<Option<(Instant, Arc<Report>)>>,
     draining: AtomicBool,
+}
+
+/// Which parts the process can do without once it has had them: the outage policy serves in their stead.
+#[derive(Debug, Default)]
+struct Spared {
+    /// When it is away, the process is ready all the same.
+    yes: bool,
+    /// It answered once.
+    seen: AtomicBool,
 }
 
 /// What the parts answered.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
-    /// True when every part answered and the process does not drain.
+    /// True when every part answered that is needed, and the process does not drain.
     pub ready: bool,
     /// True when the process finishes what it has and takes nothing new.
     pub draining: bool,
@@ -59,6 +68,9 @@ pub struct Part {
     /// What is wrong, with its causes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// True when the process is ready without it: it answered once, and requests are decided without it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub spared: bool,
 }
 
 impl Health {
@@ -85,7 +97,22 @@ impl Health {
             let answer = check();
             Box::pin(async move { answer.await.map_err(|error| with_causes(&error)) })
         };
-        inner.checks.push((name, Box::new(check)));
+        inner.checks.push((name, Spared::default(), Box::new(check)));
+        self
+    }
+
+    /// Lets the process be ready while the part `name` is away, from when it has answered once: for what an
+    /// outage policy stands in for. A process that starts is not ready before it has met all of its parts.
+    ///
+    /// # Panics
+    ///
+    /// As [`Health::part`].
+    #[must_use]
+    pub fn spare(mut self, name: &str) -> Self {
+        let inner = Arc::get_mut(&mut self.inner).expect("parts are added before the first clone");
+        for (part, spared, _) in &mut inner.checks {
+            spared.yes |= *part == name;
+        }
         self
     }
 
@@ -105,14 +132,22 @@ impl Health {
         {
             return Arc::clone(report);
         }
-        let parts = join_all(self.inner.checks.iter().map(|(name, check)| async {
+        let parts = join_all(self.inner.checks.iter().map(|(name, spared, check)| async {
             let outcome = timeout(CHECK_DEADLINE, check()).await.unwrap_or_else(|_| {
                 Err(format!("did not answer within {} ms", CHECK_DEADLINE.as_millis()))
             });
-            Part { name, ok: outcome.is_ok(), error: outcome.err() }
+            let seen = match &outcome {
+                Ok(()) => {
+                    spared.seen.store(true, Ordering::Relaxed);
+                    true
+                }
+                Err(_) => spared.seen.load(Ordering::Relaxed),
+            };
+            let ok = outcome.is_ok();
+            Part { name, ok, error: outcome.err(), spared: !ok && spared.yes && seen }
         }))
         .await;
-        let ready = !draining && parts.iter().all(|part| part.ok);
+        let ready = !draining && parts.iter().all(|part| part.ok || part.spared);
         let report = Arc::new(Report { ready, draining, parts });
         *last = Some((Instant::now(), Arc::clone(&report)));
         report
@@ -121,7 +156,7 @@ impl Health {
 
 impl std::fmt::Debug for Health {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names = self.inner.checks.iter().map(|(name, _)| name);
+        let names = self.inner.checks.iter().map(|(name, ..)| name);
         f.debug_list().entries(names).finish()
     }
 }

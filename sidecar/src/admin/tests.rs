@@ -70,6 +70,33 @@ async fn a_part_that_fails_is_named_with_its_cause() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_part_that_is_spared_is_needed_at_the_start_and_not_later() {
+    let away = Arc::new(AtomicUsize::new(1));
+    let store = {
+        let away = Arc::clone(&away);
+        move || {
+            let away = away.load(Ordering::SeqCst) > 0;
+            async move { if away { Err(down()) } else { Ok(()) } }
+        }
+    };
+    let health = Health::new().part("store", store).part("bus", || async { Ok::<_, Down>(()) });
+    let health = health.spare("store");
+    assert_eq!(ready(health.clone()).await.0, 503, "nothing was ever decided by this process");
+    away.store(0, Ordering::SeqCst);
+    tokio::time::advance(REPORT_FRESH).await;
+    assert_eq!(ready(health.clone()).await.0, 200);
+    away.store(1, Ordering::SeqCst);
+    tokio::time::advance(REPORT_FRESH).await;
+    let (status, body) = ready(health).await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(
+        (&body["parts"][0]["ok"], &body["parts"][0]["spared"]),
+        (&json!(false), &json!(true))
+    );
+    assert_eq!(body["parts"][1]["spared"], Value::Null);
+}
+
+#[tokio::test(start_paused = true)]
 async fn parts_are_asked_at_once_and_given_up_at_their_deadline() {
     let hang = || async {
         std::future::pending::<()>().await;

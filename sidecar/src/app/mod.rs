@@ -19,7 +19,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
-    AdmissionLayer, BuildError, JwtVerifier, MemoryStore,
+    AdmissionLayer, BuildError, JwtVerifier, MemoryStore, Outage,
     store::{LeasedError, StoreError},
 };
 use tracing::{error, info, warn};
@@ -164,6 +164,11 @@ async fn start_with(
             let publisher = publisher.clone();
             async move { publisher.check().await }
         });
+    }
+
+    // A gateway that its outage policy lets serve must not be taken out of service by the outage.
+    if guards && config.store.on_outage != Outage::Closed {
+        health = health.spare("store").spare("bus");
     }
 
     let (stop, stop_tuner) = (CancellationToken::new(), CancellationToken::new());

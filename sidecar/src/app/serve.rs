@@ -5,7 +5,7 @@
 //! 2. At most [`CONNECTIONS_MAX`] connections are open; with that many nothing is accepted, further
 //!    clients wait in the backlog of the operating system until one ends. Upgraded connections do
 //!    not count here, the gateway bounds them.
-//! 3. Once told to stop nothing is accepted; what is in flight after [`DRAIN_DEADLINE`] is broken
+//! 3. Once told to stop, only who waits already is accepted; what is in flight after [`DRAIN_DEADLINE`] is broken
 //!    off, so that nothing of the router is alive when [`serve`] returns.
 
 use std::{
@@ -51,6 +51,12 @@ const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Pause after `accept` failed for want of a resource, most likely file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Once it is time to stop, connections that wait already are accepted for at most so long, until none came for
+/// the second time; then they have the third to send their request.
+const BACKLOG_DEADLINE: Duration = Duration::from_millis(250);
+const BACKLOG_PAUSE: Duration = Duration::from_millis(2);
+const BACKLOG_GRACE: Duration = Duration::from_millis(50);
+
 /// How long requests in flight may take to finish once it is time to stop.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -90,23 +96,7 @@ async fn serve_within(
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE);
     let draining = GracefulShutdown::new();
     let mut places = Places::new(bounds.connections);
-    loop {
-        let accepted = async {
-            let place = places.next(name).await;
-            listener.accept().await.map(|accepted| (place, accepted))
-        };
-        let (place, (stream, peer)) = tokio::select! {
-            biased;
-            () = stop.cancelled() => break,
-            accepted = accepted => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    warn!(listener = name, %error, "connection not accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            },
-        };
+    let serve_one = |place: OwnedSemaphorePermit, stream: TcpStream, peer: SocketAddr| {
         let asked = Arc::new(AtomicBool::new(false));
         let service = connection(router.clone(), &stream, peer, Arc::clone(&asked));
         let service = TowerToHyperService::new(service);
@@ -127,6 +117,37 @@ async fn serve_within(
                 () = silent => debug!(listener = name, %peer, "no request in time"),
             }
         });
+    };
+    loop {
+        let accepted = async {
+            let place = places.next(name).await;
+            listener.accept().await.map(|accepted| (place, accepted))
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            accepted = accepted => match accepted {
+                Ok((place, (stream, peer))) => serve_one(place, stream, peer),
+                Err(error) => {
+                    warn!(listener = name, %error, "connection not accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    // Whoever waits in the backlog is connected as far as it knows: closing now would reset it.
+    let ends = Instant::now() + BACKLOG_DEADLINE;
+    let mut late = false;
+    while Instant::now() < ends
+        && let Some(place) = places.now()
+        && let Ok(Ok((stream, peer))) = tokio::time::timeout(BACKLOG_PAUSE, listener.accept()).await
+    {
+        serve_one(place, stream, peer);
+        late = true;
+    }
+    if late {
+        // What it sent is read before it is told to end.
+        tokio::time::sleep(BACKLOG_GRACE).await;
     }
     drop(listener);
     drop(router);
@@ -185,6 +206,11 @@ impl Places {
             warn!(listener, "all connections are taken: further clients wait until one ends");
         }
         Arc::clone(&self.free).acquire_owned().await.expect("the semaphore is never closed")
+    }
+
+    /// Returns a place if one is free.
+    fn now(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.free).try_acquire_owned().ok()
     }
 }
 

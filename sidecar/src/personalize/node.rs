@@ -359,8 +359,10 @@ impl Node {
             tokio::task::spawn_blocking(move || encode(&personalized.model(), &positions));
         let bytes = encoding.await.expect("encoding does not panic and is not aborted");
         histogram!("merit_personalize_checkpoint_pause_seconds").record(began.elapsed());
-        self.writing = Some(tokio::task::spawn_blocking(move || {
-            if let Err(error) = file.write(&bytes) {
+        self.writing = Some(tokio::task::spawn_blocking(move || match file.write(&bytes) {
+            Ok(_) => gauge!("merit_personalize_checkpoint_timestamp_seconds")
+                .set(unix_time().as_secs_f64()),
+            Err(error) => {
                 counter!("merit_personalize_checkpoint_failures_total").increment(1);
                 let error = with_causes(&error);
                 error!(error, "checkpoint of personalised ratings not written");

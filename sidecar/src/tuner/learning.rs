@@ -168,6 +168,8 @@ struct Told {
     explained: Gauge,
     version: Gauge,
     writer: Gauge,
+    /// When the checkpoint on the volume was written, Unix seconds.
+    written: Gauge,
 }
 
 impl Default for Told {
@@ -179,6 +181,7 @@ impl Default for Told {
             explained: gauge!("merit_learning_explained_variance"),
             version: gauge!("merit_policy_version"),
             writer: gauge!("merit_checkpoint_writer"),
+            written: gauge!("merit_checkpoint_timestamp_seconds"),
         }
     }
 }
@@ -289,7 +292,9 @@ impl School {
             volume.stand();
         }
         self.told.writer.set(f64::from(u8::from(volume.writer.is_some())));
-        let Some(learner) = volume.load(self.untouched) else { return };
+        let loaded = volume.load(self.untouched);
+        volume.tell(&self.told.written);
+        let Some(learner) = loaded else { return };
         self.untouched = false;
         info!(path = %volume.path.display(), updates = learner.updates(), "checkpoint loaded");
         self.saved = (learner.updates(), Instant::now());
@@ -318,6 +323,7 @@ impl School {
             Ok(()) => {
                 checkpoint_outcome("saved");
                 volume.seen = stamp(&volume.path);
+                volume.tell(&self.told.written);
                 self.saved.0 = learner.updates();
             }
             Err(error) => {
@@ -329,6 +335,14 @@ impl School {
 }
 
 impl Volume {
+    /// Tells when the checkpoint that was last loaded or saved was written.
+    fn tell(&self, written: &Gauge) {
+        let since = self.seen.and_then(|(at, _)| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        if let Some(since) = since {
+            written.set(since.as_secs_f64());
+        }
+    }
+
     /// Becomes the writer if nobody is.
     fn stand(&mut self) {
         if self.writer.is_some() {
