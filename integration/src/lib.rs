@@ -24,6 +24,7 @@ mod upstream;
 mod wall_clock;
 
 pub mod acl;
+pub mod browser;
 pub mod client;
 pub mod fold;
 pub mod keys;

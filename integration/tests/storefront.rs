@@ -5,12 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, process::Command, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -19,9 +14,9 @@ use axum::{
 };
 use merit_integration::{
     Bus, Folder, Merit, Persistence, Process, Redis, Role, SECRET, SECRET_ENV, Settings, binary,
-    client::Client, keys, ports, program, until,
+    browser, client::Client, keys, ports, program, until,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{net::TcpListener, sync::Mutex};
 
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -46,22 +41,6 @@ const HOSTILE: [&str; 6] = [
 const VIEWER: &str = "<img src=x onerror=alert(1)>\"'\u{202e}\u{2066}&amp;";
 /// Names that they do not take, and that the page shows all the same.
 const NOBODY: &str = "line one\nline two\r\n<b>\"'\u{202e}\u{200f}</b>";
-
-fn chromium() -> PathBuf {
-    let path = std::env::var_os("CHROMIUM").unwrap_or_else(|| "/usr/bin/chromium".into());
-    let path = PathBuf::from(path);
-    assert!(path.exists(), "{}: install Debian's `chromium`, or set CHROMIUM", path.display());
-    path
-}
-
-fn driver() -> PathBuf {
-    let home = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser");
-    for package in ["puppeteer-core", "axe-core"] {
-        let installed = home.join("node_modules").join(package).is_dir();
-        assert!(installed, "npm's `{package}` is missing: run npm ci in {}", home.display());
-    }
-    home.join("storefront.mjs")
-}
 
 /// The page's server.
 struct Storefront {
@@ -112,19 +91,6 @@ async fn control(gateway: Arc<Mutex<Merit>>) -> String {
     format!("http://{address}")
 }
 
-/// Lets the driver visit the page; returns what it saw.
-async fn visit(told: &Value) -> Value {
-    let folder = Folder::new("browser");
-    let driver = driver().to_str().expect("the folder's name is text").to_owned();
-    let arguments = [driver, told.to_string()];
-    let mut process = Process::start("browser", "node", &arguments, &[], folder.path());
-    let status = process.wait(VISIT_DEADLINE).await;
-    let output = process.output();
-    assert!(status.success(), "the driver ended with {status}");
-    let line = output.lines().rfind(|line| line.starts_with('{')).expect("it prints what it saw");
-    serde_json::from_str(line).unwrap()
-}
-
 #[tokio::test]
 async fn a_rating_changes_the_card_once_through_a_restart_whatever_ids_hold() {
     let redis = Redis::start(Persistence::EveryWrite).await;
@@ -150,8 +116,8 @@ async fn a_rating_changes_the_card_once_through_a_restart_whatever_ids_hold() {
         keys::hs256(&keys::claims(&json!({"sub": sub, "agent_id": agent})))
     };
     let told = json!({
-        "chromium": chromium(),
-        "root": std::fs::read_to_string("/proc/self/status").unwrap().contains("\nUid:\t0\t"),
+        "chromium": browser::chromium(),
+        "root": browser::is_root(),
         "page": shop.url,
         "ingest": ingest.ingest(),
         "control": control(Arc::clone(&gateway)).await,
@@ -163,7 +129,7 @@ async fn a_rating_changes_the_card_once_through_a_restart_whatever_ids_hold() {
         "ratings": RATINGS,
         "missed": MISSED,
     });
-    let seen = visit(&told).await;
+    let seen = browser::visit("storefront.mjs", &told, VISIT_DEADLINE).await;
     println!("from POST to DOM: {}", seen["post_to_dom_ms"]);
 
     assert_eq!(seen["complaints"], json!([]), "console, policy or dialogs");

@@ -3,7 +3,7 @@
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrong usage or configuration.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -170,6 +170,14 @@ pub struct Demo {
     /// Rate an agent drawn at random instead of the one that served: what the ratings carry is lost
     #[arg(long)]
     pub shuffle_ratings: bool,
+    /// Where the dashboard is served, on loopback; any free port by default
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0", hide_default_value = true, value_parser = loopback)]
+    pub admin: SocketAddr,
+}
+
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address = text.parse::<SocketAddr>().ok().filter(|address| address.ip().is_loopback());
+    address.ok_or_else(|| "write an address and port of loopback, like 127.0.0.1:9900".to_owned())
 }
 
 /// `merit run`.

@@ -152,6 +152,7 @@ fn demo(options: Demo) -> Result<(), Failure> {
             seed: options.seed,
             json: options.json,
             shuffle_ratings: options.shuffle_ratings,
+            admin: options.admin,
         };
         app::demo(options, metrics).await.map_err(anyhow::Error::from)?;
         Ok(())

@@ -19,7 +19,7 @@ use axum::{
 use http::{HeaderValue, Method, StatusCode, header, uri::Authority};
 use tower_merit::{Problem, identity::bearer};
 
-use super::Config;
+use super::{Config, page};
 use crate::secret::Unset;
 
 /// The shortest admin token, in bytes: a random one of this length cannot be guessed.
@@ -137,7 +137,9 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
         let detail = "nothing is changed without a token: name the variable that holds one in admin.token_env, and restart";
         return Problem::new(StatusCode::FORBIDDEN, detail).into_response().map(Body::from);
     }
-    if let Some(token) = guard.token.as_ref().filter(|_| guard.exposed || !reads) {
+    // The dashboard itself holds no data: it is there for who has yet to enter the token.
+    let open = reads && (!guard.exposed || page::is_open(request.uri().path()));
+    if let Some(token) = guard.token.as_ref().filter(|_| !open) {
         let refusal = match bearer(&request) {
             Ok(shown) if token.is(shown) => None,
             Ok(_) => Some(("the admin token is another one", ", error=\"invalid_token\"")),

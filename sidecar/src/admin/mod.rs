@@ -20,6 +20,8 @@ mod health;
 
 mod measured;
 
+mod page;
+
 mod roster;
 
 pub use config::{Config, MetricsConfig};
@@ -98,7 +100,7 @@ pub fn router<T: Tune + Spend + Clone>(
             let path = audit_log.unwrap_or_else(|| Path::new("")).to_owned();
             AdminError::AuditLog { path, source: Arc::new(source) }
         })?;
-    let routes = probes(health, metrics).route("/", get(async || INDEX)).merge(agents);
+    let routes = probes(health, metrics).merge(page::routes(INDEX)).merge(agents);
     Ok((routes.layer(middleware::from_fn_with_state(guard, guard::check)), keeping))
 }
 

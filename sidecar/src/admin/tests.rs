@@ -217,6 +217,15 @@ async fn off_loopback_only_the_token_opens() {
 }
 
 #[tokio::test]
+async fn the_page_is_there_without_the_token_under_our_names_only() {
+    let router = admin("0.0.0.0:9900", &[], Some("0123456789abcdef")).unwrap();
+    for path in ["/", "/assets/app.js"] {
+        assert_eq!(answer(&router, get_from("192.0.2.1", path)).await.0, 200, "{path}");
+        assert_eq!(answer(&router, get_from("evil.example", path)).await.0, 421, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn the_index_names_routes_that_exist() {
     let router = admin("127.0.0.1:9900", &[], None).unwrap();
     let (_, index) = answer(&router, get_from("localhost", "/")).await;

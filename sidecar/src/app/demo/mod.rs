@@ -12,6 +12,7 @@ mod world;
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal},
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -59,6 +60,8 @@ pub struct Options {
     pub json: bool,
     /// Credit each rating to an agent drawn at random: then nothing can be learned.
     pub shuffle_ratings: bool,
+    /// Where the dashboard is served, on loopback.
+    pub admin: SocketAddr,
 }
 
 /// Why the demo failed.
@@ -118,15 +121,16 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     let (feed, feed_address) = Feed::open(stop_api.clone()).await.map_err(DemoError::Feed)?;
 
     let store = MemoryStore::new();
-    let config = world.config(api.1, feed_address);
+    let mut config = world.config(api.1, feed_address);
+    config.admin = report::dashboard(options.admin);
     let running =
         start_with(&config, Role::All, metrics, Store::Memory(store.clone()), Health::new())
             .await?;
     let address = |name| running.address(name).expect("the demo's configuration listens");
     let counts = running.bridge.as_ref().expect("the demo's configuration has a feed").counter();
     let (gateway, ingest) = (address("gateway"), address("ingest"));
-    let places = [gateway, ingest, feed_address, address("metrics")];
-    eprintln!("{}", report::welcome(&options, &world, places));
+    let places = [gateway, ingest, feed_address, address("metrics"), address("admin")];
+    eprintln!("{}", report::welcome(&options, &world, places, config.admin.token_env.is_some()));
 
     let client: HttpClient = Client::builder(TokioExecutor::new()).build_http();
     let ends = Instant::now() + options.duration;

@@ -15,12 +15,25 @@ use super::{
     Options,
     world::{BOMBERS, VISITOR, World},
 };
-use crate::policy::{self, Explained, Mode};
+use crate::{
+    admin,
+    policy::{self, Explained, Mode},
+};
+
+/// The environment variable with which the dashboard may act, not only show.
+const ADMIN_TOKEN_ENV: &str = "MERIT_ADMIN_TOKEN";
+
+/// Returns the table of the admin listener at `listen`; only who has set a token may act.
+pub(super) fn dashboard(listen: SocketAddr) -> admin::Config {
+    let token_env = std::env::var_os(ADMIN_TOKEN_ENV).map(|_| ADMIN_TOKEN_ENV.into());
+    admin::Config { listen: Some(listen), token_env, ..admin::Config::default() }
+}
 
 pub(super) fn welcome(
     options: &Options,
     world: &World,
-    [gateway, ingest, feed, metrics]: [SocketAddr; 4],
+    [gateway, ingest, feed, metrics, admin]: [SocketAddr; 5],
+    may_act: bool,
 ) -> String {
     let World { visitor_token, visitor_rating_token, demand, start_rate, capacity, .. } = world;
     format!(
@@ -33,12 +46,18 @@ Policy ppo: a price on capacity, and a learned residual{shadow}.{bombing}
   feed     ws://{feed}   what users think; the bridge reads it
   metrics  http://{metrics}/metrics
 
+Watch it in a browser: http://{admin}/   {may}
+
 See a 429 in full (your own agent, asked for more than it holds):
   curl -i -H 'Authorization: Bearer {visitor_token}' 'http://{gateway}/v1/items/[1-30]'
 Rate your agent up, then ask again and read RateLimit-Policy:
   curl -i -H 'Authorization: Bearer {visitor_rating_token}' -H 'Content-Type: application/json' \\
     -d '{{\"agent_id\":\"{VISITOR}\",\"user_id\":\"curl\",\"score\":5}}' http://{ingest}/v1/rating
 ",
+        may = match may_act {
+            true => "(actions need the token in MERIT_ADMIN_TOKEN)",
+            false => "(to act on agents, set MERIT_ADMIN_TOKEN before)",
+        },
         shadow = match policy::shipped_mode() {
             Mode::Shadow => " in shadow (shown, not applied)",
             _ => "",
