@@ -44,6 +44,8 @@ const SIDECAR: &[(&str, &[&str])] = &[
     // It follows the bus beside the tuners, and its checkpoints are files.
     ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
     ("admin", &["bus", "causes", "clock", "policy", "tuner", "rating", "secret"]),
+    // A client of `admin` over HTTP: it knows nothing of the other side but docs/admin.md.
+    ("operator", &["bus", "causes", "clock", "outbound", "secret"]),
     ("simulate", &["checkpoint", "figure", "policy", "rating"]),
     ("telemetry", &[]),
     (

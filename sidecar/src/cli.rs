@@ -3,13 +3,21 @@
 //! Data goes to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
 //! 2 wrong usage or configuration.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{self, Write},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::{
     bus::duration,
     config::Role,
+    operator::args,
     replay::{
         SORT_MAX,
         layout::{Columns, Format, Preset, Scale},
@@ -62,6 +70,91 @@ pub enum Command {
   merit replay ratings.csv --layout movielens --personalize
   merit replay --evaluate decisions.ndjson --policy uniform --against base")]
     Replay(Box<Replay>),
+    /// Lists agents, shows one, and sets, freezes, bans or resets it
+    #[command(
+        after_help = "Examples:\n  merit agents list --sort=-denied\n  merit agents ban alice --for 1h"
+    )]
+    Agents(Box<args::Agents>),
+    /// Lists buckets and routes, and changes them on every node at once
+    #[command(
+        after_help = "Examples:\n  merit buckets list\n  merit buckets set writes --rate 5 --capacity 20"
+    )]
+    Buckets(Box<args::Buckets>),
+    /// Says why an agent has the rate it has
+    #[command(after_help = "Example:\n  merit explain alice")]
+    Explain(args::Explain),
+    /// Shows the policy in force and its settings
+    #[command(after_help = "Example:\n  merit policy --json")]
+    Policy(args::Policy),
+    /// Says whether a process is ready: exit code 0, or 1 with the reason
+    #[command(
+        after_help = "Examples:\n  merit health\n  merit health --url http://127.0.0.1:9901\n  HEALTHCHECK CMD [\"merit\", \"health\", \"--config\", \"/etc/merit/merit.toml\"]"
+    )]
+    Health(args::Health),
+    /// Watches agents, limits and the loop on a terminal
+    #[command(
+        after_help = "Examples:\n  merit top\n  merit top --once --sort=-denied\n\nKeys: arrows move, enter shows an agent, s sorts, r reverses, / searches, q quits"
+    )]
+    Top(args::Top),
+    /// Prints what a shell needs to complete merit's commands
+    #[command(
+        after_help = "Examples:\n  merit completions bash > /etc/bash_completion.d/merit\n  merit completions zsh > \"${fpath[1]}/_merit\"\n  merit completions fish > ~/.config/fish/completions/merit.fish"
+    )]
+    Completions(Completions),
+    /// Prints the manual page, or writes those of all commands into a folder
+    #[command(
+        after_help = "Examples:\n  merit man | man -l -\n  merit man /usr/local/share/man/man1"
+    )]
+    Man(Man),
+}
+
+/// `merit completions`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Completions {
+    /// Which shell
+    #[arg(value_enum)]
+    pub shell: Shell,
+}
+
+/// `merit man`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Man {
+    /// Write `merit.1` and a page for every command into this folder, which is made where it is missing
+    #[arg(value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+}
+
+/// Writes what `shell` needs to complete the commands to `out`.
+///
+/// # Errors
+///
+/// When `out` takes no more.
+pub fn completions(shell: Shell, out: &mut impl Write) -> io::Result<()> {
+    // The generator panics where its writer fails.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "merit", &mut script);
+    out.write_all(&script)?;
+    out.flush()
+}
+
+/// Writes the manual page to `out`.
+///
+/// # Errors
+///
+/// When `out` takes no more.
+pub fn man_page(out: &mut impl Write) -> io::Result<()> {
+    clap_mangen::Man::new(Cli::command()).render(out)?;
+    out.flush()
+}
+
+/// Writes the manual pages of all commands into `folder`.
+///
+/// # Errors
+///
+/// When it cannot be made or written to.
+pub fn man_pages(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    clap_mangen::generate_to(Cli::command(), folder)
 }
 
 /// `merit replay`.
@@ -308,12 +401,68 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::ValueEnum as _;
 
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    fn leaves(command: &clap::Command) -> Vec<clap::Command> {
+        let below: Vec<_> = command.get_subcommands().flat_map(leaves).collect();
+        if below.is_empty() { vec![command.clone()] } else { below }
+    }
+
+    #[test]
+    fn every_command_shows_an_example_that_it_takes() {
+        let mut tried = 0;
+        let mut command = Cli::command();
+        command.build();
+        for leaf in leaves(&command) {
+            let path = leaf.get_bin_name().unwrap_or_default().to_owned();
+            if path.split(' ').any(|word| word == "help") {
+                continue;
+            }
+            let help = leaf.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples: Vec<&str> = help
+                .lines()
+                .flat_map(|line| line.split(" | "))
+                .map(str::trim)
+                .filter(|line| line.starts_with("merit "))
+                .collect();
+            assert!(!examples.is_empty(), "{path} has no example");
+            for example in examples {
+                let words = example.split(" > ").next().unwrap_or_default();
+                let words = words.split_whitespace().map(|word| word.trim_matches('\''));
+                let parsed = Cli::try_parse_from(words);
+                assert!(parsed.is_ok(), "{example}: {}", parsed.unwrap_err());
+                tried += 1;
+            }
+        }
+        assert!(tried > 30, "only {tried} examples");
+    }
+
+    #[test]
+    fn completions_of_every_shell_and_the_manual_know_every_command() {
+        let names: Vec<String> =
+            Cli::command().get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        for shell in Shell::value_variants() {
+            let mut script = Vec::new();
+            completions(*shell, &mut script).unwrap();
+            let script = String::from_utf8(script).unwrap();
+            for name in &names {
+                assert!(script.contains(name.as_str()), "{shell} does not know {name}");
+            }
+        }
+        let folder = std::env::temp_dir().join(format!("merit-man-{}", std::process::id()));
+        man_pages(&folder.join("man1")).unwrap();
+        for name in &names {
+            let page = folder.join(format!("man1/merit-{name}.1"));
+            assert!(fs::read_to_string(page).unwrap().contains("merit"), "{name}");
+        }
+        assert!(folder.join("man1/merit-agents-ban.1").exists());
+        fs::remove_dir_all(&folder).unwrap();
     }
 }

@@ -26,6 +26,8 @@ pub mod gateway;
 
 pub mod admin;
 
+pub mod operator;
+
 pub mod simulate;
 
 mod figure;

@@ -10,9 +10,13 @@ use anyhow::{Context, anyhow};
 use clap::Parser;
 use merit_sidecar::{
     app,
-    cli::{ApiKey, CheckConfig, Cli, Command, Demo, Replay, Run, Simulate, Token, Train},
+    cli::{
+        self, ApiKey, CheckConfig, Cli, Command, Completions, Demo, Man, Replay, Run, Simulate,
+        Token, Train,
+    },
     clock::unix_time,
     config::{Config, ConfigError},
+    operator::{self, Asked},
     personalize::model,
     policy,
     replay::{self, ReplayError, candidate::Candidate, evaluate, report::AgentsFormat},
@@ -63,6 +67,14 @@ fn main() -> ExitCode {
         Command::Token(options) => token(&options),
         Command::ApiKey(options) => api_key(&options),
         Command::Replay(options) => replay(&options),
+        Command::Agents(options) => operate(Asked::Agents(*options)),
+        Command::Buckets(options) => operate(Asked::Buckets(*options)),
+        Command::Explain(options) => operate(Asked::Explain(options)),
+        Command::Policy(options) => operate(Asked::Policy(options)),
+        Command::Health(options) => health(options),
+        Command::Top(options) => operate(Asked::Top(options)),
+        Command::Completions(options) => completions(&options),
+        Command::Man(options) => man(&options),
     };
     let (error, code) = match done {
         Ok(()) => return ExitCode::SUCCESS,
@@ -380,6 +392,45 @@ fn evaluate_log(
     } else {
         evaluation.text()
     })
+}
+
+/// Asks a running process. One thread is enough: a command is one question.
+fn operate(asked: Asked) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("no async runtime")?;
+    runtime.block_on(operator::run(asked)).map_err(|error| {
+        if error.is_usage() { Failure::Usage(error.into()) } else { Failure::Failed(error.into()) }
+    })
+}
+
+fn health(mut options: operator::args::Health) -> Result<(), Failure> {
+    let probe = match &options.config {
+        None => None,
+        Some(path) => {
+            let (metrics, admin) = Config::load_listeners(path).map_err(usage)?;
+            if options.reach.token_env.is_none() {
+                options.reach.token_env =
+                    admin.token_env.map(|variable| variable.name().to_owned());
+            }
+            let probe = operator::Probe::of(metrics.listen, admin.listen);
+            Some(probe.map_err(|why| mistake(format!("{}: {why}", path.display())))?)
+        }
+    };
+    operate(Asked::Health(options, probe))
+}
+
+fn completions(options: &Completions) -> Result<(), Failure> {
+    cli::completions(options.shell, &mut io::stdout()).context("standard output is closed")?;
+    Ok(())
+}
+
+fn man(options: &Man) -> Result<(), Failure> {
+    match &options.folder {
+        None => cli::man_page(&mut io::stdout()).context("standard output is closed")?,
+        Some(folder) => cli::man_pages(folder)
+            .with_context(|| format!("cannot write manual pages into {}", folder.display()))?,
+    }
+    Ok(())
 }
 
 fn print(line: &str) -> anyhow::Result<()> {

@@ -56,6 +56,12 @@ impl Variable {
         std::env::var(&self.0).map(Secret).map_err(|_| unset())
     }
 
+    /// Returns its name, for whoever reads it elsewhere; it may be a secret put there by mistake.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
     /// Returns true when it names nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -153,6 +153,23 @@ impl Config {
         }
     }
 
+    /// Reads where a process with the file at `path` and this environment answers for itself: its
+    /// metrics and its admin listener. Other tables and secrets are not looked at.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be read, or with every fault of these two at once.
+    pub fn load_listeners(
+        path: &Path,
+    ) -> Result<(admin::MetricsConfig, admin::Config), ConfigError> {
+        let (config, mut faults) = Self::load_unchecked(path)?;
+        faults.retain(|fault| fault.starts_with("metrics") || fault.starts_with("admin"));
+        match faults.is_empty() {
+            true => Ok((config.metrics, config.admin)),
+            false => Err(ConfigError::Faults(faults)),
+        }
+    }
+
     fn load_unchecked(path: &Path) -> Result<(Self, Vec<String>), ConfigError> {
         let text = read(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
