@@ -23,6 +23,10 @@ pub const USAGE: [&str; 6] =
 /// What it needs as well where browsers open streams by ticket.
 pub const TICKETS: [&str; 3] = ["~merit:ticket:*", "+set", "+getdel"];
 
+/// What it needs as well to take over buckets that are put while it runs, and to tell agents what moved
+/// their limits.
+pub const LIVE: [&str; 2] = ["~merit:buckets", "+hgetall"];
+
 /// What a tuner needs beside [`GATEWAY`].
 pub const TUNER: [&str; 9] =
     ["~merit:*", "+hgetall", "+hdel", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];

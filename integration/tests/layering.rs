@@ -40,7 +40,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("figure", &[]),
     ("replay", &["policy", "personalize", "rating", "decisions", "figure"]),
     ("tuner", &["bus", "causes", "checkpoint", "policy", "decisions", "rating", "clock"]),
-    ("gateway", &["bus"]),
+    ("gateway", &["bus", "clock"]),
     // It follows the bus beside the tuners, and its checkpoints are files.
     ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
     ("admin", &["bus", "causes", "clock", "policy", "tuner", "rating", "secret"]),

@@ -6,7 +6,7 @@ use std::{error::Error, time::Duration};
 
 use merit_integration::{
     Authority, Persistence, Redis,
-    acl::{GATEWAY, TICKETS, TUNER, USAGE, allow},
+    acl::{GATEWAY, LIVE, TICKETS, TUNER, USAGE, allow},
 };
 use tower_merit::{
     AgentId, RedisStore,
@@ -113,6 +113,15 @@ async fn tune(redis: &Redis) -> Result<(), StoreError> {
     store.write(&[contract::next_change(&agent, record.rev)]).await?.remove(0).map(drop)
 }
 
+/// What a gateway does beside its decisions.
+async fn admit_and_look(redis: &Redis) -> Result<(), StoreError> {
+    admit(redis).await?;
+    let store = connect(redis).await?;
+    let document = store.document().await?;
+    store.keep_document(document.rev, Some("{}")).await?;
+    store.look(&AgentId::new("a1").expect("a name")).await.map(drop)
+}
+
 /// Runs `work` with all of `rights`, and once without each of them.
 async fn least<E: Future<Output = Result<(), StoreError>>>(
     redis: &Redis,
@@ -149,6 +158,8 @@ async fn each_right_of_the_documented_acl_users_is_needed_and_missing_ones_are_t
     least(&redis, &telling, &[], || admit_and_tell(&redis)).await;
     let ticketing: Vec<&str> = GATEWAY.into_iter().chain(TICKETS).collect();
     least(&redis, &ticketing, &[], || admit_by_ticket(&redis)).await;
+    let live: Vec<&str> = GATEWAY.into_iter().chain(LIVE).collect();
+    least(&redis, &live, &[], || admit_and_look(&redis)).await;
     // `~merit:*` covers the records.
     let tuner: Vec<&str> = GATEWAY.into_iter().chain(TUNER).collect();
     least(&redis, &tuner, &["~merit:{tb:*"], || tune(&redis)).await;

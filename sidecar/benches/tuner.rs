@@ -33,7 +33,8 @@ use tower_merit::{
     AgentId,
     bucket::Limits,
     store::{
-        Bid, ByHand, Change, Cursor, Demand, Life, Quote, Record, StoreError, Traded, Tune, Written,
+        Bid, ByHand, Change, Cursor, Demand, Document, Kept, Life, Quote, Record, StoreError,
+        Traded, Tune, Written,
     },
 };
 
@@ -138,6 +139,18 @@ impl Tune for Records {
 
     async fn note_progress(&self, _: &[(String, u64)]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    async fn document(&self) -> Result<Document, StoreError> {
+        Ok(Document::default())
+    }
+
+    async fn keep_document(&self, rev: u64, _: Option<&str>) -> Result<Kept, StoreError> {
+        Ok(Kept::Done { rev: rev + 1 })
+    }
+
+    async fn look(&self, agent: &AgentId) -> Result<Record, StoreError> {
+        Ok(lock(&self.agents).get(agent).cloned().unwrap_or_default())
     }
 }
 

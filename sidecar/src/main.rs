@@ -21,7 +21,7 @@ use merit_sidecar::{
     policy,
     replay::{self, ReplayError, candidate::Candidate, evaluate, report::AgentsFormat},
     simulate::{self, PolicyName, SimulateError},
-    telemetry,
+    telemetry, tuner,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -125,7 +125,7 @@ fn run(options: &Run) -> Result<(), Failure> {
             })?;
         info!(role = ?options.role, version = env!("CARGO_PKG_VERSION"), "merit runs");
         let hangup = signal(SignalKind::hangup()).context("no signal handler")?;
-        tokio::spawn(reload(hangup, options.clone(), running.policies()));
+        tokio::spawn(reload(hangup, options.clone(), running.aims()));
         let told = async {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -139,13 +139,13 @@ fn run(options: &Run) -> Result<(), Failure> {
 
 /// Reads the configuration again at every hangup; of it, `[policy]` is put in force. One with a fault
 /// changes nothing.
-async fn reload(mut hangup: Signal, options: Run, policies: watch::Sender<policy::Config>) {
+async fn reload(mut hangup: Signal, options: Run, aims: watch::Sender<tuner::Aim>) {
     while hangup.recv().await.is_some() {
         match Config::load(&options.config, options.role) {
             Ok(config) => {
                 info!("[policy] was read again; other tables need a restart");
-                // Nobody listens in a role without a tuner.
-                let _ = policies.send(config.policy);
+                // Also when it is the same: what a policy reads from files is read again.
+                aims.send_modify(|aim| aim.policy = config.policy);
             }
             Err(error) => warn!(%error, "the old policy stays in force"),
         }

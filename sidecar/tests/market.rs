@@ -9,7 +9,7 @@ use merit_sidecar::{
     bus::{Consumer, Publisher, in_process},
     policy::{self, Kind, Mode},
     rating::{Poster, RatingRequest},
-    tuner::{Plan, Tuner, TunerError},
+    tuner::{Aim, Plan, Tuner, TunerError},
 };
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -27,7 +27,7 @@ const START: f64 = 5.0;
 struct World {
     publisher: Publisher,
     store: MemoryStore,
-    policies: watch::Sender<policy::Config>,
+    aims: watch::Sender<Aim>,
     running: JoinHandle<Result<(), TunerError>>,
     second: u64,
     rated: u64,
@@ -41,13 +41,18 @@ impl World {
     fn start(config: policy::Config) -> Self {
         let (publisher, consumer) = in_process::channel(&in_process::Config::default());
         let store = MemoryStore::new();
-        let (policies, changes) = watch::channel(config.clone());
+        let (aims, changes) = watch::channel(Aim::new(config.clone(), limits(START)));
         let mut plan = Plan::new(config, limits(START));
         plan.changes = Some(changes);
         let tuner = Tuner::new(Consumer::InProcess(consumer), store.clone(), plan);
         let running = tokio::spawn(tuner.run(CancellationToken::new()));
         let publisher = Publisher::InProcess(publisher);
-        Self { publisher, store, policies, running, second: 0, rated: 0 }
+        Self { publisher, store, aims, running, second: 0, rated: 0 }
+    }
+
+    /// Lets the loop go on by another policy.
+    fn switch(&self, policy: policy::Config) {
+        self.aims.send_modify(|aim| aim.policy = policy);
     }
 
     /// Lets a second pass in which `agent` asks for `wanted` tokens, evenly.
@@ -156,7 +161,7 @@ async fn a_policy_that_is_switched_moves_nobodys_limits_by_more_than_a_step() {
     }
     let price = world.rate_of("a").await;
     assert!(price > 8.0, "{price}");
-    world.policies.send(config(Kind::Additive)).unwrap();
+    world.switch(config(Kind::Additive));
     world.second(&[("a", 9)]).await;
     assert!((world.rate_of("a").await - price).abs() < 0.02 * price);
     world.rate("a", 5).await;
@@ -164,7 +169,7 @@ async fn a_policy_that_is_switched_moves_nobodys_limits_by_more_than_a_step() {
     let additive = world.rate_of("a").await;
     assert!((additive - price - 0.2).abs() < 0.02 * price, "{price} {additive}");
     // What was known of its quality went with the policy that knew it: it begins from the rate.
-    world.policies.send(config(Kind::Bandit)).unwrap();
+    world.switch(config(Kind::Bandit));
     let mut before = additive;
     for _ in 0..20 {
         world.rate("a", 5).await;
@@ -174,7 +179,7 @@ async fn a_policy_that_is_switched_moves_nobodys_limits_by_more_than_a_step() {
         before = now;
     }
     // The kill switch, and a freeze.
-    world.policies.send(policy::Config { mode: Mode::Frozen, ..config(Kind::Bandit) }).unwrap();
+    world.switch(policy::Config { mode: Mode::Frozen, ..config(Kind::Bandit) });
     world.second(&[("a", 9)]).await;
     let frozen = world.rate_of("a").await;
     for _ in 0..20 {

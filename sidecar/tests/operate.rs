@@ -11,7 +11,7 @@ use merit_sidecar::{
     bus::{Consumer, Publisher, in_process},
     policy::{Config, Hold, Kind, Policy, State},
     rating::{Poster, Rating, RatingRequest},
-    tuner::{self, Cause, Operator, Plan, Tuner},
+    tuner::{self, Aim, Cause, Operator, Plan, Tuner},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -56,8 +56,8 @@ async fn no_rating_is_lost_or_doubled_while_an_operator_freezes_and_lets_go() {
     plan.asks = Some(asks);
     let tuner = Tuner::new(Consumer::InProcess(consumer), store.clone(), plan);
     let running = tokio::spawn(tuner.run(CancellationToken::new()));
-    let (_, policy) = watch::channel(config());
-    let operator = Operator::new(store.clone(), policy, start(), Vec::new());
+    let (_, aim) = watch::channel(Aim::new(config(), start()));
+    let operator = Operator::new(store.clone(), aim);
     let agent = AgentId::new("a").unwrap();
 
     let done = AtomicBool::new(false);

@@ -7,13 +7,13 @@ use http::Response;
 
 use super::{
     Bucket, Cost, Refusal, Route,
-    concurrency::{CONCURRENCY_POLICY, InFlight},
+    concurrency::InFlight,
     fields::Choice,
-    layer::{AdmissionLayer, Gate},
+    layer::{AdmissionLayer, Gate, Shared},
     metrics::Metrics,
-    plan::{Defaults, Plan},
+    plan::Defaults,
     proof::Receipts,
-    response::Answers,
+    response::{Answers, Explained},
     route::ROUTES_MAX,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     identity::{IdentityConfigError, IntoIdentify},
     outage::{Guard, Outage},
     receipt::ReceiptKeys,
-    store::{BucketRule, Spend, TAKES_MAX},
+    store::{Spend, TAKES_MAX},
 };
 
 /// The longest that [`AdmissionBuilder::retry_jitter`] may add: an hour.
@@ -112,6 +112,12 @@ pub enum BuildError {
         /// How many.
         count: usize,
     },
+    /// The address of the page about limits cannot stand in a header.
+    #[error("limits page {path:?} must be a path of printable ASCII without `>`")]
+    LimitsPage {
+        /// The refused path.
+        path: String,
+    },
     /// The jitter is out of range.
     #[error("retry jitter must be at most {} s", RETRY_JITTER_MAX.as_secs())]
     Jitter,
@@ -160,6 +166,7 @@ struct Settings {
     nodes: NonZeroU32,
     allow: HashSet<AgentId>,
     answers: Answers,
+    limits_page: Option<String>,
     receipts: Option<ReceiptKeys>,
 }
 
@@ -182,7 +189,14 @@ impl<S> AdmissionBuilder<S, NoIdentity> {
             defaults: Defaults::default(),
             nodes: NonZeroU32::MIN,
             allow: HashSet::new(),
-            answers: Answers { realm: "merit".to_owned(), choice, jitter_max_ms: 0, hook: None },
+            answers: Answers {
+                realm: "merit".to_owned(),
+                choice,
+                jitter_max_ms: 0,
+                explained: None,
+                hook: None,
+            },
+            limits_page: None,
             receipts: None,
         };
         Self { store, identity: NoIdentity(()), settings }
@@ -300,6 +314,16 @@ impl<S: Spend, I> AdmissionBuilder<S, I> {
         self
     }
 
+    /// Names the page on which callers read their limits and what moved them, as a path on this server. Who
+    /// is refused for a limit or a ban is told: as member `limits` of the problem (RFC 9457 section 3.2),
+    /// and by a `Link` field of relation `help` (RFC 8288, HTML). The page itself is the business of
+    /// whoever wears the layer; [`AdmissionLayer::learn`] says who asks for it. Nothing is named unless
+    /// set.
+    pub fn limits_page(mut self, path: &str) -> Self {
+        self.settings.limits_page = Some(path.to_owned());
+        self
+    }
+
     /// Sets what may change the answer to a refused request before it goes out. It is counted by
     /// then, and whatever comes back is sent.
     pub fn on_refusal(
@@ -329,52 +353,36 @@ impl<S: Spend, I: IntoIdentify> AdmissionBuilder<S, I> {
     ///
     /// When a bucket is missing or out of range, a route cannot be, or the identity cannot work.
     pub fn build(self) -> Result<AdmissionLayer<S, I::Identify>, BuildError> {
-        let Settings { buckets, routes, cost, defaults, nodes, allow, answers, receipts } =
-            self.settings;
+        let Settings {
+            buckets,
+            routes,
+            cost,
+            defaults,
+            nodes,
+            allow,
+            answers,
+            limits_page,
+            receipts,
+        } = self.settings;
+        let mut answers = answers;
+        if let Some(path) = limits_page {
+            let named = Explained::at(&path).ok_or(BuildError::LimitsPage { path })?;
+            answers.explained = Some(named);
+        }
         if Duration::from_millis(answers.jitter_max_ms) > RETRY_JITTER_MAX {
             return Err(BuildError::Jitter);
         }
-        if routes.len() > ROUTES_MAX {
-            return Err(BuildError::TooManyRoutes { count: routes.len() });
-        }
-        let buckets = rules(buckets, defaults.concurrency.is_some())?;
-        let base = Plan::new(&Route::any().cost(cost), &buckets, &defaults)?;
-        let compile = |route: &Route| route.compile(&buckets, &defaults);
-        let routes = routes.iter().map(compile).collect::<Result<_, _>>()?;
-        Ok(AdmissionLayer::new(Gate {
+        let shared = Shared {
             identity: self.identity.into_identify()?,
             guard: Guard::new(self.store, nodes),
-            base,
-            routes,
             allow,
             in_flight: defaults.concurrency.map(InFlight::new),
             answers,
             receipts: receipts.map(Receipts::new),
             metrics: Metrics::new(),
-            buckets,
             defaults,
-        }))
+            cost,
+        };
+        Gate::new(Arc::new(shared), buckets, &routes).map(AdmissionLayer::new)
     }
-}
-
-/// Checks the buckets among each other.
-fn rules(buckets: Vec<Bucket>, concurrency: bool) -> Result<Box<[BucketRule]>, BuildError> {
-    if buckets.is_empty() {
-        return Err(BuildError::NoBucket);
-    }
-    let marked = buckets.iter().filter(|bucket| bucket.marked_default).count();
-    if marked > 1 {
-        return Err(BuildError::Defaults { count: marked });
-    }
-    let mut names = HashSet::new();
-    let rule = |(index, bucket): (usize, Bucket)| {
-        let is_default = if marked == 0 { index == 0 } else { bucket.marked_default };
-        let rule = bucket.into_rule(is_default)?;
-        let reserved = concurrency && rule.name.as_str() == CONCURRENCY_POLICY;
-        if reserved || !names.insert(rule.name.clone()) {
-            return Err(BuildError::NameTaken { bucket: rule.name.to_string() });
-        }
-        Ok(rule)
-    };
-    buckets.into_iter().enumerate().map(rule).collect()
 }

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU64, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::{
     concurrency::CONCURRENCY_POLICY,
@@ -27,7 +27,36 @@ pub(super) struct Answers {
     pub(super) choice: Choice,
     /// The most milliseconds that are added to a wait.
     pub(super) jitter_max_ms: u64,
+    /// Where callers read what their limits are.
+    pub(super) explained: Option<Explained>,
     pub(super) hook: Option<Hook>,
+}
+
+/// The page on which callers read what their limits are, as refusals name it.
+pub(super) struct Explained {
+    path: String,
+    link: HeaderValue,
+}
+
+impl Explained {
+    /// Returns `None` when `path` cannot stand between the angle brackets of a `Link` field.
+    pub(super) fn at(path: &str) -> Option<Self> {
+        let fits = |byte: u8| byte.is_ascii_graphic() && byte != b'>';
+        if !path.starts_with('/') || !path.bytes().all(fits) {
+            return None;
+        }
+        let link = format!("<{path}>; rel=\"help\"; type=\"application/json\"");
+        let link = HeaderValue::from_str(&link).ok()?;
+        Some(Self { path: path.to_owned(), link })
+    }
+}
+
+/// Returns true for a refusal that the agent's limits or its ban explain.
+fn is_of_limits(refusal: &Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::Denied { .. } | Refusal::TooManyInFlight { .. } | Refusal::Banned { .. }
+    )
 }
 
 impl Answers {
@@ -54,13 +83,20 @@ impl Answers {
         shown: &Shown,
         verdict: Option<&Verdict>,
     ) -> Response<Bytes> {
-        let problem = self.problem(refusal);
+        let explained = self.explained.as_ref().filter(|_| is_of_limits(refusal));
+        let mut problem = self.problem(refusal);
+        if let Some(page) = explained {
+            problem = problem.with("limits", page.path.as_str());
+        }
         let wait_ms = self.wait_ms(refusal);
         let mut response = match grpc::speaks(head) {
             true => grpc::response(refusal, problem.detail(), wait_ms),
             false => problem.into_response(),
         };
         let headers = response.headers_mut();
+        if let Some(page) = explained {
+            headers.insert(header::LINK, page.link.clone());
+        }
         let retry_after = wait_ms.map(whole_seconds).and_then(NonZeroU64::new);
         if let Some(seconds) = retry_after {
             headers.insert(header::RETRY_AFTER, seconds.get().into());

@@ -76,8 +76,8 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let mut state = State::new(Arc::clone(&self.gate), self.own.clone());
         let now = Instant::now();
-        let doing = match state.gate.identity.identify_now(&request, now) {
-            None => Doing::Identify { pending: state.gate.identity.identify(&request) },
+        let doing = match state.gate.shared.identity.identify_now(&request, now) {
+            None => Doing::Identify { pending: state.gate.shared.identity.identify(&request) },
             Some(learned) => match state.ask(learned, &request, now) {
                 Asked::Clear => {
                     state.introduce(request.extensions_mut());
@@ -205,7 +205,8 @@ where
                     }
                 }
                 DoingProjection::Spend { pending } => {
-                    let Poll::Ready(answer) = pending.poll(context, &state.gate.guard) else {
+                    let Poll::Ready(answer) = pending.poll(context, &state.gate.shared.guard)
+                    else {
                         inner.give_way();
                         return Poll::Pending;
                     };
@@ -352,7 +353,7 @@ impl<S: Spend, I: Identify> State<S, I> {
         request: &Request<B>,
         now: Instant,
     ) -> Asked<S::Future> {
-        if learned.is_ok() || self.gate.defaults.shadow {
+        if learned.is_ok() || self.gate.shared.defaults.shadow {
             self.find_route(request);
         }
         let caller = match learned {
@@ -360,15 +361,15 @@ impl<S: Spend, I: Identify> State<S, I> {
             Err(error) => return self.refuse(error.into()).into(),
         };
         let gate = &*self.gate;
-        if !gate.allow.is_empty() && gate.allow.contains(&caller.agent) {
-            gate.metrics.allowed.increment(1);
+        if !gate.shared.allow.is_empty() && gate.shared.allow.contains(&caller.agent) {
+            gate.shared.metrics.allowed.increment(1);
             return Asked::Clear;
         }
         let plan = plan(gate, self.own.as_ref(), self.route);
         if self.route.is_err() {
             return self.refuse(Refusal::AmbiguousPath).into();
         }
-        if let Some(places) = &gate.in_flight {
+        if let Some(places) = &gate.shared.in_flight {
             self.permit = places.enter(&caller.agent).map(Box::new);
             if self.permit.is_none() {
                 let limit = places.limit();
@@ -376,25 +377,25 @@ impl<S: Spend, I: Identify> State<S, I> {
             }
         }
         let takes = plan.takes(request);
-        if plan.remembers() || gate.receipts.is_some() {
+        if plan.remembers() || gate.shared.receipts.is_some() {
             self.takes = Some(Arc::clone(&takes));
         }
-        if let Some(verdict) = gate.guard.spend_now(&caller.agent, &takes, now) {
+        if let Some(verdict) = gate.shared.guard.spend_now(&caller.agent, &takes, now) {
             return self.judge(verdict, By::Store).into();
         }
         let charge = Charge { agent: caller.agent.clone(), takes: takes.into_owned() };
-        Asked::Spend(gate.guard.spend(charge, plan.on_outage))
+        Asked::Spend(gate.shared.guard.spend(charge, plan.on_outage))
     }
 
     /// Weighs what the store has answered, and counts it.
     fn weigh(&mut self, answer: Answer) -> Result<(), Refusal> {
         if let Some(began) = self.began {
-            self.gate.metrics.seconds.record(began.elapsed());
+            self.gate.shared.metrics.seconds.record(began.elapsed());
         }
         match answer {
             Answer::Decided(verdict, by) => self.judge(verdict, by),
             Answer::Open => {
-                self.gate.metrics.outage_open.increment(1);
+                self.gate.shared.metrics.outage_open.increment(1);
                 Ok(())
             }
             Answer::Closed => self.refuse(Refusal::StoreDown),
@@ -407,8 +408,8 @@ impl<S: Spend, I: Identify> State<S, I> {
         match verdict.decision {
             Decision::Banned { for_ms } => self.refuse(Refusal::Banned { for_ms }),
             Decision::Denied { wait_ms } => {
-                gate.metrics.utilization(verdict);
-                let jitter_ms = gate.answers.jitter_ms();
+                gate.shared.metrics.utilization(verdict);
+                let jitter_ms = gate.shared.answers.jitter_ms();
                 let refusal = Refusal::denied(&plan.short(verdict), wait_ms, jitter_ms);
                 if plan.shadow {
                     plan.count_would_deny(verdict);
@@ -416,15 +417,15 @@ impl<S: Spend, I: Identify> State<S, I> {
                 self.refuse(refusal)
             }
             Decision::Admitted => {
-                gate.metrics.admitted.increment(1);
-                gate.metrics.utilization(verdict);
+                gate.shared.metrics.admitted.increment(1);
+                gate.shared.metrics.utilization(verdict);
                 plan.count_would_deny(verdict);
                 if let (Some(takes), Some(Caller { agent, .. })) = (&self.takes, &self.caller) {
                     let really =
                         |(take, held): (&Take, &Held)| !held.short && take.cost > Tokens::ZERO;
                     self.paid = takes.iter().zip(verdict.held()).any(really);
                     if plan.remembers() {
-                        let to = Arc::clone(&self.gate);
+                        let to = Arc::clone(&self.gate.shared);
                         let reservation =
                             Reservation::new(to, by, agent.clone(), takes, verdict, plan);
                         self.reservation = Some(reservation);
@@ -439,8 +440,8 @@ impl<S: Spend, I: Identify> State<S, I> {
     /// is about its limits, and opens it neither to strangers nor to banned agents.
     fn refuse(&self, refusal: Refusal) -> Result<(), Refusal> {
         let of_limits = matches!(refusal, Refusal::Denied { .. } | Refusal::TooManyInFlight { .. });
-        let shadow = self.plan().shadow && (of_limits || self.gate.defaults.shadow);
-        self.gate.metrics.refused(&refusal, shadow);
+        let shadow = self.plan().shadow && (of_limits || self.gate.shared.defaults.shadow);
+        self.gate.shared.metrics.refused(&refusal, shadow);
         if shadow { Ok(()) } else { Err(refusal) }
     }
 
@@ -448,7 +449,8 @@ impl<S: Spend, I: Identify> State<S, I> {
     fn introduce(&mut self, extensions: &mut Extensions) {
         if let Some(caller) = self.caller.take() {
             if self.paid {
-                self.proof = self.gate.receipts.as_ref().and_then(|receipts| receipts.due(&caller));
+                self.proof =
+                    self.gate.shared.receipts.as_ref().and_then(|receipts| receipts.due(&caller));
             }
             extensions.insert(caller.agent);
         }
@@ -495,10 +497,10 @@ impl<S: Spend, I: Identify> State<S, I> {
         let places_left = self.permit.as_ref().map(|permit| permit.left);
         if !plan.shadow && (verdict.is_some() || places_left.is_some()) {
             let outcome = Outcome { verdict, retry_after: None, places_left };
-            plan.shown.put(response.headers_mut(), self.gate.answers.choice, outcome);
+            plan.shown.put(response.headers_mut(), self.gate.shared.answers.choice, outcome);
         }
         if let (Some(receipts), Some(caller), false) =
-            (&self.gate.receipts, &self.proof, given_back)
+            (&self.gate.shared.receipts, &self.proof, given_back)
         {
             receipts.attach(caller, response.headers_mut());
         }
@@ -506,7 +508,7 @@ impl<S: Spend, I: Identify> State<S, I> {
 
     fn respond(&mut self, refusal: &Refusal, head: &HeaderMap) -> Box<Response<Bytes>> {
         self.permit = None;
-        let (answers, shown) = (&self.gate.answers, &self.plan().shown);
+        let (answers, shown) = (&self.gate.shared.answers, &self.plan().shown);
         Box::new(answers.respond(refusal, head, shown, self.verdict.as_ref()))
     }
 }

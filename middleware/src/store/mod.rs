@@ -320,6 +320,33 @@ pub struct Change {
     pub seen: Vec<(String, String)>,
 }
 
+/// The longest text of a [`Document`], in bytes: 128 KiB. Every node reads all of it every second.
+pub const DOCUMENT_MAX: usize = 128 * 1024;
+
+/// A text that all processes over one store go by, beside the agents' data: which buckets there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    /// Counts the writes; 0 when there has been none.
+    pub rev: u64,
+    /// The text; absent when nothing was written, or it was removed.
+    pub text: Option<String>,
+}
+
+/// What became of a write of the [`Document`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It is there.
+    Done {
+        /// Its revision.
+        rev: u64,
+    },
+    /// Somebody else wrote since; nothing was changed.
+    Stale {
+        /// The revision that is there.
+        rev: u64,
+    },
+}
+
 /// What became of a [`Change`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
@@ -437,6 +464,26 @@ pub trait Tune: Send + Sync + 'static {
     /// still good.
     fn trade(&self, bid: &Bid) -> impl Future<Output = Result<Traded, StoreError>> + Send;
 
+    /// Returns the document that buckets are configured by, wherever this node's decisions are made: it
+    /// neither waits for a [`Tune::life`] nor ends one.
+    fn document(&self) -> impl Future<Output = Result<Document, StoreError>> + Send;
+
+    /// Replaces the document if its revision is still `rev`; `None` removes its text, and the revision
+    /// counts on.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Document`] when the text is empty or longer than [`DOCUMENT_MAX`].
+    fn keep_document(
+        &self,
+        rev: u64,
+        text: Option<&str>,
+    ) -> impl Future<Output = Result<Kept, StoreError>> + Send;
+
+    /// Returns one agent's record to somebody who only looks: as [`Tune::load`] does, and like
+    /// [`Tune::document`] beside the lives of the store.
+    fn look(&self, agent: &AgentId) -> impl Future<Output = Result<Record, StoreError>> + Send;
+
     /// Returns which life of the store this is, over a new connection when the last one broke.
     ///
     /// All other calls then speak to this same life, until one of them fails: after an error they
@@ -492,9 +539,27 @@ pub enum StoreError {
     /// A [`Quote`] of numbers that are not finite, or below 0.
     #[error("a quote needs finite numbers of at least 0, not {} and {}", .0.price, .0.use_share)]
     Quote(Quote),
+    /// The text of a [`Document`] is empty or too long.
+    #[error("a document needs 1 to {DOCUMENT_MAX} bytes, not {bytes}")]
+    Document {
+        /// Its length.
+        bytes: usize,
+    },
     /// The address cannot be used.
     #[error("bucket store address is not usable")]
     Address(#[source] ::redis::RedisError),
+}
+
+impl Document {
+    /// Returns an error when `text` can be no document's.
+    fn check(text: Option<&str>) -> Result<(), StoreError> {
+        match text.map(str::len) {
+            Some(bytes) if !(1..=DOCUMENT_MAX).contains(&bytes) => {
+                Err(StoreError::Document { bytes })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl StoreError {

@@ -13,3 +13,5 @@ mod refusals;
 mod concurrency;
 
 mod reservation;
+
+mod swap;

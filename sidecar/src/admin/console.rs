@@ -20,7 +20,7 @@ use http::{StatusCode, header};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 use tower_merit::{
     AgentId,
     bucket::{BucketName, Limits, LimitsError, Tokens},
@@ -52,8 +52,8 @@ const BAN_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub struct Console<T> {
     /// Does what an operator decides; its store's connection is used by nobody else.
     pub operator: Operator<T>,
-    /// The buckets of the service, the default one first.
-    pub buckets: Arc<[BucketRule]>,
+    /// The buckets in force, the default one first.
+    pub buckets: watch::Receiver<Arc<[BucketRule]>>,
     /// The tuner of this process, if it has one.
     pub insight: Option<Insight>,
     /// Which part of the system this process is, for example `all`.
@@ -63,7 +63,7 @@ pub struct Console<T> {
 struct Shared<T> {
     console: Console<T>,
     roster: Arc<Roster>,
-    audit: Audit,
+    audit: Arc<Audit>,
     health: Health,
     metrics: PrometheusHandle,
     began: Instant,
@@ -73,19 +73,15 @@ type Desk<T> = State<Arc<Shared<T>>>;
 
 impl<T: Tune + Spend + Clone> Console<T> {
     /// Returns the routes, and what keeps the table of agents: a future that runs as long as they are served.
-    ///
-    /// # Errors
-    ///
-    /// When the audit log cannot be opened.
+    /// Writes are noted in `audit`.
     pub(super) fn routes(
         self,
-        audit_log: Option<&std::path::Path>,
+        audit: Arc<Audit>,
         health: Health,
         metrics: PrometheusHandle,
-    ) -> io::Result<(Router, impl Future<Output = ()> + Send + 'static)> {
+    ) -> (Router, impl Future<Output = ()> + Send + 'static) {
         let roster = Roster::new();
         let keeping = Arc::clone(&roster).keep(self.operator.clone());
-        let audit = Audit::open(audit_log)?;
         let began = Instant::now();
         let shared = Shared { console: self, roster, audit, health, metrics, began };
         let routes = Router::new()
@@ -97,7 +93,7 @@ impl<T: Tune + Spend + Clone> Console<T> {
             .route("/audit", get(newest::<T>))
             .layer(DefaultBodyLimit::max(BODY_MAX))
             .with_state(Arc::new(shared));
-        Ok((routes, keeping))
+        (routes, keeping)
     }
 }
 
@@ -355,10 +351,9 @@ impl<T: Tune + Spend + Clone> Shared<T> {
             why.sentences
                 .insert(0, format!("It is banned for another {left} s: every request is refused."));
         }
-        let (held, banned) = self.held(agent).await?;
-        let buckets: Vec<Value> = self
-            .console
-            .buckets
+        let rules = self.rules();
+        let (held, banned) = self.held(agent, &rules).await?;
+        let buckets: Vec<Value> = rules
             .iter()
             .zip(&held)
             .map(|(rule, held)| {
@@ -396,11 +391,20 @@ impl<T: Tune + Spend + Clone> Shared<T> {
         Ok(body)
     }
 
+    /// Returns the buckets in force: one answer goes by one set of them.
+    fn rules(&self) -> Arc<[BucketRule]> {
+        Arc::clone(&self.console.buckets.borrow())
+    }
+
     /// Returns what the agent holds in each bucket, without taking anything; and whether it is banned, of
     /// which only the configured limits are told.
-    async fn held(&self, agent: &AgentId) -> Result<(Vec<Held>, bool), StoreError> {
+    async fn held(
+        &self,
+        agent: &AgentId,
+        rules: &[BucketRule],
+    ) -> Result<(Vec<Held>, bool), StoreError> {
         let take = |bucket: &BucketRule| Take { bucket: bucket.clone(), cost: Tokens::ZERO };
-        let takes: Arc<[Take]> = self.console.buckets.iter().map(take).collect();
+        let takes: Arc<[Take]> = rules.iter().map(take).collect();
         let charge = Charge { agent: agent.clone(), takes };
         let Verdict { decision, first, rest, .. } =
             self.console.operator.store().spend(charge).await?;
@@ -535,7 +539,7 @@ impl<T: Tune + Spend + Clone> Shared<T> {
                 "refill_rate: missing, and capacity as well: name one",
             ));
         }
-        let rules = &self.console.buckets;
+        let rules = self.rules();
         let place = match bucket_name {
             None => rules.iter().position(|rule| rule.is_default),
             Some(name) => rules.iter().position(|rule| rule.name.as_str() == name),
@@ -550,7 +554,9 @@ impl<T: Tune + Spend + Clone> Shared<T> {
         let now = match (rule.is_default, record.limits) {
             // Also of a banned agent, of which a look tells nothing.
             (true, Some(limits)) => limits,
-            _ => self.held(agent).await?.0.get(place).map_or(rule.limits, |held| held.limits),
+            _ => {
+                self.held(agent, &rules).await?.0.get(place).map_or(rule.limits, |held| held.limits)
+            }
         };
         let rate = refill_rate.unwrap_or(now.refill().tokens());
         let capacity = capacity.unwrap_or(now.capacity().get());

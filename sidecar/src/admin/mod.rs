@@ -10,6 +10,8 @@
 
 mod audit;
 
+mod buckets;
+
 mod config;
 
 mod console;
@@ -24,6 +26,7 @@ mod page;
 
 mod roster;
 
+pub use buckets::{Book, Check, Read};
 pub use config::{Config, MetricsConfig};
 pub use console::Console;
 pub use guard::{ADMIN_TOKEN_MIN, AdminError, AdminToken};
@@ -32,6 +35,7 @@ pub use roster::{AgentRow, PAGE_SIZE_MAX, Page, ROSTER_MAX, SAMPLES, Sample};
 
 use std::{path::Path, sync::Arc};
 
+use self::audit::Audit;
 use axum::{
     Json, Router,
     body::Body,
@@ -61,6 +65,7 @@ merit
 /agents    agents, their limits, and why they have them
 /policy    the policy in force
 /audit     what operators did
+/buckets   buckets and routes in force, and others in their place
 ";
 
 /// Returns the routes of the metrics listener.
@@ -79,28 +84,33 @@ pub fn probes(health: Health, metrics: PrometheusHandle) -> Router {
         })
 }
 
-/// Returns the routes of the admin listener, and a future that keeps what they show as long as it is
-/// polled; `token` is what [`Config::token`] returns.
+/// Returns the routes of the admin listener, `book`'s among them, and a future that keeps what they show as
+/// long as it is polled; `token` is what [`Config::token`] returns.
 ///
 /// # Errors
 ///
 /// When the listener can be reached from other machines and there is no token, or the audit log cannot be
 /// opened.
-pub fn router<T: Tune + Spend + Clone>(
+pub fn router<T: Tune + Spend + Clone, B: Tune + Clone>(
     config: &Config,
     token: Option<AdminToken>,
     health: Health,
     metrics: PrometheusHandle,
     console: Console<T>,
+    book: Option<Book<B>>,
 ) -> Result<(Router, impl Future<Output = ()> + Send + 'static), AdminError> {
     let guard = guard::Guard::new(config, token)?;
     let audit_log = config.audit_log.as_deref();
-    let (agents, keeping) =
-        console.routes(audit_log, health.clone(), metrics.clone()).map_err(|source| {
-            let path = audit_log.unwrap_or_else(|| Path::new("")).to_owned();
-            AdminError::AuditLog { path, source: Arc::new(source) }
-        })?;
-    let routes = probes(health, metrics).merge(page::routes(INDEX)).merge(agents);
+    let audit = Audit::open(audit_log).map_err(|source| {
+        let path = audit_log.unwrap_or_else(|| Path::new("")).to_owned();
+        AdminError::AuditLog { path, source: Arc::new(source) }
+    })?;
+    let audit = Arc::new(audit);
+    let (agents, keeping) = console.routes(Arc::clone(&audit), health.clone(), metrics.clone());
+    let mut routes = probes(health, metrics).merge(page::routes(INDEX)).merge(agents);
+    if let Some(book) = book {
+        routes = routes.merge(buckets::buckets(book, audit));
+    }
     Ok((routes.layer(middleware::from_fn_with_state(guard, guard::check)), keeping))
 }
 

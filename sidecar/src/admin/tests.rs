@@ -12,7 +12,7 @@ use tower::ServiceExt;
 use tower_merit::{MemoryStore, bucket::Limits};
 
 use super::*;
-use crate::tuner::Operator;
+use crate::tuner::{Aim, Operator};
 
 #[derive(Debug, thiserror::Error)]
 #[error("redis at 127.0.0.1:1 is not available")]
@@ -153,15 +153,18 @@ fn admin(listen: &str, hosts: &[&str], token: Option<&str>) -> Result<Router, Ad
         audit_log: None,
     };
     let token = token.map(|token| AdminToken::new(token).unwrap());
-    let (_, policy) = tokio::sync::watch::channel(crate::policy::Config::default());
-    let start = Limits::per_second(20.0, 40).unwrap();
+    let (_, aim) = tokio::sync::watch::channel(Aim::new(
+        crate::policy::Config::default(),
+        Limits::per_second(20.0, 40).unwrap(),
+    ));
     let console = Console {
-        operator: Operator::new(MemoryStore::new(), policy, start, Vec::new()),
-        buckets: Arc::new([]),
+        operator: Operator::new(MemoryStore::new(), aim),
+        buckets: tokio::sync::watch::Sender::new(Arc::default()).subscribe(),
         insight: None,
         role: "all",
     };
-    router(&config, token, Health::new(), metrics(), console).map(|(router, _)| router)
+    router(&config, token, Health::new(), metrics(), console, None::<Book<MemoryStore>>)
+        .map(|(router, _)| router)
 }
 
 #[tokio::test]

@@ -6,25 +6,35 @@
 //!    handing on reach the bus, tokens taken ahead go back to the store, then the tuner takes what is left off the in-process bus, or gives
 //!    its partitions back. Each step has a deadline; together they are below 30 s.
 
+mod buckets;
 mod demo;
+mod explain;
 mod serve;
 mod store;
 
 pub use demo::{DemoError, Options as DemoOptions, run as demo};
 
-use std::{future::Future, io, net::SocketAddr, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
     AdmissionLayer, BuildError, JwtVerifier, MemoryStore, Outage,
+    bucket::Limits,
     store::{LeasedError, StoreError},
 };
 use tracing::{error, info, warn};
 
-use self::store::Store;
+use self::{
+    buckets::{Buckets, Those},
+    store::Store,
+};
 use crate::{
     admin::{self, Health},
     bus::{BusConfig, BusError, Consumer, Publisher},
@@ -33,7 +43,6 @@ use crate::{
     decisions::{Log, LogConfig, LogError, Logging},
     gateway, ingest,
     personalize::{Node, NodeError, Personalized, Viewers},
-    policy,
     tuner::{self, Operator, Tuner, TunerError},
 };
 
@@ -115,7 +124,9 @@ pub struct Running {
     drains: bool,
     store: Store,
     health: Option<Health>,
-    policies: watch::Sender<policy::Config>,
+    aims: watch::Sender<tuner::Aim>,
+    /// Takes over buckets that are changed.
+    following: JoinSet<()>,
     logging: Option<Logging>,
 }
 
@@ -145,6 +156,25 @@ async fn start_with(
     mut health: Health,
 ) -> Result<Running, AppError> {
     let listeners = Listeners::bind(config, role).await?;
+    // Buckets and routes may be others than the file's; all the rest is the file's.
+    let file = config;
+    let buckets = match role {
+        // A bridge has neither buckets nor a store, and who only ingests asks for neither.
+        Role::Feed | Role::Rls => None,
+        Role::Ingest if file.admin.listen.is_none() => None,
+        _ => Some(Buckets::open(file, store.clone()).await),
+    };
+    let config =
+        buckets.as_ref().map_or_else(|| file.clone(), |buckets| buckets.in_force().clone());
+    let config = &config;
+    let (aim, rules) = match role {
+        Role::Feed => {
+            let nothing = Limits::per_second(0.0, 0).expect("nothing is in range");
+            (tuner::Aim::new(config.policy.clone(), nothing), Arc::default())
+        }
+        _ => (config.aim(), config.bucket_rules()),
+    };
+    let ((aims, changes), rules) = (watch::channel(aim.clone()), watch::Sender::new(rules));
     let tees =
         role.guards() && config.gateway.listen.is_some() && config.gateway.tee_ratings.is_some();
     let ingests = role.ingests() && config.ingest.listens();
@@ -172,6 +202,7 @@ async fn start_with(
     }
 
     let (stop, stop_tuner) = (CancellationToken::new(), CancellationToken::new());
+    let told = Arc::new(Notify::new());
     let mut servers = JoinSet::new();
     let ends = stop.clone();
     servers
@@ -224,7 +255,7 @@ async fn start_with(
         health = health.part("feed", move || std::future::ready(status.check()));
         bridge = Some(started);
     }
-    let mut handing_on = None;
+    let (mut handing_on, mut live) = (None, None);
     if let Some(listener) = listeners.gateway {
         let agents = config.agents(verifier.as_ref()).map_err(faults)?;
         let mut admission = AdmissionLayer::builder(store.clone()).identity(agents);
@@ -242,7 +273,15 @@ async fn start_with(
                 })
             });
         handing_on = tee.as_ref().map(gateway::Tee::handing_on);
-        let mut router = gateway::router(&config.gateway, admission, tee)?;
+        let front = gateway::Live::new(&config.gateway, admission, config.charges(), tee)?;
+        let mut router = front.router();
+        if config.gateway.limits_page && !config.gateway.shadow {
+            let concurrency = config.gateway.concurrency_per_agent;
+            let explain = explain::explain(aims.subscribe());
+            router =
+                router.merge(gateway::limits(front.clone(), store.clone(), explain, concurrency));
+        }
+        live = Some(front);
         if let Some(personalized) = &personalized {
             let (events, tickets) = (&config.personalize.events, store.tickets());
             router =
@@ -265,25 +304,21 @@ async fn start_with(
     if let Some(listener) = listeners.metrics {
         serve("metrics", listener, admin::probes(health.clone(), metrics.clone()));
     }
-    let (policies, changes) = watch::channel(config.policy.clone());
     let (insight, asks) = tuner::insight();
     let mut keeping = None;
     if let Some(listener) = listeners.admin {
         let token = config.admin.token()?;
-        let operator = Operator::new(
-            store.beside(config)?,
-            changes.clone(),
-            config.default_limits(),
-            config.earned_buckets(),
-        );
+        let operator = Operator::new(store.beside(config)?, aims.subscribe());
         let console = admin::Console {
             operator,
-            buckets: config.bucket_rules(),
+            buckets: rules.subscribe(),
             insight: consumer.is_some().then_some(insight),
             role: role.name(),
         };
+        // A bridge has neither buckets nor a store.
+        let book = (role != Role::Feed).then(|| book(file, store.clone(), Arc::clone(&told)));
         let (router, keeps) =
-            admin::router(&config.admin, token, health.clone(), metrics, console)?;
+            admin::router(&config.admin, token, health.clone(), metrics, console, book)?;
         serve("admin", listener, router);
         keeping = Some(keeps);
     }
@@ -300,10 +335,10 @@ async fn start_with(
     let drains = matches!(config.bus, BusConfig::InProcess(_));
     let mut logging = None;
     if let Some(consumer) = consumer {
-        let mut plan = tuner::Plan::new(config.policy.clone(), config.default_limits());
+        let mut plan = tuner::Plan::new(aim.policy.clone(), aim.start);
+        plan.aim = aim;
         plan.subject = config.ratings.subject;
         plan.unproved = unproved(config);
-        plan.earned = config.earned_buckets();
         plan.tuner = config.tuner.clone();
         plan.changes = Some(changes);
         plan.asks = Some(asks);
@@ -314,6 +349,11 @@ async fn start_with(
         }
         let loops = Tuner::new(consumer, store.clone(), plan);
         tuner.spawn(loops.run(stop_tuner.clone()));
+    }
+    let mut following = JoinSet::new();
+    if let Some(buckets) = buckets {
+        let those = Those { gateway: live, aims: aims.clone(), rules };
+        following.spawn(buckets.follow(those, told, stop.clone()));
     }
     let health = Some(health);
     Ok(Running {
@@ -328,9 +368,25 @@ async fn start_with(
         drains,
         store,
         health,
-        policies,
+        aims,
+        following,
         logging,
     })
+}
+
+/// Returns what the admin listener's `/buckets` goes by.
+fn book(file: &Config, store: Store, told: Arc<Notify>) -> admin::Book<Store> {
+    let (checked, read) = (Arc::new(file.clone()), Arc::new(file.clone()));
+    admin::Book {
+        store,
+        file: file.document(),
+        check: Arc::new(move |found| Ok(checked.with_document(found)?.document_text())),
+        read: Arc::new(move |text| match read.with_document_text(text) {
+            Ok(config) => Ok(config.document()),
+            Err(error) => Err(error.to_string()),
+        }),
+        told,
+    }
 }
 
 /// Returns what ratings without a receipt weigh.
@@ -425,10 +481,10 @@ impl Running {
         self.addresses.iter().find(|(listener, _)| *listener == name).map(|(_, address)| *address)
     }
 
-    /// Returns where to send policies for the tuner to go on by.
+    /// Returns where to say what the tuner is to go on by.
     #[must_use]
-    pub fn policies(&self) -> watch::Sender<policy::Config> {
-        self.policies.clone()
+    pub fn aims(&self) -> watch::Sender<tuner::Aim> {
+        self.aims.clone()
     }
 
     /// Runs until `told` is ready or a part fails, then stops everything in order.
@@ -469,6 +525,8 @@ impl Running {
             health.drain();
         }
         self.stop.cancel();
+        // It holds the store and the gateway open, and reads on for nobody.
+        self.following.shutdown().await;
         let bridge = self.bridge.take();
         let bridged = async {
             if let Some(bridge) = bridge {

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tower_merit::{
     AgentId, MemoryStore, RedisStore, Spend, Tune,
     store::{
-        Bid, ByHand, Change, Charge, Cursor, Demand, Leased, LeasedFuture, Life, Record,
-        Settlement, StoreError, Take, Traded, Verdict, Written,
+        Bid, ByHand, Change, Charge, Cursor, Demand, Document, Kept, Leased, LeasedFuture, Life,
+        Record, Settlement, StoreError, Take, Traded, Verdict, Written,
     },
 };
 
@@ -206,5 +206,17 @@ impl Tune for Store {
 
     async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
         each!(self, trade(bid))
+    }
+
+    async fn document(&self) -> Result<Document, StoreError> {
+        each!(self, document())
+    }
+
+    async fn keep_document(&self, rev: u64, text: Option<&str>) -> Result<Kept, StoreError> {
+        each!(self, keep_document(rev, text))
+    }
+
+    async fn look(&self, agent: &AgentId) -> Result<Record, StoreError> {
+        each!(self, look(agent))
     }
 }

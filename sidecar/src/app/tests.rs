@@ -9,7 +9,7 @@ use jsonwebtoken::{EncodingKey, Header, encode};
 use serde_json::json;
 use tokio::sync::oneshot;
 use tower::ServiceExt as _;
-use tower_merit::{Bucket, JwtIdentity, MemoryStore};
+use tower_merit::{Bucket, JwtIdentity, MemoryStore, bucket::Limits};
 
 use super::*;
 
@@ -29,7 +29,11 @@ fn running(drains: bool) -> Running {
         drains,
         store: Store::Memory(MemoryStore::new()),
         health: None,
-        policies: watch::Sender::new(policy::Config::default()),
+        aims: watch::Sender::new(tuner::Aim::new(
+            crate::policy::Config::default(),
+            Limits::per_second(1.0, 1).unwrap(),
+        )),
+        following: JoinSet::new(),
         logging: None,
     }
 }

@@ -37,6 +37,62 @@ pub(super) fn list<T: DeserializeOwned>(
     parse(found, name, faults)
 }
 
+/// Reads the list of tables `name`, each item for itself: a key that is missing or cannot be read becomes a
+/// fault and is taken from `stand_in` for that place, a table without faults, so that no item hides the
+/// faults of the next.
+pub(super) fn tables<T: DeserializeOwned>(
+    found: Value,
+    name: &str,
+    stand_in: impl Fn(usize) -> serde_json::Value,
+    faults: &mut Vec<String>,
+) -> Vec<T> {
+    let items = match found {
+        Value::Array(_, items) => items,
+        found => {
+            faults.push(format!("{name}: must be a list, is {}", kind_of(&found.to_actual())));
+            return Vec::new();
+        }
+    };
+    let item = |(index, item)| {
+        let stand_in = Value::serialize(stand_in(index)).expect("JSON is a value");
+        one(item, &format!("{name}[{index}]"), &stand_in, faults)
+    };
+    items.into_iter().enumerate().filter_map(item).collect()
+}
+
+fn one<T: DeserializeOwned>(
+    mut found: Value,
+    path: &str,
+    stand_in: &Value,
+    faults: &mut Vec<String>,
+) -> Option<T> {
+    // serde would take a list for the keys' values in their order.
+    if !matches!(found, Value::Dict(..)) {
+        faults.push(format!("{path}: must be a table, is {}", kind_of(&found.to_actual())));
+        found = stand_in.clone();
+    }
+    loop {
+        let error = match found.deserialize::<T>() {
+            Ok(item) => return Some(item),
+            Err(error) => error,
+        };
+        faults.push(format!("{path}{}", told(&error)));
+        let Value::Dict(_, keys) = &mut found else { return None };
+        let key = match (&error.kind, error.path.first()) {
+            (_, Some(key)) => key.clone(),
+            (Kind::MissingField(key), None) => key.to_string(),
+            // Each round must leave one fault less.
+            (_, None) => return None,
+        };
+        let before = keys.remove(&key);
+        match stand_in.find_ref(&key) {
+            Some(value) => drop(keys.insert(key, value.clone())),
+            None if before.is_none() => return None,
+            None => {}
+        }
+    }
+}
+
 fn parse<T: DeserializeOwned + Default>(
     mut found: Value,
     name: &str,

@@ -90,7 +90,7 @@ const NAMES: &str = "HS256, HS384, HS512, RS256, RS384, RS512, PS256, PS384, PS5
 const LEEWAY_MAX: Duration = Duration::from_secs(300);
 
 impl Config {
-    fn selectors(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn selectors(&self) -> impl Iterator<Item = &str> {
         let own = self.identity.key_selector.as_deref();
         let buckets = self.bucket.iter().filter_map(|bucket| bucket.key_selector.as_deref());
         // `[identity]` decides when it says; buckets among themselves must agree either way.

@@ -27,6 +27,7 @@ use crate::{
     admin, bus::BusConfig, gateway, ingest, personalize, personalize::model, policy, tuner,
 };
 
+mod document;
 mod fault;
 mod identity;
 mod routes;
@@ -35,6 +36,7 @@ mod tables;
 mod validate;
 
 pub use crate::secret::Address;
+pub use document::DocumentError;
 pub use identity::{Agents, Identity, Learning};
 pub use routes::{CostHeader, RouteConfig};
 pub use tables::{BucketConfig, Log, Ratings, Role, Sentinel, Store, StoreKind, StoreMode};
@@ -206,7 +208,10 @@ impl Config {
                 faults.push(format!("{name}: unknown table; there are {known}"));
             }
         }
-        let mut bucket: Vec<BucketConfig> = fault::list(figment, "bucket", faults);
+        let mut bucket = match figment.find_value("bucket") {
+            Ok(found) => BucketConfig::list(found, faults),
+            Err(_) => Vec::new(),
+        };
         let files: Vec<String> = fault::list(figment, "bucket_files", faults);
         for pattern in &files {
             bucket.extend(bucket_files(folder, pattern, faults));
@@ -223,7 +228,10 @@ impl Config {
             identity: fault::table(figment, "identity", faults),
             store,
             bucket,
-            route: fault::list(figment, "route", faults),
+            route: match figment.find_value("route") {
+                Ok(found) => RouteConfig::list(found, faults),
+                Err(_) => Vec::new(),
+            },
             bus,
             ratings: fault::table(figment, "ratings", faults),
             policy,
@@ -257,6 +265,13 @@ impl Config {
         let (default, named): (Vec<_>, Vec<_>) =
             self.bucket.iter().map(rule).partition(|rule| rule.is_default);
         default.into_iter().chain(named).collect()
+    }
+
+    /// Returns what tuners go by: the policy, the limits that agents start from, and the buckets that scale.
+    #[must_use]
+    pub fn aim(&self) -> tuner::Aim {
+        let aim = tuner::Aim::new(self.policy.clone(), self.default_limits());
+        tuner::Aim { earned: self.earned_buckets(), ..aim }
     }
 
     /// Returns the named buckets that scale with what an agent earned, as they are configured;

@@ -1,18 +1,23 @@
 //! `[[bucket]]`, `[[route]]` and the admission keys of `[gateway]`: what becomes of them in the layer.
 
+use figment::value::Value;
 use http::{HeaderName, Method};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tower_merit::{
     AdmissionLayer, AgentId, Bucket, BuildError, Cost, MemoryStore, Outage, Route, Spend,
-    admission::AdmissionBuilder, bucket::CAPACITY_MAX, identity::ExtensionIdentity,
+    admission::AdmissionBuilder,
+    bucket::{BucketName, CAPACITY_MAX},
+    identity::ExtensionIdentity,
     store::TAKES_MAX,
 };
 
-use super::{BucketConfig, Config, with_cause};
+use super::{BucketConfig, Config, fault, with_cause};
+use crate::gateway::{Charged, LIMITS_PAGE, Price};
 
 /// `[[route]]`: requests that are charged otherwise than by the default bucket alone. The first
 /// whose path and method match decides; the default bucket is charged as well.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteConfig {
     /// What the path must be: `*` is one segment, `/*` at the end is whatever follows.
@@ -24,23 +29,31 @@ pub struct RouteConfig {
     #[serde(default)]
     pub buckets: Vec<String>,
     /// Tokens that a request costs in every bucket; 1 unless it or `cost_header` is set, 0 only looks.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<u64>,
     /// The field of the request that states what it costs.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cost_header: Option<CostHeader>,
     /// Tokens that a request costs in the default bucket, when that is something else.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub default_cost: Option<u64>,
     /// What happens to these requests while Redis does not answer; as `[store]` says unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub on_outage: Option<Outage>,
     /// Whether requests pass that are denied or of which too many are in flight; as `[gateway]` says
     /// unless set. Callers must identify themselves all the same, and bans hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<bool>,
     /// Whether a request that the upstream fails (5xx, or no answer) gets its tokens back; as
     /// `[gateway]` says unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub refund_on_5xx: Option<bool>,
     /// The field of the upstream's answer, or of its trailers, that says what the request really cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub settle_header: Option<String>,
     /// Tokens that a request costs at least whose caller hangs up before that field could come; the
     /// `max` of `cost_header` unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub unsettled_cost: Option<u64>,
     /// Whether that field is taken out of the answer; no, because the upstream has sent it.
     #[serde(default)]
@@ -48,7 +61,7 @@ pub struct RouteConfig {
 }
 
 /// `cost_header`: a field that states a cost, within bounds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CostHeader {
     /// The field's name.
@@ -104,7 +117,9 @@ impl Config {
         let gateway = &self.gateway;
         let allow = gateway.allow.iter().map(|agent| AgentId::new(agent).expect("validated"));
         let mut builder = self
-            .with_buckets(builder)
+            .layer_buckets()
+            .into_iter()
+            .fold(builder, AdmissionBuilder::bucket)
             .on_outage(self.store.on_outage)
             .expected_nodes(self.store.expected_nodes)
             .shadow(gateway.shadow)
@@ -117,34 +132,86 @@ impl Config {
         if let Some(requests) = gateway.concurrency_per_agent {
             builder = builder.concurrency_per_agent(requests);
         }
-        self.route.iter().fold(builder, |builder, route| {
-            builder.route(route.route(|fault| unreachable!("validated: {fault}")))
-        })
+        if self.gateway.limits_page && !gateway.shadow {
+            builder = builder.limits_page(LIMITS_PAGE);
+        }
+        self.layer_routes().into_iter().fold(builder, AdmissionBuilder::route)
     }
 
-    fn with_buckets<S: Spend, I>(&self, builder: AdmissionBuilder<S, I>) -> AdmissionBuilder<S, I> {
-        self.bucket.iter().fold(builder, |builder, bucket| builder.bucket(bucket.bucket()))
+    /// Returns the buckets as the layer takes them.
+    #[must_use]
+    pub fn layer_buckets(&self) -> Vec<Bucket> {
+        self.bucket.iter().map(BucketConfig::bucket).collect()
+    }
+
+    /// Returns the routes as the layer takes them.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration was not validated.
+    #[must_use]
+    pub fn layer_routes(&self) -> Vec<Route> {
+        let route = |route: &RouteConfig| route.route(|fault| unreachable!("validated: {fault}"));
+        self.route.iter().map(route).collect()
+    }
+
+    /// Returns what requests are charged, as callers read it.
+    #[must_use]
+    pub fn charges(&self) -> Vec<Charged> {
+        let of = |route: &RouteConfig| Charged {
+            path: route.path.clone(),
+            methods: route.methods.clone(),
+            buckets: route.buckets.clone(),
+            cost: match &route.cost_header {
+                Some(CostHeader { name, min, max }) => {
+                    Price::Stated { header: name.clone(), min: *min, max: *max }
+                }
+                None => Price::Tokens(route.cost.unwrap_or(1)),
+            },
+            default_cost: route.default_cost,
+        };
+        self.route.iter().map(of).collect()
+    }
+
+    /// Returns a sound bucket for every name that can be one, and at least one.
+    fn stand_ins(&self) -> Vec<Bucket> {
+        let mut names: Vec<&str> = Vec::new();
+        for bucket in &self.bucket {
+            let name = bucket.bucket_name.as_str();
+            if BucketName::new(name).is_ok() && name != "concurrency" && !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        if names.is_empty() {
+            names.push("default");
+        }
+        names.into_iter().map(|name| Bucket::per_second(1.0).named(name)).collect()
     }
 
     /// Adds every fault of `[[route]]`. Buckets that are faulty themselves were named before.
     pub(super) fn validate_routes(&self, faults: &mut Vec<String>) {
-        let trial = || {
+        let trial = |buckets: Vec<Bucket>| {
             let builder = AdmissionLayer::builder(MemoryStore::with_capacity(1));
-            let builder = self.with_buckets(builder.identity(ExtensionIdentity));
+            let builder = builder.identity(ExtensionIdentity);
+            let builder = buckets.into_iter().fold(builder, AdmissionBuilder::bucket);
             match self.gateway.concurrency_per_agent {
                 Some(requests) => builder.concurrency_per_agent(requests),
                 None => builder,
             }
         };
-        match trial().build() {
-            Ok(_) => {}
-            Err(BuildError::NameTaken { bucket }) if bucket == "concurrency" => faults.push(
-                "bucket: `concurrency` is what gateway.concurrency_per_agent is called: name the bucket otherwise"
-                    .to_owned(),
-            ),
-            // Said of the buckets themselves; without them no route can be tried.
-            Err(_) => return,
-        }
+        let stand_ins = match trial(self.layer_buckets()).build() {
+            Ok(_) => None,
+            Err(BuildError::NameTaken { bucket }) if bucket == "concurrency" => {
+                faults.push(
+                    "bucket: `concurrency` is what gateway.concurrency_per_agent is called: name the bucket otherwise"
+                        .to_owned(),
+                );
+                Some(self.stand_ins())
+            }
+            // Said of the buckets themselves; routes are tried with sound ones of the same names.
+            Err(_) => Some(self.stand_ins()),
+        };
+        let trial = || trial(stand_ins.clone().unwrap_or_else(|| self.layer_buckets()));
         for (index, route) in self.route.iter().enumerate() {
             let path = format!("route[{index}]");
             let before = faults.len();
@@ -174,6 +241,12 @@ impl Config {
 }
 
 impl BucketConfig {
+    /// Reads the list at `bucket`, and tells every fault.
+    pub(super) fn list(found: Value, faults: &mut Vec<String>) -> Vec<Self> {
+        let stand_in = |index| json!({"bucket_name": format!("bucket-{index}"), "refill_rate": 1, "capacity": 1});
+        fault::tables(found, "bucket", stand_in, faults)
+    }
+
     fn bucket(&self) -> Bucket {
         let bucket = Bucket::per_second(self.refill_rate)
             .capacity(self.capacity)
@@ -184,6 +257,11 @@ impl BucketConfig {
 }
 
 impl RouteConfig {
+    /// Reads the list at `route`, and tells every fault.
+    pub(super) fn list(found: Value, faults: &mut Vec<String>) -> Vec<Self> {
+        fault::tables(found, "route", |_| json!({"path": "/"}), faults)
+    }
+
     /// Returns the route without what cannot be, and tells `fault` of every such thing.
     fn route(&self, mut fault: impl FnMut(String)) -> Route {
         let mut route = Route::path(&self.path).strip_settle_field(self.strip_settle_header);

@@ -67,6 +67,9 @@ pub struct Config {
     pub x_rate_limit_headers: bool,
     /// Whether `Access-Control-Expose-Headers` lets scripts of other origins read them; false.
     pub expose_headers: bool,
+    /// Whether `GET /.well-known/merit/limits` tells each agent of its own limits, and refusals name that page;
+    /// true. With `shadow` it does not: callers then see nothing of Merit.
+    pub limits_page: bool,
     /// The most that is added at random to the wait of a denial, so that agents refused together do
     /// not come back together; 0s, at most 1h.
     #[serde(with = "crate::bus::duration")]
@@ -94,6 +97,7 @@ impl Default for Config {
             rate_limit_headers: true,
             x_rate_limit_headers: false,
             expose_headers: false,
+            limits_page: true,
             retry_jitter: Duration::ZERO,
         }
     }

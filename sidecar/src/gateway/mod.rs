@@ -15,11 +15,18 @@
 //!    admission never sees.
 //! 7. `upstream` may have a path, and nothing leaves it: a target in which any server could read a
 //!    `..` is answered 400 then.
-//! 8. The upstream is away: 502. It is silent: 504. It breaks off in the middle of a body: so do we.
+//! 8. `GET /.well-known/merit/limits` is answered here and never passed on: the agent's own limits, and why
+//!    they are what they are (`limits`).
+//! 9. Buckets and routes change while it serves (`live`): no request notices but by what it is charged.
+//! 10. The upstream is away: 502. It is silent: 504. It breaks off in the middle of a body: so do we.
 
 mod config;
 
 mod fields;
+
+mod limits;
+
+mod live;
 
 mod passing;
 
@@ -31,31 +38,28 @@ mod upgrade;
 
 pub use config::{Config, GatewayError};
 pub use fields::AGENT_FIELD;
+pub use limits::{Charged, Explain, Explained, LIMITS_PAGE, Price, limits};
+pub use live::Live;
 pub use tee::{HandingOn, TEE_BODY_MAX, TEE_IN_FLIGHT_MAX, Tee};
 
-use axum::{Router, extract::State};
+use axum::Router;
 use tower_merit::{AdmissionLayer, Identify, Spend};
 
-/// Returns the routes of the gateway listener: everything goes to the upstream through `admission`.
+/// Returns the routes of the gateway listener: everything goes to the upstream through `admission`, which
+/// stays as it is.
 ///
 /// Serve it with upgrades enabled and `ConnectInfo<SocketAddr>` in the extensions, as
 /// `axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())` does.
 ///
 /// # Errors
 ///
-/// When the upstream's address cannot be used, or a path for `tee_ratings` is configured and no
-/// `tee` is given or the other way round.
+/// As [`Live::new`].
 pub fn router<S: Spend, I: Identify>(
     config: &Config,
     admission: AdmissionLayer<S, I>,
     tee: Option<Tee>,
 ) -> Result<Router, GatewayError> {
-    if config.tee_ratings.is_some() != tee.is_some() {
-        return Err(GatewayError::Tee);
-    }
-    let proxy = proxy::Proxy::new(config, tee, admission.cost_fields())?;
-    let pass = async |State(proxy): State<proxy::Proxy>, request| proxy.pass(request).await;
-    Ok(Router::new().fallback(pass).with_state(proxy).layer(admission))
+    Ok(Live::new(config, admission, Vec::new(), tee)?.router())
 }
 
 #[cfg(test)]

@@ -57,15 +57,10 @@ struct Shared {
     response_timeout: Duration,
     tunnels: Places,
     tee: Option<(String, Tee, Duration)>,
-    priced_by: Vec<HeaderName>,
 }
 
 impl Proxy {
-    pub(super) fn new(
-        config: &Config,
-        tee: Option<Tee>,
-        priced_by: Vec<HeaderName>,
-    ) -> Result<Self, GatewayError> {
+    pub(super) fn new(config: &Config, tee: Option<Tee>) -> Result<Self, GatewayError> {
         let upstream = config.upstream()?;
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(config.connect_timeout));
@@ -86,14 +81,14 @@ impl Proxy {
             response_timeout: config.response_timeout,
             tunnels: Places::new(config.max_tunnels, config.max_tunnels_per_agent),
             tee: path.zip(tee).map(|(path, tee)| (path, tee, config.tee_timeout)),
-            priced_by,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Returns the upstream's answer to `request`, or why there is none.
-    pub(super) async fn pass(&self, request: Request<Body>) -> Response {
-        match self.exchange(request).await {
+    /// Returns the upstream's answer to `request`, which was priced by the fields `priced_by`, or why there
+    /// is none.
+    pub(super) async fn pass(&self, request: Request<Body>, priced_by: &[HeaderName]) -> Response {
+        match self.exchange(request, priced_by).await {
             Ok(response) => response,
             Err(failure) => {
                 counter!("merit_gateway_failures_total", "reason" => failure.reason()).increment(1);
@@ -107,7 +102,11 @@ impl Proxy {
         }
     }
 
-    async fn exchange(&self, mut request: Request<Body>) -> Result<Response, Failure> {
+    async fn exchange(
+        &self,
+        mut request: Request<Body>,
+        priced_by: &[HeaderName],
+    ) -> Result<Response, Failure> {
         let shared = &*self.shared;
         if request.method() == Method::CONNECT {
             return Err(Failure::Connect);
@@ -139,7 +138,7 @@ impl Proxy {
         });
         let mut outgoing = Request::new(body);
         *outgoing.uri_mut() = shared.target(&head.uri)?;
-        shared.fill(&mut outgoing, head);
+        shared.fill(&mut outgoing, head, priced_by);
         if let Some(wish) = &wish {
             wish.forward(outgoing.headers_mut());
         }
@@ -190,7 +189,7 @@ impl Shared {
             .map_err(|_| Failure::Target)
     }
 
-    fn fill(&self, outgoing: &mut Request<Body>, head: Parts) {
+    fn fill(&self, outgoing: &mut Request<Body>, head: Parts, priced_by: &[HeaderName]) {
         // In absolute form the target's host counts, not `Host` (RFC 9112 section 3.2.2).
         let asked = head.uri.authority().and_then(|host| HeaderValue::from_str(host.as_str()).ok());
         let origin = Origin {
@@ -200,7 +199,7 @@ impl Shared {
             agent: head.extensions.get::<AgentId>(),
             trust_forwarded: self.trust_forwarded,
             replace_host: self.replace_host.clone(),
-            priced_by: &self.priced_by,
+            priced_by,
         };
         let mut headers = head.headers;
         fields::to_upstream(&mut headers, &origin);

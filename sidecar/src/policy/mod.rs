@@ -236,6 +236,11 @@ impl Policy {
         *self = next;
     }
 
+    /// Takes over what agents start from that nobody rated yet and that have no limits of their own.
+    pub fn start_from_now_on(&mut self, configured: Limits) {
+        self.start = configured;
+    }
+
     /// Returns what the policy sees of an agent; nothing with `additive`, which sees nothing.
     #[must_use]
     pub fn observation(&self, state: &State) -> Option<[f32; OBSERVATION]> {

@@ -7,9 +7,9 @@
 
 use tower_merit::bucket::{BucketName, Limits, earned};
 
-use super::Unproved;
+use super::{Aim, Unproved};
 use crate::{
-    policy::{AnyLaw, Asked, Config, Decision, Market, Policy, Raters, State, rater_of, vote_of},
+    policy::{AnyLaw, Asked, Decision, Market, Policy, Raters, State, rater_of, vote_of},
     rating::Rating,
 };
 
@@ -19,44 +19,51 @@ pub(super) struct Judge {
     raters: Option<Raters>,
     unproved: Unproved,
     unproved_weight: f64,
-    start: Limits,
-    /// Named buckets that scale with what an agent earned, as they are configured.
-    earned: Vec<(BucketName, Limits)>,
+    aim: Aim,
 }
 
 impl Judge {
-    /// Returns a judge by `config`, for agents that start from `start`.
-    pub(super) fn new(
-        config: &Config,
-        start: Limits,
-        unproved: Unproved,
-        earned: Vec<(BucketName, Limits)>,
-    ) -> Self {
-        let raters = config.trust.then(Raters::default);
-        let unproved_weight = config.unproved_weight;
-        let policy = Policy::new(config, start);
-        Self { policy, raters, unproved, unproved_weight, start, earned }
+    /// Returns a judge by `aim`.
+    pub(super) fn new(aim: Aim, unproved: Unproved) -> Self {
+        let raters = aim.policy.trust.then(Raters::default);
+        let unproved_weight = aim.policy.unproved_weight;
+        let policy = Policy::new(&aim.policy, aim.start);
+        Self { policy, raters, unproved, unproved_weight, aim }
     }
 
     /// Returns the limits of an agent's named buckets when its default bucket has `limits`.
     pub(super) fn named(&self, limits: Limits) -> Vec<(BucketName, Limits)> {
-        let (rate, start) = (limits.refill(), self.start.refill());
+        let (rate, start) = (limits.refill(), self.aim.start.refill());
         let scaled = |(name, configured): &(BucketName, Limits)| {
             (name.clone(), earned(configured, rate, start))
         };
-        self.earned.iter().map(scaled).collect()
+        self.aim.earned.iter().map(scaled).collect()
     }
 
-    /// Goes on by another `config`. What is known of agents and raters stays, and so does the
-    /// market.
-    pub(super) fn reconfigure(&mut self, config: &Config) {
-        self.policy.reconfigure(config);
-        self.unproved_weight = config.unproved_weight;
+    /// Goes on by another `aim`. What is known of agents and raters stays, and so does the market; agents
+    /// that ratings have moved stay where they are.
+    pub(super) fn reconfigure(&mut self, aim: Aim) {
+        self.policy.start_from_now_on(aim.start);
+        self.policy.reconfigure(&aim.policy);
+        self.unproved_weight = aim.policy.unproved_weight;
         self.raters = match self.raters.take() {
-            _ if !config.trust => None,
+            _ if !aim.policy.trust => None,
             Some(raters) => Some(raters),
             None => Some(Raters::default()),
         };
+        self.aim = aim;
+    }
+
+    /// Goes on from the limits of `aim` alone, if its policy is the one in force and they are others; false,
+    /// and nothing is done, if not.
+    pub(super) fn rebase(&mut self, aim: &Aim) -> bool {
+        let moved = (aim.start, &aim.earned) != (self.aim.start, &self.aim.earned);
+        let limits_alone = moved && aim.policy == self.aim.policy;
+        if limits_alone {
+            self.policy.start_from_now_on(aim.start);
+            self.aim.clone_from(aim);
+        }
+        limits_alone
     }
 
     pub(super) fn policy(&self) -> &Policy {
@@ -104,7 +111,7 @@ impl Judge {
 mod tests {
     use super::*;
     use crate::{
-        policy::Kind,
+        policy::{Config, Kind},
         rating::{Poster, RatingRequest, ReceiptId},
     };
 
@@ -120,7 +127,7 @@ mod tests {
 
     fn judge(unproved: Unproved, trust: bool) -> Judge {
         let start = Limits::per_second(20.0, 40).unwrap();
-        Judge::new(&config(trust), start, unproved, Vec::new())
+        Judge::new(Aim::new(config(trust), start), unproved)
     }
 
     fn take(judge: &mut Judge, state: &mut State, rating: &Rating) {
@@ -147,8 +154,32 @@ mod tests {
             assert_eq!(weight(&mut judge, &proved), 1.0);
         }
         let mut judge = judge(Unproved::Less, false);
-        judge.reconfigure(&Config { unproved_weight: 0.5, ..config(false) });
+        let start = Limits::per_second(20.0, 40).unwrap();
+        let aim = |config| Aim::new(config, start);
+        judge.reconfigure(aim(Config { unproved_weight: 0.5, ..config(false) }));
         assert_eq!(weight(&mut judge, &plain), 0.5);
+    }
+
+    #[test]
+    fn other_limits_to_start_from_move_newcomers_and_what_scales_and_nothing_else() {
+        let mut judge = judge(Unproved::All, false);
+        let limits = |rate, capacity| Limits::per_second(rate, capacity).unwrap();
+        let writes = BucketName::new("writes").unwrap();
+        let mut rated = judge.policy().begin();
+        take(&mut judge, &mut rated, &rating("u", 5));
+        let aim = Aim {
+            earned: vec![(writes.clone(), limits(2.0, 4))],
+            ..Aim::new(config(false), limits(10.0, 20))
+        };
+        let before = rated.limits();
+        assert!(judge.rebase(&aim));
+        assert_eq!(judge.policy().begin().limits(), limits(10.0, 20));
+        assert_eq!(rated.limits(), before);
+        // Twice what it starts from earns twice the bucket.
+        assert_eq!(judge.named(limits(20.0, 40)), [(writes, limits(4.0, 8))]);
+        assert!(!judge.rebase(&aim), "nothing is other than before");
+        let policy = Config { r_max: 30.0, ..config(false) };
+        assert!(!judge.rebase(&Aim { policy, ..aim }), "the policy is another one");
     }
 
     #[test]
@@ -166,11 +197,13 @@ mod tests {
         let weight = state.standing().unwrap().estimator().evidence() - before;
         assert!(weight < 0.02, "{weight}");
         // Trust survives another configuration, and ends with `trust = false`.
-        judge.reconfigure(&config(true));
+        let start = Limits::per_second(20.0, 40).unwrap();
+        let aim = |trust| Aim::new(config(trust), start);
+        judge.reconfigure(aim(true));
         take(&mut judge, &mut state, &rating("bomber", 1));
         let weight = state.standing().unwrap().estimator().evidence() - before - weight;
         assert!(weight < 0.02, "{weight}");
-        judge.reconfigure(&config(false));
+        judge.reconfigure(aim(false));
         let before = state.standing().unwrap().estimator().evidence();
         take(&mut judge, &mut state, &rating("bomber", 1));
         assert_eq!(state.standing().unwrap().estimator().evidence() - before, 1.0);

@@ -34,7 +34,7 @@ pub use config::Config;
 pub use insight::{Asked, HAPPENINGS, Happening, Insight, PATIENCE, insight};
 pub use moves::{Cause, MOVES, Move};
 pub use operate::{OperateError, Operator};
-pub use plan::{Plan, Unproved};
+pub use plan::{Aim, Plan, Unproved};
 
 use std::{
     collections::{HashMap, HashSet},
@@ -69,7 +69,7 @@ use self::{
 };
 use crate::{
     bus::{Assignment, BusError, Consumer, Delivery, Event, Partition},
-    policy::{self, CohortError, Cohorts},
+    policy::{CohortError, Cohorts},
     rating::SubjectMode,
 };
 
@@ -124,7 +124,7 @@ pub struct Tuner<T> {
     fitting: Option<JoinHandle<Result<Cohorts, CohortError>>>,
     ledger: Option<Ledger>,
     learning: Option<Learning>,
-    changes: Option<watch::Receiver<policy::Config>>,
+    changes: Option<watch::Receiver<Aim>>,
     asks: Option<Asked>,
 }
 
@@ -143,13 +143,13 @@ impl<T: Tune> Tuner<T> {
     /// Returns a loop that has read nothing yet.
     #[must_use]
     pub fn new(consumer: Consumer, store: T, plan: Plan) -> Self {
-        let Plan { policy, start, subject, unproved, earned, tuner, changes, decisions, asks } =
-            plan;
+        let Plan { aim, subject, unproved, tuner, changes, decisions, asks } = plan;
+        let policy = aim.policy.clone();
         let who = life::unique();
         Self {
             consumer,
             store,
-            judge: Judge::new(&policy, start, unproved, earned),
+            judge: Judge::new(aim, unproved),
             subject,
             agents: Agents::new(tuner.agents_max),
             positions: Positions::new(tuner.replay_window),
@@ -186,8 +186,8 @@ impl<T: Tune> Tuner<T> {
                 biased;
                 () = stop.cancelled() => break,
                 _ = housekeeping.tick() => self.keep_house(&stop).await?,
-                config = changed(&mut self.changes) => {
-                    self.reconfigure(&config).await;
+                aim = changed(&mut self.changes) => {
+                    self.reconfigure(aim).await;
                     slices = self.slices();
                 }
                 ask = asked(&mut self.asks) => self.answer(ask),
@@ -219,10 +219,15 @@ impl<T: Tune> Tuner<T> {
         Ok(())
     }
 
-    /// Goes on by another policy. Agents are taken over as they are decided next, without a jump in
-    /// anybody's limits.
-    async fn reconfigure(&mut self, config: &policy::Config) {
-        self.judge.reconfigure(config);
+    /// Goes on by another policy, start or buckets. Agents are taken over as they are decided next, without
+    /// a jump in anybody's limits; buckets that scale follow at an agent's next write.
+    async fn reconfigure(&mut self, aim: Aim) {
+        if self.judge.rebase(&aim) {
+            info!(start = ?aim.start, scaled = aim.earned.len(), "limits to start from are in force");
+            return;
+        }
+        let config = &aim.policy.clone();
+        self.judge.reconfigure(aim);
         if !self.learning.as_ref().is_some_and(|learning| learning.suits(config)) {
             // What was learned is saved before another thread may load it.
             if let Some(learning) = self.learning.take() {
@@ -589,8 +594,8 @@ impl<T: Tune> Tuner<T> {
     }
 }
 
-/// Waits for the next policy to go on by; for ever when nobody will send one.
-async fn changed(changes: &mut Option<watch::Receiver<policy::Config>>) -> policy::Config {
+/// Waits for what to go on by next; for ever when nobody will send one.
+async fn changed(changes: &mut Option<watch::Receiver<Aim>>) -> Aim {
     if let Some(changes) = changes
         && changes.changed().await.is_ok()
     {

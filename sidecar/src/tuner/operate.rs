@@ -16,7 +16,7 @@ use tower_merit::{
     store::{Bid, ByHand, Change, Cursor, Quote, Record, StoreError, Tune, Written},
 };
 
-use super::{agents, life::unique};
+use super::{Aim, agents, life::unique};
 use crate::policy::{Config, Hold, Policy, State};
 
 /// How often a deed is tried again because a rating came first.
@@ -59,43 +59,36 @@ macro_rules! alive {
 #[derive(Clone, Debug)]
 pub struct Operator<T> {
     store: T,
-    policy: watch::Receiver<Config>,
-    start: Limits,
-    earned: Vec<(BucketName, Limits)>,
+    aim: watch::Receiver<Aim>,
 }
 
 impl<T: Tune> Operator<T> {
-    /// Returns one for agents that start from `start`, with named buckets that scale with what they
-    /// `earned`.
+    /// Returns one that goes by `aim`, as the tuners do.
     ///
     /// `store` must be a connection of its own: a tuner learns from its connection whether the store lost
     /// anything, and nobody may ask in its place.
     #[must_use]
-    pub fn new(
-        store: T,
-        policy: watch::Receiver<Config>,
-        start: Limits,
-        earned: Vec<(BucketName, Limits)>,
-    ) -> Self {
-        Self { store, policy, start, earned }
+    pub fn new(store: T, aim: watch::Receiver<Aim>) -> Self {
+        Self { store, aim }
     }
 
     /// Returns the policy in force.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        Policy::new(&self.policy.borrow(), self.start)
+        let aim = self.aim.borrow();
+        Policy::new(&aim.policy, aim.start)
     }
 
     /// Returns the `[policy]` table in force.
     #[must_use]
     pub fn config(&self) -> Config {
-        self.policy.borrow().clone()
+        self.aim.borrow().policy.clone()
     }
 
     /// Returns the limits that agents start from.
     #[must_use]
     pub fn start(&self) -> Limits {
-        self.start
+        self.aim.borrow().start
     }
 
     /// Returns the agent's record.
@@ -206,11 +199,12 @@ impl<T: Tune> Operator<T> {
     ///
     /// As [`Operator::freeze`].
     pub async fn reset(&self, agent: &AgentId) -> Result<(), OperateError> {
+        let Aim { start, earned: configured, .. } = self.aim.borrow().clone();
         self.rewrite(agent, |policy, _, _| {
             let named = |(name, configured): &(BucketName, Limits)| {
-                (name.clone(), earned(configured, self.start.refill(), self.start.refill()))
+                (name.clone(), earned(configured, start.refill(), start.refill()))
             };
-            (policy.begin(), self.start, self.earned.iter().map(named).collect())
+            (policy.begin(), start, configured.iter().map(named).collect())
         })
         .await
     }

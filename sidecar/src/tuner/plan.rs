@@ -18,24 +18,39 @@ pub enum Unproved {
     Nothing,
 }
 
-/// What a loop goes by.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Plan {
+/// What a loop goes by and may go on by otherwise while it runs.
+#[derive(Clone, Debug)]
+pub struct Aim {
     /// The policy.
     pub policy: policy::Config,
     /// The limits of agents that have none of their own.
     pub start: Limits,
+    /// Named buckets that scale with what an agent earned, as they are configured.
+    pub earned: Vec<(BucketName, Limits)>,
+}
+
+impl Aim {
+    /// Returns an aim by `policy` from the limits `start`, without buckets that scale.
+    #[must_use]
+    pub fn new(policy: policy::Config, start: Limits) -> Self {
+        Self { policy, start, earned: Vec::new() }
+    }
+}
+
+/// What a loop goes by.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Policy, start and buckets that scale.
+    pub aim: Aim,
     /// Whom a rating is about.
     pub subject: SubjectMode,
     /// What ratings without a receipt that holds weigh.
     pub unproved: Unproved,
-    /// Named buckets that scale with what an agent earned, as they are configured.
-    pub earned: Vec<(BucketName, Limits)>,
     /// How ratings and looks are batched.
     pub tuner: Config,
-    /// Policies to go on by, while it runs.
-    pub changes: Option<watch::Receiver<policy::Config>>,
+    /// What to go on by, while it runs.
+    pub changes: Option<watch::Receiver<Aim>>,
     /// Where decisions with chance in them are logged.
     pub decisions: Option<Log>,
     /// Where people's questions come from.
@@ -48,11 +63,9 @@ impl Plan {
     #[must_use]
     pub fn new(policy: policy::Config, start: Limits) -> Self {
         Self {
-            policy,
-            start,
+            aim: Aim::new(policy, start),
             subject: SubjectMode::default(),
             unproved: Unproved::All,
-            earned: Vec::new(),
             tuner: Config::default(),
             changes: None,
             decisions: None,

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a suite of assertions")]
 
+mod document;
+
 mod draw;
 
 mod harness;
@@ -165,6 +167,7 @@ pub async fn run<H: Harness>(harness: &H) {
     what_was_given_back_can_be_spent_again_and_never_overfills(harness).await;
     a_request_that_cost_more_leaves_debt(harness).await;
     tuning::run(harness).await;
+    document::run(harness).await;
 }
 
 /// Runs the promises of a store that hands out tokens ahead against `harness`.

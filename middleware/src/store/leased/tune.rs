@@ -4,7 +4,8 @@ use super::Leased;
 use crate::{
     AgentId,
     store::{
-        Bid, ByHand, Change, Cursor, Demand, Lend, Life, Record, StoreError, Traded, Tune, Written,
+        Bid, ByHand, Change, Cursor, Demand, Document, Kept, Lend, Life, Record, StoreError,
+        Traded, Tune, Written,
     },
 };
 
@@ -77,5 +78,17 @@ impl<S: Lend + Tune> Tune for Leased<S> {
 
     async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
         self.inner.store.trade(bid).await
+    }
+
+    async fn document(&self) -> Result<Document, StoreError> {
+        self.inner.store.document().await
+    }
+
+    async fn keep_document(&self, rev: u64, text: Option<&str>) -> Result<Kept, StoreError> {
+        self.inner.store.keep_document(rev, text).await
+    }
+
+    async fn look(&self, agent: &AgentId) -> Result<Record, StoreError> {
+        self.inner.store.look(agent).await
     }
 }

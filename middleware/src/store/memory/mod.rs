@@ -19,8 +19,8 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use super::{
-    BucketRule, Charge, Decision, Direction, Held, Lend, Loan, Settlement, Spend, StoreError, Take,
-    Verdict, market::Market,
+    BucketRule, Charge, Decision, Direction, Document, Held, Lend, Loan, Settlement, Spend,
+    StoreError, Take, Verdict, market::Market,
 };
 use crate::{
     AgentId,
@@ -147,6 +147,7 @@ struct Inner {
     epoch: Mutex<Option<String>>,
     progress: Mutex<BTreeMap<String, u64>>,
     market: Mutex<Market>,
+    document: Mutex<Document>,
     /// The most that was ever told of as used.
     used: AtomicU64,
 }
@@ -255,6 +256,7 @@ impl MemoryStore {
                 epoch: Mutex::new(None),
                 progress: Mutex::new(BTreeMap::new()),
                 market: Mutex::default(),
+                document: Mutex::default(),
                 used: AtomicU64::new(0),
             }),
         }

@@ -7,7 +7,10 @@ use tokio::time::Instant;
 use super::{Entry, Hashed, MemoryStore, SHARDS, Shard, Slot, lock};
 use crate::{
     AgentId,
-    store::{Bid, ByHand, Change, Cursor, Demand, Life, Record, StoreError, Traded, Tune, Written},
+    store::{
+        Bid, ByHand, Change, Cursor, Demand, Document, Kept, Life, Record, StoreError, Traded,
+        Tune, Written,
+    },
 };
 
 impl MemoryStore {
@@ -97,6 +100,24 @@ impl Tune for MemoryStore {
     async fn trade(&self, bid: &Bid) -> Result<Traded, StoreError> {
         bid.check()?;
         Ok(lock(&self.inner.market).trade(bid, Instant::now()))
+    }
+
+    async fn document(&self) -> Result<Document, StoreError> {
+        Ok(lock(&self.inner.document).clone())
+    }
+
+    async fn keep_document(&self, rev: u64, text: Option<&str>) -> Result<Kept, StoreError> {
+        Document::check(text)?;
+        let mut document = lock(&self.inner.document);
+        if document.rev != rev {
+            return Ok(Kept::Stale { rev: document.rev });
+        }
+        *document = Document { rev: rev + 1, text: text.map(str::to_owned) };
+        Ok(Kept::Done { rev: document.rev })
+    }
+
+    async fn look(&self, agent: &AgentId) -> Result<Record, StoreError> {
+        Ok(self.peek(agent, record).unwrap_or_default())
     }
 }
 

@@ -19,8 +19,8 @@ use super::{
 use crate::{
     AgentId,
     store::{
-        BUCKET_TTL, Bid, ByHand, Change, Cursor, Demand, Life, RECORD_TTL, Record, StoreError,
-        Traded, Tune, Written,
+        BUCKET_TTL, Bid, ByHand, Change, Cursor, Demand, Document, Kept, Life, RECORD_TTL, Record,
+        StoreError, Traded, Tune, Written,
     },
 };
 
@@ -116,6 +116,18 @@ impl Tune for RedisStore {
             [fault] if is_fault(fault) => Err(of_another_type()),
             other => Err(malformed(&Value::Array(other.to_vec()))),
         }
+    }
+
+    async fn document(&self) -> Result<Document, StoreError> {
+        self.read_document().await
+    }
+
+    async fn keep_document(&self, rev: u64, text: Option<&str>) -> Result<Kept, StoreError> {
+        self.write_document(rev, text).await
+    }
+
+    async fn look(&self, agent: &AgentId) -> Result<Record, StoreError> {
+        self.look_at(agent).await
     }
 
     async fn life(&self) -> Result<Life, StoreError> {

@@ -35,6 +35,8 @@ mod usage;
 
 mod once;
 
+mod looks;
+
 mod wire;
 
 use std::{

@@ -31,13 +31,14 @@ fn rules() -> Arc<[BucketRule]> {
 
 fn desk(config: Config, audit_log: Option<&std::path::Path>) -> Desk {
     let store = MemoryStore::new();
-    let (_, policy) = watch::channel(config);
     let start = Limits::per_second(START.0, START.1).unwrap();
-    let operator = Operator::new(store.clone(), policy, start, Vec::new());
-    let console =
-        Console { operator: operator.clone(), buckets: rules(), insight: None, role: "all" };
+    let (_, aim) = watch::channel(tuner::Aim::new(config, start));
+    let operator = Operator::new(store.clone(), aim);
+    let (_, buckets) = watch::channel(rules());
+    let console = Console { operator: operator.clone(), buckets, insight: None, role: "all" };
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle();
-    let (router, keeping) = console.routes(audit_log, Health::new(), metrics).unwrap();
+    let audit = Arc::new(Audit::open(audit_log).unwrap());
+    let (router, keeping) = console.routes(audit, Health::new(), metrics);
     tokio::spawn(keeping);
     Desk { store, router, operator }
 }

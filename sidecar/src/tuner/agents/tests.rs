@@ -5,7 +5,7 @@ use crate::{
     bus::Partition,
     policy::{Config, Kind},
     rating::{Poster, RatingRequest},
-    tuner::Unproved,
+    tuner::{Aim, Unproved},
 };
 
 const EPOCH: &str = "e1";
@@ -13,7 +13,8 @@ const EPOCH: &str = "e1";
 const AGENTS: usize = 1_000;
 
 fn judge(config: &Config) -> Judge {
-    Judge::new(config, Limits::per_second(20.0, 40).unwrap(), Unproved::All, Vec::new())
+    let aim = Aim::new(config.clone(), Limits::per_second(20.0, 40).unwrap());
+    Judge::new(aim, Unproved::All)
 }
 
 fn policy() -> Policy {
@@ -145,8 +146,9 @@ fn a_store_that_knows_less_than_it_did_is_noticed() {
 fn named_buckets_move_with_the_default_one() {
     let writes = BucketName::new("writes").unwrap();
     let start = Limits::per_second(20.0, 40).unwrap();
-    let buckets = vec![(writes.clone(), Limits::per_second(2.0, 10).unwrap())];
-    let mut judge = Judge::new(&Config::default(), start, Unproved::All, buckets);
+    let earned = vec![(writes.clone(), Limits::per_second(2.0, 10).unwrap())];
+    let aim = Aim { earned, ..Aim::new(Config::default(), start) };
+    let mut judge = Judge::new(aim, Unproved::All);
     let mut agents = Agents::new(AGENTS);
     agents.load(&agent(), Record::default(), judge.policy(), EPOCH).unwrap();
     let deliveries = [delivery(0, "i", 5)];
