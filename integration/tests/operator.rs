@@ -443,3 +443,53 @@ async fn completions_and_manual_pages_come_from_the_binary() {
     assert_eq!(shell.line("completions tcsh").await.code, 2);
     assert_eq!(shell.run(&["man", "/dev/null/x"]).await.code, 1);
 }
+
+#[tokio::test]
+async fn buckets_are_changed_on_a_running_process_and_go_back_to_the_file() {
+    let stand = Stand::start().await;
+    let shell = &stand.shell;
+    let list = shell.line("buckets list").await.good();
+    assert!(
+        list.contains(MAIN) && list.contains("revision 0, from the configuration file"),
+        "{list}"
+    );
+    let done = shell.line("buckets add writes --rate 0.001 --capacity 1 --dry-run").await;
+    assert!(done.out.starts_with("+ bucket writes") && done.err.contains("dry run"), "{done:?}");
+    shell.line("buckets add writes --rate 0.001 --capacity 1").await.good();
+    let bound = shell.line("buckets bind /v1/orders/* --methods GET --bucket writes").await;
+    assert!(bound.err.contains("within two seconds"), "{bound:?}");
+    assert!(bound.good().starts_with("+ route GET /v1/orders/*"));
+    // One token there, and nobody's other path is charged for it.
+    let url = format!("{}/v1/orders/1", stand.merit.gateway());
+    let token = keys::agent("alice");
+    let client = Client::new();
+    eventually("the route is charged", DEADLINE, || async {
+        client.get(&url, Some(&token)).await.unwrap().status == 429
+    })
+    .await;
+    assert_eq!(stand.status("alice").await, 200);
+
+    let folder = Folder::new("buckets");
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    folder.write("all.json", &shell.line("buckets export").await.good());
+    let same = shell.run(&["buckets", "apply", &path("all.json")]).await;
+    assert!(same.err.contains("nothing to change"), "{same:?}");
+    shell.line("buckets set writes --rate 5 --capacity 50").await.good();
+    let stale = shell.run(&["buckets", "apply", &path("all.json")]).await;
+    assert!(stale.code == 1 && stale.err.contains("changed the buckets since"), "{stale:?}");
+    folder.write("one.json", &shell.line("buckets export writes").await.good().replace("50", "70"));
+    let one = shell.run(&["buckets", "apply", &path("one.json")]).await.good();
+    assert_eq!(one.trim(), "~ bucket writes: capacity 50 -> 70");
+    folder.write("bad.json", r#"{"buckets":[{"bucket_name":"x","refill_rate":-1,"capacity":0,"default":true}],"routes":[{"path":"x","buckets":["none"]}]}"#);
+    let bad = shell.run(&["buckets", "apply", &path("bad.json")]).await;
+    assert_eq!(bad.code, 2, "{bad:?}");
+    for fault in ["refill_rate", "capacity", "route[0]"] {
+        assert!(bad.err.contains(fault), "{bad:?}");
+    }
+    let kept = shell.line("buckets remove writes").await;
+    assert!(kept.code == 1 && kept.err.contains("unbind"), "{kept:?}");
+    shell.line("buckets unbind /v1/orders/*").await.good();
+    shell.line("buckets remove writes").await.good();
+    shell.line("buckets clear").await.good();
+    assert_eq!(shell.line("buckets list --json").await.json()["source"], "file");
+}

@@ -187,10 +187,9 @@ impl Document {
             None => json!({"path": bind.path, "methods": bind.methods}),
         };
         route["buckets"] = json!(bind.buckets);
-        match bind.cost {
-            Some(cost) => route["cost"] = cost.into(),
-            None if route["cost"].is_null() => route["cost"] = 1.into(),
-            None => {}
+        // A route whose cost stands in a field has none of its own, and is not given one.
+        if let Some(cost) = bind.cost {
+            route["cost"] = cost.into();
         }
         match (at, bind.first) {
             (Some(at), false) => self.routes[at] = route,

@@ -197,7 +197,7 @@ fn listed(document: &Document, paint: Paint) -> String {
             known(bucket["capacity"].as_f64(), number).into(),
             if is_default { "yes" } else { "" }.into(),
             bucket["key_selector"].as_str().unwrap_or_default().into(),
-            Cell::new(rest(bucket, &known_of), Hue::Dim),
+            Cell::new(rest(bucket, &known_of, &["shadow", "earned"]), Hue::Dim),
         ]);
     }
     let mut routes = Table::new(&["PATH", "METHODS", "BUCKETS", ">COST", "MORE"]);
@@ -208,8 +208,11 @@ fn listed(document: &Document, paint: Paint) -> String {
             route["path"].as_str().unwrap_or_default().into(),
             if methods.is_empty() { "all".into() } else { methods.join(",").into() },
             charged.join(",").into(),
-            number(route["cost"].as_f64().unwrap_or(1.0)).into(),
-            Cell::new(rest(route, &["path", "methods", "buckets", "cost"]), Hue::Dim),
+            cost(route).into(),
+            Cell::new(
+                rest(route, &["path", "methods", "buckets", "cost"], &["strip_settle_header"]),
+                Hue::Dim,
+            ),
         ]);
     }
     let rev = known(document.rev, |rev| rev.to_string());
@@ -226,11 +229,21 @@ fn listed(document: &Document, paint: Paint) -> String {
     format!("{text}\nrevision {rev}, {source}")
 }
 
-/// Returns the members of `value` besides `known`, as JSON; those that are null or false say nothing.
-fn rest(value: &Value, known: &[&str]) -> String {
+/// Returns what a request of `route` costs, unless a field of it says so.
+fn cost(route: &Value) -> String {
+    match (route["cost"].as_f64(), &route["cost_header"]) {
+        (Some(cost), _) => number(cost),
+        (None, Value::Null) => "1".to_owned(),
+        (None, _) => "stated".to_owned(),
+    }
+}
+
+/// Returns the members of `value` besides `known`, as JSON; null says nothing, nor does false of `off`.
+fn rest(value: &Value, known: &[&str], off: &[&str]) -> String {
     let members = value.as_object().into_iter().flatten();
     let told = members.filter(|(key, value)| {
-        !known.contains(&key.as_str()) && !matches!(value, Value::Null | Value::Bool(false))
+        let is_off = off.contains(&key.as_str()) && **value == Value::Bool(false);
+        !known.contains(&key.as_str()) && !value.is_null() && !is_off
     });
     let mut told: Vec<String> = told
         .map(|(key, value)| match value {
@@ -251,15 +264,19 @@ mod tests {
         let document = Document::read(&serde_json::json!({"rev": 0, "source": "file",
             "buckets": [{"bucket_name": "main", "refill_rate": 20.0, "capacity": 40, "key_selector": "peer.ip", "default": true},
                         {"bucket_name": "writes", "refill_rate": 0.5, "capacity": 10, "key_selector": "peer.ip", "earned": true, "default": false}],
-            "routes": [{"path": "/x\u{1b}[2J", "methods": ["POST", "PUT"], "buckets": ["writes"], "cost": 2, "shadow": true}]}))
+            "routes": [{"path": "/x\u{1b}[2J", "methods": ["POST", "PUT"], "buckets": ["writes"], "cost": 2, "shadow": true},
+                       {"path": "/y", "methods": [], "buckets": [], "cost_header": {"max": 9}, "shadow": false, "strip_settle_header": false},
+                       {"path": "/z"}]}))
         .unwrap();
         let expected = "\
 BUCKET  RATE/S  CAPACITY  DEFAULT  SELECTOR  MORE
 main        20        40  yes      peer.ip
 writes     0.5        10           peer.ip   earned
 
-PATH         METHODS   BUCKETS  COST  MORE
-/x\\u{1b}[2J  POST,PUT  writes      2  shadow
+PATH         METHODS   BUCKETS    COST  MORE
+/x\\u{1b}[2J  POST,PUT  writes        2  shadow
+/y           all                stated  cost_header={\"max\":9} shadow=false
+/z           all                     1
 
 revision 0, from the configuration file";
         assert_eq!(listed(&document, Paint(false)), expected);
