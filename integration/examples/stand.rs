@@ -1,20 +1,24 @@
 //! Everything on loopback, for a program that puts load on it.
 //!
 //! ```text
-//! integration/load k6 ratings|burst        # or: stand [BUS] COMMAND ARGUMENTS…
+//! integration/load k6 ratings|burst|grpc, integration/load singles      # or: stand [BUS] COMMAND ARGUMENTS…
 //! ```
 //!
 //! Starts Redis, the bus (`kafka`, `redis`, `nats` or `in-process`), an upstream, one `merit run --role all`, and then the
-//! command with `MERIT_INGEST`, `MERIT_GATEWAY`, `MERIT_METRICS`, `MERIT_SECRET`, `MERIT_ISSUER`, `MERIT_AUDIENCE` and
-//! `MERIT_COLLECTOR` (a token that may name any rater) in its environment. When the command ends it prints what the tuner
-//! counted from a rating's acceptance to its limit, as one line of JSON, and ends as the command did.
+//! command with `MERIT_INGEST`, `MERIT_GRPC`, `MERIT_GATEWAY`, `MERIT_METRICS`, `MERIT_SECRET`, `MERIT_ISSUER`,
+//! `MERIT_AUDIENCE` and `MERIT_COLLECTOR` (a token that may name any rater) in its environment. When the command ends it prints
+//! as one line of JSON what the tuner counted from a rating's acceptance to its limit, how many ratings were not folded
+//! yet, and the processor time that everybody took while the command ran; and ends as the command did.
 //!
 //! With `REDIS_SYNC=always` Redis writes every change to the disk before it answers, which every limit waits for; without,
 //! it writes snapshots.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context;
 use merit_integration::{
-    AUDIENCE, Bus, ISSUER, Kafka, Merit, Nats, Persistence, Redis, SECRET, Settings, Upstream, keys,
+    AUDIENCE, Bus, ISSUER, Kafka, Merit, Nats, Persistence, Redis, SECRET, Settings, Upstream,
+    keys, processor_of_the_ended,
 };
 use tokio::process::Command;
 
@@ -49,9 +53,16 @@ async fn main() -> anyhow::Result<()> {
     }
     let merit = Merit::start(settings).await;
 
+    // Of the load itself it is known once it has ended.
+    let used = || -> anyhow::Result<[Duration; 4]> {
+        let broker = kafka.as_ref().map_or(Ok(Duration::ZERO), Kafka::processor)?;
+        Ok([merit.processor()?, broker, redis.processor()?, processor_of_the_ended()?])
+    };
+    let (began, before) = (Instant::now(), used()?);
     let ended = Command::new(&program)
         .args(arguments)
         .env("MERIT_INGEST", merit.ingest())
+        .env("MERIT_GRPC", merit.grpc())
         .env("MERIT_GATEWAY", merit.gateway())
         .env("MERIT_METRICS", merit.metrics())
         .env("MERIT_SECRET", SECRET)
@@ -61,14 +72,22 @@ async fn main() -> anyhow::Result<()> {
         .status()
         .await
         .with_context(|| format!("{program} does not start"))?;
-    let quantile = async |name: &str| merit.series(name).await;
+    let seconds = began.elapsed().as_secs_f64();
+    let after = used()?;
+    let [merit_took, kafka_took, redis_took, load_took] =
+        std::array::from_fn(|at| (after[at] - before[at]).as_secs_f64());
+    let metric = async |name: &str| merit.metric(name).await;
     println!(
         "{}",
         serde_json::json!({
             "bus": bus,
-            "folded": merit.metric("merit_ratings_folded_total").await,
-            "seconds_in_limit": quantile("merit_rating_to_limit_seconds_sum").await,
-            "processor_seconds": merit.processor()?.as_secs_f64(),
+            "accepted": metric("merit_ratings_accepted_total").await,
+            "folded": metric("merit_ratings_folded_total").await,
+            "seconds_in_limit": metric("merit_rating_to_limit_seconds_sum").await,
+            "seconds": seconds,
+            "processor_seconds": {
+                "merit": merit_took, "kafka": kafka_took, "redis": redis_took, "load": load_took,
+            },
         })
     );
     drop((kafka, nats));

@@ -6,8 +6,8 @@
 // RATE: events a second (10000). BATCH: events in a request (100). DURATION: 60s. AGENTS: 1000.
 import http from 'k6/http';
 import { check } from 'k6';
-import { Counter, Trend } from 'k6/metrics';
-import { agentToken } from './token.js';
+import { Counter } from 'k6/metrics';
+export { onlooker } from './onlooker.js';
 
 const rate = Number(__ENV.RATE || 10000);
 const batch = Number(__ENV.BATCH || 100);
@@ -15,8 +15,6 @@ const agents = Number(__ENV.AGENTS || 1000);
 const duration = __ENV.DURATION || '60s';
 
 const events = new Counter('ratings_accepted');
-// From the 202 of a rating until a request of the rated agent shows the new limit.
-const visible = new Trend('rating_to_limit_ms', true);
 
 export const options = {
   scenarios: {
@@ -65,28 +63,4 @@ export function setup() {
   for (let i = 0; i < 50; i += 1) {
     http.post(`${__ENV.MERIT_INGEST}/v1/ratings`, JSON.stringify(Array.from({ length: 100 }, rating)), posted);
   }
-}
-
-let token;
-let up = true;
-
-export function onlooker() {
-  const agent = 'onlooker';
-  token = token || agentToken(agent);
-  // A refusal shows the limit as well as an answer does.
-  const peek = () =>
-    http.get(`${__ENV.MERIT_GATEWAY}/`, { headers: { authorization: `Bearer ${token}` } }).headers['Ratelimit-Policy'];
-  const before = peek();
-  const body = JSON.stringify({ agent_id: agent, user_id: 'one', score: up ? 5 : 1 });
-  up = !up;
-  const answer = http.post(`${__ENV.MERIT_INGEST}/v1/rating`, body, posted);
-  const since = Date.now();
-  if (!check(answer, { accepted: (r) => r.status === 202 })) return;
-  while (Date.now() - since < 5000) {
-    if (peek() !== before) {
-      visible.add(Date.now() - since);
-      return;
-    }
-  }
-  check(null, { 'limit visible within 5 s': () => false });
 }

@@ -5,11 +5,15 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
+    time::Duration,
 };
 
 use tokio::sync::OnceCell;
 
-use crate::{Folder, ports, process::print_tail};
+use crate::{
+    Folder, ports,
+    process::{self, print_tail},
+};
 
 /// Waits until the process is gone, or left to whoever has to reap it.
 const KILL_AND_WAIT: &str = "kill -9 \"$1\" || exit 1
@@ -75,15 +79,32 @@ impl Kafka {
     ///
     /// When it is not running.
     pub fn kill9(&mut self) {
-        let pid = std::fs::read_to_string(self.folder.path().join("kafka.pid"))
-            .expect("a started broker left its process id");
-        let pid = pid.trim();
+        let pid = self.id();
         let killed = Command::new("sh")
-            .args(["-c", KILL_AND_WAIT, "kill", pid])
+            .args(["-c", KILL_AND_WAIT, "kill", &pid])
             .status()
             .expect("sh is there");
         assert!(killed.success(), "the broker {pid} does not run");
         let _ = std::fs::remove_file(self.folder.path().join("kafka.pid"));
+    }
+
+    fn id(&self) -> String {
+        let id = std::fs::read_to_string(self.folder.path().join("kafka.pid"))
+            .expect("a started broker left its process id");
+        id.trim().to_owned()
+    }
+
+    /// Returns the processor time that the broker has used since its start.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    ///
+    /// # Panics
+    ///
+    /// When it was killed.
+    pub fn processor(&self) -> anyhow::Result<Duration> {
+        process::processor(self.id().parse()?)
     }
 
     /// Returns what the broker has printed since its last start.

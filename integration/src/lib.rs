@@ -47,7 +47,7 @@ pub use issuer::{Issuer, Says};
 pub use kafka_server::Kafka;
 pub use merit::{Bus, Identity, Merit, Role, Settings, binary, program};
 pub use nats_server::Nats;
-pub use process::Process;
+pub use process::{Process, processor_of_the_ended};
 pub use redis_cluster::RedisCluster;
 pub use redis_sentinel::RedisSentinel;
 pub use redis_server::{Persistence, Redis};

@@ -491,7 +491,7 @@ impl Merit {
     }
 }
 
-/// Returns the `merit` binary that was built beside this test.
+/// Returns the `merit` binary that was built beside this test, or that of the folder `MERIT_BIN`.
 ///
 /// # Panics
 ///
@@ -504,11 +504,20 @@ pub fn binary() -> PathBuf {
 /// Returns the program `name` of the workspace that was built beside this test from `sources`, files and
 /// folders named from the workspace's root.
 ///
+/// With `MERIT_BIN` it is that of this folder, however old: whoever sets it says which code to measure.
+///
 /// # Panics
 ///
 /// When there is none, or it is older than the code it is built from.
 #[must_use]
 pub fn program(name: &str, sources: &[&str]) -> PathBuf {
+    if let Some(folder) = std::env::var_os("MERIT_BIN") {
+        // Absolute, because the program starts in a folder of its own.
+        let binary = std::path::absolute(Path::new(&folder).join(name));
+        let binary = binary.expect("MERIT_BIN names a folder");
+        assert!(binary.is_file(), "MERIT_BIN has no {}", binary.display());
+        return binary;
+    }
     let test = std::env::current_exe().expect("a running test has a path");
     // Tests are in target/<profile>/deps, examples in target/<profile>/examples, tools one level up,
     // beside it.

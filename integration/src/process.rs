@@ -92,14 +92,7 @@ impl Process {
     ///
     /// When the system does not tell.
     pub fn processor(&self) -> anyhow::Result<Duration> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
-        // The name, in parentheses, may hold anything; after it come fields 3 and on.
-        let (_, fields) = text.rsplit_once(')').context("no name in /proc/<pid>/stat")?;
-        let mut fields = fields.split_whitespace().skip(11);
-        let mut ticks = || -> anyhow::Result<u32> {
-            Ok(fields.next().context("/proc/<pid>/stat is short")?.parse()?)
-        };
-        Ok(TICK * (ticks()? + ticks()?))
+        processor(self.id())
     }
 
     /// Returns the memory that is in use by it (its resident set), in bytes.
@@ -169,6 +162,40 @@ impl Drop for Process {
             print_tail(&self.name, &self.output());
         }
     }
+}
+
+/// Returns the processor time that the process `id` has used.
+///
+/// # Errors
+///
+/// When the system does not tell.
+pub(crate) fn processor(id: u32) -> anyhow::Result<Duration> {
+    let [user, system, ..] = times(&id.to_string())?;
+    Ok(user + system)
+}
+
+/// Returns the processor time of the children that this process has waited for, and of theirs.
+///
+/// # Errors
+///
+/// When the system does not tell.
+pub fn processor_of_the_ended() -> anyhow::Result<Duration> {
+    let [.., user, system] = times("self")?;
+    Ok(user + system)
+}
+
+/// Reads `utime`, `stime`, `cutime` and `cstime` of proc(5).
+fn times(id: &str) -> anyhow::Result<[Duration; 4]> {
+    let text = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+    // The name, in parentheses, may hold anything; after it come fields 3 and on.
+    let (_, fields) = text.rsplit_once(')').context("no name in /proc/<pid>/stat")?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let mut times = [Duration::ZERO; 4];
+    for time in &mut times {
+        let ticks: u32 = fields.next().context("/proc/<pid>/stat is short")?.parse()?;
+        *time = TICK * ticks;
+    }
+    Ok(times)
 }
 
 /// Prints the end of a log on the test's standard error.

@@ -143,6 +143,19 @@ impl Redis {
         self.process.as_mut().expect("the server runs").signal("CONT");
     }
 
+    /// Returns the processor time that the server has used since its start.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    ///
+    /// # Panics
+    ///
+    /// When it is not running.
+    pub fn processor(&self) -> anyhow::Result<Duration> {
+        self.process.as_ref().expect("the server runs").processor()
+    }
+
     /// Opens a connection for the test's own questions.
     ///
     /// # Panics

@@ -43,7 +43,8 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("gateway", &["bus", "clock"]),
     // It follows the bus beside the tuners, and its checkpoints are files.
     ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
-    ("admin", &["bus", "causes", "clock", "policy", "tuner", "rating", "secret"]),
+    ("openapi", &[]),
+    ("admin", &["bus", "causes", "clock", "openapi", "policy", "tuner", "rating", "secret"]),
     // A client of `admin` over HTTP: it knows nothing of the other side but docs/admin.md.
     ("operator", &["bus", "causes", "clock", "outbound", "secret"]),
     ("simulate", &["checkpoint", "figure", "policy", "rating"]),

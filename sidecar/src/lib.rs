@@ -24,6 +24,8 @@ pub mod replay;
 
 pub mod gateway;
 
+pub mod openapi;
+
 pub mod admin;
 
 pub mod operator;

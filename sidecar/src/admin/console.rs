@@ -24,7 +24,10 @@ use tokio::{sync::watch, time::Instant};
 use tower_merit::{
     AgentId,
     bucket::{BucketName, Limits, LimitsError, Tokens},
-    store::{BucketRule, Charge, Decision, Held, Record, Spend, StoreError, Take, Tune, Verdict},
+    store::{
+        BucketRule, Charge, Decision, Held, Record, Spend, StoreError, TAKES_MAX, Take, Tune,
+        Verdict,
+    },
 };
 
 use super::{
@@ -404,13 +407,19 @@ impl<T: Tune + Spend + Clone> Shared<T> {
         rules: &[BucketRule],
     ) -> Result<(Vec<Held>, bool), StoreError> {
         let take = |bucket: &BucketRule| Take { bucket: bucket.clone(), cost: Tokens::ZERO };
-        let takes: Arc<[Take]> = rules.iter().map(take).collect();
-        let charge = Charge { agent: agent.clone(), takes };
-        let Verdict { decision, first, rest, .. } =
-            self.console.operator.store().spend(charge).await?;
-        debug_assert!(!matches!(decision, Decision::Denied { .. }), "a look is never refused");
-        let banned = matches!(decision, Decision::Banned { .. });
-        Ok((std::iter::once(first).chain(rest).collect(), banned))
+        let (mut all, mut banned) = (Vec::with_capacity(rules.len()), false);
+        // As many at a time as go into one charge.
+        for some in rules.chunks(TAKES_MAX) {
+            let takes: Arc<[Take]> = some.iter().map(take).collect();
+            let charge = Charge { agent: agent.clone(), takes };
+            let Verdict { decision, first, rest, .. } =
+                self.console.operator.store().spend(charge).await?;
+            debug_assert!(!matches!(decision, Decision::Denied { .. }), "a look is never refused");
+            banned |= matches!(decision, Decision::Banned { .. });
+            all.push(first);
+            all.extend(rest);
+        }
+        Ok((all, banned))
     }
 
     /// Does what was asked, noted before and after.

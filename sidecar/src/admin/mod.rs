@@ -51,6 +51,8 @@ use tower_merit::{
     store::{Spend, Tune},
 };
 
+use crate::openapi::{self, Listener};
+
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -66,6 +68,7 @@ merit
 /policy    the policy in force
 /audit     what operators did
 /buckets   buckets and routes in force, and others in their place
+/openapi.json   the routes, for machines
 ";
 
 /// Returns the routes of the metrics listener.
@@ -107,7 +110,10 @@ pub fn router<T: Tune + Spend + Clone, B: Tune + Clone>(
     })?;
     let audit = Arc::new(audit);
     let (agents, keeping) = console.routes(Arc::clone(&audit), health.clone(), metrics.clone());
-    let mut routes = probes(health, metrics).merge(page::routes(INDEX)).merge(agents);
+    let mut routes = probes(health, metrics)
+        .merge(page::routes(INDEX))
+        .merge(agents)
+        .merge(openapi::router(Listener::Admin, false));
     if let Some(book) = book {
         routes = routes.merge(buckets::buckets(book, audit));
     }

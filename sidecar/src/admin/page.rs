@@ -92,7 +92,7 @@ pub(super) fn routes(index: &'static str) -> Router {
         Some(part) => part.answer(&headers),
         None => refuse(StatusCode::NOT_FOUND, "the page has no such part"),
     };
-    Router::new().route("/", get(page)).route(&format!("{FOLDER}{{name}}"), get(parts))
+    Router::new().route("/", get(page)).route("/assets/{part}", get(parts))
 }
 
 /// Browsers name the type when they load a page; `curl` takes anything, and gets plain text.

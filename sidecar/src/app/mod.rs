@@ -42,6 +42,7 @@ use crate::{
     config::{Config, Role},
     decisions::{Log, LogConfig, LogError, Logging},
     gateway, ingest,
+    openapi::{self, Listener},
     personalize::{Node, NodeError, Personalized, Viewers},
     tuner::{self, Operator, Tuner, TunerError},
 };
@@ -284,8 +285,9 @@ async fn start_with(
         live = Some(front);
         if let Some(personalized) = &personalized {
             let (events, tickets) = (&config.personalize.events, store.tickets());
-            router =
-                router.merge(personalized.events(events, viewers.clone(), tickets, stop.clone()));
+            router = router
+                .merge(personalized.events(events, viewers.clone(), tickets, stop.clone()))
+                .merge(openapi::router(Listener::Gateway, true));
         }
         serve("gateway", listener, router);
     }
@@ -299,6 +301,7 @@ async fn start_with(
             }
             None => intake.router(),
         };
+        let router = router.merge(openapi::router(Listener::Ingest, personalized.is_some()));
         serve("ingest", listener, router);
     }
     if let Some(listener) = listeners.metrics {
