@@ -34,6 +34,8 @@ pub(super) struct Part {
     pub(super) name: String,
     pub(super) ok: bool,
     pub(super) error: Option<String>,
+    /// The process is ready without it.
+    pub(super) spared: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]

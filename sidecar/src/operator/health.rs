@@ -88,10 +88,11 @@ fn shown(readiness: &Readiness, paint: Paint) -> String {
     };
     table.row(["merit".into(), whole]);
     for part in &readiness.parts {
-        let state = match (part.ok, &part.error) {
+        let error = part.error.as_deref().unwrap_or("not ready");
+        let state = match (part.ok, part.spared) {
             (true, _) => Cell::new("ready", Hue::Good),
-            (false, Some(error)) => Cell::new(error.as_str(), Hue::Bad),
-            (false, None) => Cell::new("not ready", Hue::Bad),
+            (false, true) => Cell::new(format!("done without: {error}"), Hue::Held),
+            (false, false) => Cell::new(error, Hue::Bad),
         };
         table.row([part.name.as_str().into(), state]);
     }
@@ -99,7 +100,7 @@ fn shown(readiness: &Readiness, paint: Paint) -> String {
 }
 
 fn reason(readiness: &Readiness, place: &Place) -> String {
-    let faulty = readiness.parts.iter().filter(|part| !part.ok);
+    let faulty = readiness.parts.iter().filter(|part| !part.ok && !part.spared);
     let names: Vec<String> = faulty.map(|part| visible(&part.name)).collect();
     match (names.is_empty(), readiness.draining) {
         (false, _) => format!("{place} is not ready: {}", names.join(", ")),
@@ -128,10 +129,11 @@ mod tests {
     fn what_is_not_ready_is_named_with_its_reason() {
         let readiness: Readiness = serde_json::from_value(serde_json::json!({
             "ready": false, "draining": false,
-            "parts": [{"name": "bus", "ok": true}, {"name": "store", "ok": false, "error": "redis is away\u{1b}[2J"}]
+            "parts": [{"name": "bus", "ok": true}, {"name": "store", "ok": false, "error": "redis is away\u{1b}[2J"},
+                      {"name": "feed", "ok": false, "spared": true, "error": "gone"}]
         }))
         .unwrap();
-        let text = "PART   STATE\nmerit  not ready\nbus    ready\nstore  redis is away\\u{1b}[2J\n";
+        let text = "PART   STATE\nmerit  not ready\nbus    ready\nstore  redis is away\\u{1b}[2J\nfeed   done without: gone\n";
         assert_eq!(shown(&readiness, Paint(false)), text);
         let place = Place::parse("--url", "http://h:1").unwrap();
         assert_eq!(reason(&readiness, &place), "http://h:1 is not ready: store");

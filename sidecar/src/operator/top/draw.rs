@@ -139,7 +139,8 @@ fn headline(screen: &Screen, hues: Hues, area: Rect, buf: &mut Buffer) {
             (_, Some(true)) => Span::styled("drains", hues.held()),
             (Some(true), _) => Span::raw("ready"),
             (Some(false), _) => {
-                let parts = overview.parts.iter().flatten().filter(|part| !part.ok);
+                let parts = overview.parts.iter().flatten();
+                let parts = parts.filter(|part| !part.ok && !part.spared);
                 let names: Vec<String> = parts.map(|part| visible(&part.name)).collect();
                 Span::styled(format!("not ready: {}", names.join(", ")), hues.bad())
             }
