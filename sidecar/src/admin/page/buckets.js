@@ -273,7 +273,15 @@ export function buckets() {
     node,
     async poll(signal) {
       if (base && Date.now() - asked_ms < EVERY_MS) return;
-      const seen = await read(signal);
+      let seen;
+      try {
+        seen = await read(signal);
+      } catch (error) {
+        if (!(error instanceof Refused) || error.status !== 404) throw error;
+        // A feed bridge charges nobody.
+        say(lead, "This process knows no buckets: ask one that is a gateway, a tuner or an ingest.");
+        return;
+      }
       asked_ms = Date.now();
       if (!draft) base = seen;
       else newer = seen.rev === base.rev ? null : seen;
