@@ -432,11 +432,13 @@ async function away(page) {
   await page.waitForFunction(() => document.querySelector("#banner .age").textContent.includes("Next try in"));
   seen.stale = [before.map((figure) => figure !== "–"), (await texts(page, ".tile .figure")).map((figure) => figure !== "–")];
   await inspect(page, "disconnected");
-  // Actions say that they do not know what became of them.
+  // From one view to another and back.
   await page.evaluate((id) => { location.hash = `#/agents/${id}`; }, told.agent);
   await page.evaluate(() => { location.hash = "#/"; });
-  await control("start");
+  // Trying changes nothing while nobody is there; afterwards the page comes back by itself.
   await press(page, "Try now");
+  await connection(page, "lost");
+  await control("start");
   await connection(page, "live");
   phase = "calm";
   await holds(page, "#messages", "started anew");
