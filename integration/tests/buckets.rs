@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 const TAKEN_OVER: Duration = Duration::from_secs(2);
 /// How long anything may take that should take less.
 const DEADLINE: Duration = Duration::from_secs(20);
-const TOKEN: &str = "a token of operators";
+const TOKEN: &str = "a-token-that-only-the-tests-know";
 const PAGE: &str = "/.well-known/merit/limits";
 
 /// A process with an admin listener.

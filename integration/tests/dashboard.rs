@@ -287,7 +287,10 @@ async fn the_demo_serves_it_where_it_is_told_to() {
     })
     .await;
     assert!(page.text().contains("<title>Merit</title>"), "{}", page.text());
-    assert!(process.output().contains(&format!("Watch it in a browser: {url}")));
+    until("the demo said where", READ_DEADLINE, || async {
+        process.output().contains(&format!("Watch it in a browser: {url}")).then_some(())
+    })
+    .await;
     let agents = until("agents were rated", READ_DEADLINE, || async {
         let answer = client.get(&format!("{url}agents"), None).await.ok()?;
         (answer.status == 200 && answer.json()["total"] == 2).then(|| answer.json())

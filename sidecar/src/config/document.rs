@@ -95,9 +95,6 @@ impl Config {
 
     /// Who is asking is settled at the start, so what buckets say of it must be what the file says.
     fn check_selectors(&self, buckets: &[BucketConfig], faults: &mut Vec<String>) {
-        if self.identity.key_selector.is_some() {
-            return;
-        }
         let settled = self.settled_selector();
         for (index, bucket) in buckets.iter().enumerate() {
             if let Some(found) = bucket.key_selector.as_deref().filter(|found| *found != settled) {

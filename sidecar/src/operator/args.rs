@@ -164,7 +164,7 @@ pub struct Set {
     #[arg(value_name = "AGENT")]
     pub agent: AgentId,
     /// Refill rate, tokens per second; without it the rate stays
-    #[arg(long, value_parser = rate, required_unless_present = "capacity")]
+    #[arg(long, allow_negative_numbers = true, value_parser = rate, required_unless_present = "capacity")]
     pub rate: Option<f64>,
     /// Capacity, whole tokens; without it the capacity stays
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -253,7 +253,7 @@ pub struct SetBucket {
     /// The bucket's name
     pub name: String,
     /// Refill rate, tokens per second; without it the rate stays
-    #[arg(long, value_parser = rate, required_unless_present = "capacity")]
+    #[arg(long, allow_negative_numbers = true, value_parser = rate, required_unless_present = "capacity")]
     pub rate: Option<f64>,
     /// Capacity, whole tokens; without it the capacity stays
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -269,7 +269,7 @@ pub struct AddBucket {
     /// The bucket's name
     pub name: String,
     /// Refill rate, tokens per second
-    #[arg(long, value_parser = rate)]
+    #[arg(long, allow_negative_numbers = true, value_parser = rate)]
     pub rate: f64,
     /// Capacity, whole tokens
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
