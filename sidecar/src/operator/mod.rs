@@ -4,8 +4,8 @@
 //!    with `--json` one object on one line. Notes about the answer go to standard error.
 //! 2. Nothing is changed by reading. Buckets are read, changed and written under the revision that was
 //!    read, so that nobody's change is overwritten unseen.
-//! 3. No token leaves this machine unencrypted ([`place`]); nothing that a server says can steer the
-//!    terminal ([`show`]).
+//! 3. No token leaves this machine unencrypted (`place`); nothing that a server says can steer the
+//!    terminal (`show`).
 //! 4. What fails is told in a sentence with its remedy, and [`OperatorError::is_usage`] says whose fault it was.
 
 mod answers;
