@@ -205,10 +205,13 @@ async function table(page) {
   await page.waitForFunction(() => document.querySelector("tbody th a").textContent !== "agent-001");
   seen.descending = (await ids()).slice(0, 1);
   await page.select("#size", "25");
-  await holds(page, ".where", "Page 1 of ");
+  // Before the answer came, the pages of the size before are still told.
+  await holds(page, ".where", `Page 1 of ${Math.ceil(told.agents / 25)}`);
+  await page.waitForFunction(() => document.querySelectorAll("tbody tr").length === 25);
   seen.pages = [await text(page, ".where"), (await ids()).length];
   await press(page, "Next ›");
   await holds(page, ".where", "Page 2 of ");
+  await holds(page, ".summary", "26 to 50 of ");
   seen.pages.push(await text(page, ".summary"), (await ids()).length);
   seen.linked = await page.evaluate(() => location.hash);
   await page.reload({ waitUntil: "load" });

@@ -360,13 +360,16 @@ impl<T: Tune + Spend + Clone> Shared<T> {
             .iter()
             .zip(&held)
             .map(|(rule, held)| {
+                // Of a banned agent the store tells the configured limits; those of its default bucket are on record.
+                let kept = record.limits.filter(|_| banned && rule.is_default);
+                let limits = kept.unwrap_or(held.limits);
                 // The policy's own limits are the agent's also where they equal the configured ones.
-                let own = held.limits != rule.limits || (rule.is_default && record.rev > 0);
+                let own = limits != rule.limits || (rule.is_default && record.rev > 0);
                 json!({
                     "bucket_name": rule.name.as_str(),
                     "default": rule.is_default,
-                    "refill_rate": rounded(held.limits.refill().tokens()),
-                    "capacity": held.limits.capacity().get(),
+                    "refill_rate": rounded(limits.refill().tokens()),
+                    "capacity": limits.capacity().get(),
                     // Of a banned agent's buckets nobody is told.
                     "level": (!banned).then(|| level(held)),
                     "full_in_ms": held.full_in_ms().filter(|_| !banned),

@@ -243,7 +243,12 @@ async fn a_ban_ends_and_a_reset_forgets_what_ratings_said() {
     assert_eq!(status, 200, "{banned}");
     let left = banned["banned_until_ms"].as_u64().unwrap() - now_ms();
     assert!((3_500_000..=3_600_000).contains(&left), "{left}");
-    assert_eq!(banned["buckets"][0]["level"], Value::Null);
+    let bucket = &banned["buckets"][0];
+    assert_eq!((&bucket["level"], &bucket["own"]), (&Value::Null, &json!(true)));
+    assert_eq!(
+        bucket["refill_rate"], banned["refill_rate"],
+        "what ratings earned is still on record"
+    );
     assert!(banned["why"]["sentences"][0].as_str().unwrap().contains("banned"));
     let (_, lifted) = desk.post("/agents/a/unban", "").await;
     assert_eq!(lifted["banned_until_ms"], Value::Null);

@@ -290,6 +290,10 @@ impl Caller {
             Ok((StatusCode::TOO_MANY_REQUESTS, _)) => {
                 agent.denied.fetch_add(1, Ordering::Relaxed);
             }
+            // Somebody at the dashboard banned it.
+            Ok((StatusCode::FORBIDDEN, body)) if body.contains("banned") => {
+                agent.denied.fetch_add(1, Ordering::Relaxed);
+            }
             Ok((status, body)) => world.failed(format!("{status} to a request: {body}")),
             Err(error) => world.failed(error),
         }
