@@ -23,6 +23,12 @@ pub fn unix_time() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
+/// The same in whole milliseconds, as records, tokens and people are told it.
+#[must_use]
+pub fn unix_ms() -> u64 {
+    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
+}
+
 /// How the time of day jumped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Jump {

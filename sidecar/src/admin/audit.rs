@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::{fs::File, io::AsyncWriteExt};
 use tracing::{info, warn};
 
-use crate::clock::unix_time;
+use crate::clock::unix_ms;
 
 /// How many finished deeds are kept in memory.
 pub(super) const KEPT: usize = 200;
@@ -61,7 +61,7 @@ impl Audit {
     ///
     /// When the line does not reach the disk: then nothing may be done.
     pub(super) async fn begin(&self, mut entry: Entry) -> io::Result<Entry> {
-        entry.at_ms = now_ms();
+        entry.at_ms = unix_ms();
         "begun".clone_into(&mut entry.outcome);
         self.append(&entry).await?;
         Ok(entry)
@@ -69,7 +69,7 @@ impl Audit {
 
     /// Notes what became of it.
     pub(super) async fn end(&self, mut entry: Entry, outcome: String) {
-        entry.at_ms = now_ms();
+        entry.at_ms = unix_ms();
         entry.outcome = outcome;
         let Entry { action, agent_id, detail, outcome, from, .. } = &entry;
         info!(target: "merit::audit", action, agent_id, %detail, outcome, from, "an operator's deed");
@@ -97,8 +97,4 @@ impl Audit {
         file.flush().await?;
         file.sync_data().await
     }
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }

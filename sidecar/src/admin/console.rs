@@ -39,7 +39,7 @@ use super::{
 };
 use crate::{
     bus::duration,
-    clock::unix_time,
+    clock::unix_ms,
     policy::{Kind, Mode},
     tuner::{self, Insight, OperateError, Operator},
 };
@@ -246,7 +246,7 @@ async fn overview<T: Tune + Spend + Clone>(State(desk): Desk<T>) -> Response {
     let agents = agents.or_else(|| whole(here(measured.total("merit_tuner_agents"))));
     let config = operator.config();
     answer(json!({
-        "at_ms": now_ms(),
+        "at_ms": unix_ms(),
         "role": desk.console.role,
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_seconds": rounded(desk.began.elapsed().as_secs_f64()),
@@ -285,10 +285,6 @@ fn whole(count: Option<f64>) -> Option<u64> {
 
 fn rounded_fine(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl<T: Tune + Spend + Clone> Shared<T> {
@@ -350,7 +346,7 @@ impl<T: Tune + Spend + Clone> Shared<T> {
             why.refill_rate = row.refill_rate;
         }
         if let Some(until) = row.banned_until_ms {
-            let left = Duration::from_millis(until.saturating_sub(now_ms())).as_secs();
+            let left = Duration::from_millis(until.saturating_sub(unix_ms())).as_secs();
             why.sentences
                 .insert(0, format!("It is banned for another {left} s: every request is refused."));
         }
@@ -587,7 +583,7 @@ impl<T: Tune + Spend + Clone> Shared<T> {
 /// Returns when a ban ends.
 fn until(asked: &BanBody) -> Result<u64, Fault> {
     let most = u64::try_from(BAN_MAX.as_millis()).unwrap_or(u64::MAX);
-    let now = now_ms();
+    let now = unix_ms();
     let until = match (&asked.lasts, asked.until_ms) {
         (Some(lasts), None) => {
             let lasts =

@@ -24,7 +24,7 @@ use tower_merit::{
 use tracing::warn;
 
 use crate::{
-    clock::unix_time,
+    clock::unix_ms,
     policy::{Hold, Policy, State},
     tuner::{self, Operator},
 };
@@ -228,7 +228,7 @@ impl Roster {
             found += page.len();
             page.truncate(ROSTER_MAX - rows.len());
             let records = operator.records(&page).await?;
-            let now = now_ms();
+            let now = unix_ms();
             for (agent, record) in page.into_iter().zip(records) {
                 // One that cannot be read is told of in the tuner's log.
                 let Ok(record) = record else { continue };
@@ -304,7 +304,7 @@ impl Roster {
             return Err(BadQuery("page: begins at 1, is 0".to_owned()));
         }
         let Some(table) = self.table().await else { return Ok(None) };
-        let (now, wanted) = (now_ms(), query.q.to_ascii_lowercase());
+        let (now, wanted) = (unix_ms(), query.q.to_ascii_lowercase());
         let mut rows: Vec<&Row> = table
             .rows
             .iter()
@@ -345,10 +345,6 @@ impl Roster {
 
 fn contains(text: &str, lowercase: &str) -> bool {
     text.to_ascii_lowercase().contains(lowercase)
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Rounds for people: three digits behind the point.
@@ -413,7 +409,7 @@ pub(super) fn row_of(
     policy: &Policy,
     start: tower_merit::bucket::Limits,
 ) -> AgentRow {
-    let now = now_ms();
+    let now = unix_ms();
     Row::new(agent.clone(), record, policy, start, History::default(), now).told(now)
 }
 

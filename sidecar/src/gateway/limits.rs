@@ -212,7 +212,7 @@ impl<S: Spend, I: Identify, T: Spend + Tune + Sync> Page<S, I, T> {
             }
         };
         let record = record.inspect_err(|error| self.unread(error)).ok();
-        let unix_ms = u64::try_from(clock::unix_time().as_millis()).unwrap_or(u64::MAX);
+        let unix_ms = clock::unix_ms();
         let explained = record.as_ref().map(|record| (self.explain)(agent, record));
         let page = Shown {
             agent_id: agent.as_str(),

@@ -13,7 +13,7 @@ use super::{
     moment, note, print,
     show::{Cell, Hue, Paint, Table, UNKNOWN, bars, fields, known, number, visible},
 };
-use crate::clock::unix_time;
+use crate::clock::unix_ms;
 
 /// Does what `merit agents` asks.
 pub(super) async fn run(options: Agents) -> Result<(), OperatorError> {
@@ -23,7 +23,7 @@ pub(super) async fn run(options: Agents) -> Result<(), OperatorError> {
         AgentsAction::List(list) => return self::list(&client, &list, look).await,
         AgentsAction::Show(one) => {
             let (value, agent) = one_agent(&client, &one.agent).await?;
-            return print(look, &value, |paint| shown(&agent, now_ms(), paint));
+            return print(look, &value, |paint| shown(&agent, unix_ms(), paint));
         }
         AgentsAction::Set(set) => (set.agent.clone(), "set", set_body(&set)),
         AgentsAction::Freeze(one) => (one.agent, "freeze", Value::Null),
@@ -37,7 +37,7 @@ pub(super) async fn run(options: Agents) -> Result<(), OperatorError> {
     let body = if body.is_null() { json!({}) } else { body };
     let value = client.send(Method::POST, &path, Some(&body)).await?;
     let agent: Agent = client.read(&path, &value)?;
-    print(look, &value, |paint| shown(&agent, now_ms(), paint))
+    print(look, &value, |paint| shown(&agent, unix_ms(), paint))
 }
 
 /// Does what `merit explain` asks.
@@ -50,7 +50,7 @@ pub(super) async fn explain(options: Explain) -> Result<(), OperatorError> {
             paint.text(&visible(&agent.row.agent_id), Hue::Bold),
             standing(&agent)
         );
-        [vec![title], reasons(&agent, now_ms())].concat().join("\n")
+        [vec![title], reasons(&agent, unix_ms())].concat().join("\n")
     })
 }
 
@@ -69,10 +69,6 @@ pub(super) fn path(agent: &AgentId) -> String {
 /// Returns `text` as a value in a query.
 pub(super) fn in_query(text: &str) -> String {
     utf8_percent_encode(text, NON_ALPHANUMERIC).to_string()
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn set_body(set: &Set) -> Value {
@@ -107,7 +103,7 @@ async fn list(client: &Client, list: &List, look: Look) -> Result<(), OperatorEr
     }
     let value = client.get(&path).await?;
     let page: Page = client.read(&path, &value)?;
-    print(look, &value, |paint| table(&page.agents, now_ms()).text(paint))?;
+    print(look, &value, |paint| table(&page.agents, unix_ms()).text(paint))?;
     note(&summary(&page));
     Ok(())
 }

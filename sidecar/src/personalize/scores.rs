@@ -22,7 +22,7 @@ use super::{
     viewers::{Refused, allowed},
 };
 use crate::{
-    clock::unix_time,
+    clock::unix_ms,
     rating::{ItemId, UserId},
 };
 
@@ -91,10 +91,6 @@ pub(super) fn told(score: f64) -> f64 {
     (score * SCORE_DIGITS).round() / SCORE_DIGITS
 }
 
-fn now_ms() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
-}
-
 async fn one(State(scores): State<Scores>, request: Request<Body>) -> Response {
     let outcome = async {
         let token = scores.viewers.token(&request).await?;
@@ -109,7 +105,7 @@ async fn one(State(scores): State<Scores>, request: Request<Body>) -> Response {
         let rating = told(scores.personalized.model().predict(Key::user(&user), key));
         let mut score = Score { user_id: &user, item_id: item.as_str(), rating, timestamp: None };
         let tag = tag(&score);
-        score.timestamp = Some(now_ms());
+        score.timestamp = Some(unix_ms());
         Ok(scores.private(&parts.headers, tag, &score))
     };
     outcome.await.unwrap_or_else(Refused::into_response)
@@ -139,7 +135,7 @@ async fn many(State(scores): State<Scores>, request: Request<Body>) -> Response 
                 .collect()
         };
         let tag = tag(&list(None));
-        let body = serde_json::json!({ "ratings": list(Some(now_ms())) });
+        let body = serde_json::json!({ "ratings": list(Some(unix_ms())) });
         Ok(scores.private(&parts.headers, tag, &body))
     };
     outcome.await.unwrap_or_else(Refused::into_response)

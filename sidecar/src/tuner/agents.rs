@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     bus::Delivery,
-    clock::unix_time,
+    clock::unix_ms,
     policy::{Asked, Decision, Drift, Lesson, Outcome, Policy, Reason, State},
 };
 use lru::LruCache;
@@ -249,7 +249,7 @@ impl Agents {
             // What is known of its quality stays.
             let before = loaded.state.rate();
             policy.rebase(&mut loaded.state, limits);
-            loaded.note(Cause::Operator, now_ms(), before);
+            loaded.note(Cause::Operator, unix_ms(), before);
         }
         let rev = loaded.rev;
         let before = self.known.peek(agent).map(|before| (before.rev, before.turn));
@@ -325,7 +325,7 @@ impl Agents {
         let decision = judge.tick(&mut known.state, asked);
         if known.has_moved() {
             let before = known.in_force.unwrap_or_else(|| known.state.rate());
-            known.note_held(Cause::Tick, now_ms(), before, None, decision.held);
+            known.note_held(Cause::Tick, unix_ms(), before, None, decision.held);
         }
         let change =
             known.has_moved().then(|| known.change(agent, epoch, judge, Vec::new(), Vec::new()));
@@ -482,10 +482,6 @@ impl Agent {
             seen,
         }
     }
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Bytes that a state stays below with most policies: `ppo`'s is about 900.

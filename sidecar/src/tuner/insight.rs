@@ -14,7 +14,7 @@ use tower_merit::AgentId;
 
 use super::Move;
 use crate::{
-    clock::unix_time,
+    clock::unix_ms,
     policy::{Drift, Reason},
 };
 
@@ -96,7 +96,7 @@ impl Recent {
         if self.0.len() == HAPPENINGS {
             self.0.pop_back();
         }
-        let at_ms = u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX);
+        let at_ms = unix_ms();
         self.0.push_front((at_ms, agent.clone(), what));
     }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use tower_merit::AgentId;
 
 use crate::{
-    clock::unix_time,
+    clock::unix_ms,
     decisions::{Action, Arm, Decided, Log},
     policy::{ARMS, AnyLaw, Decision, Outcome, Policy, State},
 };
@@ -70,7 +70,7 @@ impl Ledger {
         }
         let Some(features) = policy.observation(state) else { return };
         let row = Decided {
-            at_ms: u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX),
+            at_ms: unix_ms(),
             agent: agent.clone(),
             policy: policy.law().name().to_owned(),
             version: policy.version().to_owned(),

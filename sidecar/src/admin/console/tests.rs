@@ -241,7 +241,7 @@ async fn a_ban_ends_and_a_reset_forgets_what_ratings_said() {
     desk.rate("a", &[5.0; 10]).await;
     let (status, banned) = desk.post("/agents/a/ban", r#"{"for":"1h"}"#).await;
     assert_eq!(status, 200, "{banned}");
-    let left = banned["banned_until_ms"].as_u64().unwrap() - now_ms();
+    let left = banned["banned_until_ms"].as_u64().unwrap() - unix_ms();
     assert!((3_500_000..=3_600_000).contains(&left), "{left}");
     let bucket = &banned["buckets"][0];
     assert_eq!((&bucket["level"], &bucket["own"]), (&Value::Null, &json!(true)));

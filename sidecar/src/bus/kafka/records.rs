@@ -2,7 +2,7 @@
 
 use crate::{
     bus::{Delivery, Event, Partition},
-    clock::unix_time,
+    clock::unix_ms,
 };
 use rdkafka::{Message, Offset, Timestamp, TopicPartitionList, message::BorrowedMessage};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,5 +80,5 @@ pub(super) fn timestamp_ms(record: &BorrowedMessage<'_>) -> u64 {
         Timestamp::CreateTime(ms) | Timestamp::LogAppendTime(ms) => u64::try_from(ms).ok(),
         Timestamp::NotAvailable => None,
     }
-    .unwrap_or_else(|| u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX))
+    .unwrap_or_else(unix_ms)
 }

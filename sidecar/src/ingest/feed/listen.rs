@@ -36,7 +36,7 @@ use super::{
     queue::{Queue, Received},
     status::Status,
 };
-use crate::{causes::with_causes, clock::unix_time, rating::RatingId};
+use crate::{causes::with_causes, clock::unix_ms, rating::RatingId};
 
 /// Between tries to connect, at least and at most.
 const RECONNECT_LEAST: Duration = Duration::from_millis(250);
@@ -354,7 +354,7 @@ impl Visit<'_> {
                 return;
             }
         };
-        let now = u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX);
+        let now = unix_ms();
         let bodies = match frames::split(&text) {
             Ok(bodies) => bodies,
             Err(error) => {

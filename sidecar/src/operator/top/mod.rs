@@ -35,7 +35,7 @@ use super::{
     say,
     show::{Paint, one_line},
 };
-use crate::{causes::with_causes, clock::unix_time};
+use crate::{causes::with_causes, clock::unix_ms};
 
 /// The picture of `--once`, in characters.
 const ONCE: Rect = Rect { x: 0, y: 0, width: 110, height: 34 };
@@ -90,7 +90,7 @@ async fn watching(
     let mut redraw = interval(REDRAW);
     redraw.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let done = loop {
-        let now_ms = now_ms();
+        let now_ms = unix_ms();
         let drawn = terminal.draw(|frame| {
             let area = frame.area();
             draw::draw(&mut screen, now_ms, colours, area, frame.buffer_mut());
@@ -99,7 +99,7 @@ async fn watching(
             break Err(error);
         }
         tokio::select! {
-            Some(news) = told.recv() => screen.told(news, self::now_ms()),
+            Some(news) = told.recv() => screen.told(news, self::unix_ms()),
             key = keys.next() => match key {
                 Some(Ok(Event::Key(key))) => match screen.key(key) {
                     Next::Stay => {}
@@ -189,15 +189,15 @@ async fn once(
     json: bool,
 ) -> Result<(), OperatorError> {
     let (first, _) = look(client, screen.wish.clone()).await?;
-    screen.told(Ok(first), now_ms());
+    screen.told(Ok(first), unix_ms());
     sleep(every).await;
     let (second, [overview, agents]) = look(client, screen.wish.clone()).await?;
     if json {
         return say(&one_line(&serde_json::json!({"overview": overview, "agents": agents})));
     }
-    screen.told(Ok(second), now_ms());
+    screen.told(Ok(second), unix_ms());
     let mut picture = Buffer::empty(ONCE);
-    draw::draw(&mut screen, now_ms(), false, ONCE, &mut picture);
+    draw::draw(&mut screen, unix_ms(), false, ONCE, &mut picture);
     // The last line tells of keys, and there are none here.
     let text = plain(&picture);
     say(text.trim_end().rsplit_once('\n').map_or("", |(picture, _)| picture))
@@ -220,10 +220,6 @@ fn plain(picture: &Buffer) -> String {
         text.push('\n');
     }
     text
-}
-
-fn now_ms() -> u64 {
-    u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use tower::ServiceExt as _;
 use tower_merit::JwtIdentity;
 
 use super::*;
+use crate::clock::unix_time;
 use crate::personalize::model::{Config as ModelConfig, Model};
 
 const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
