@@ -3,17 +3,17 @@
 - Every test that SECURITY.md names exists, under that name, in that file.
 - Every alert has a page in deploy/runbooks that bears its name, and a test in which it fires; no page is left over.
 - Every relative link of the documents that deployment is about leads somewhere.
-- Commands in the documents' `sh` blocks name subcommands and options that the real binary has.
-- docs/getting-started.md can be followed: its `sh` blocks are run in order, over a real Redis, in a network of their own.
-  Lines with `cargo` are left out: the build is there already.
+- .dockerignore keeps nothing from the image that a crate is built from.
+- Commands of merit in the midst of a document's text name subcommands and options that the real binary has. Those in blocks are
+  run, by commands.py.
 """
 
-import os
 import re
 import subprocess
-import tempfile
+
 from pathlib import Path
 
+import image
 import queries
 from processes import ROOT, binary, fail
 
@@ -86,49 +86,42 @@ def links_lead_somewhere():
     print(f"{count} links lead somewhere")
 
 
+def the_image_gets_every_source():
+    folders = ["sidecar/src", "sidecar/schema", "middleware/src", "Cargo.toml", "Cargo.lock"]
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    sources = [Path(name) for name in listed if name]
+    for path in sources:
+        if any(image.ignored(part) for part in [path, *path.parents][:-1]):
+            fail(f".dockerignore keeps {path} from the image")
+    print(f"{len(sources)} sources reach the image")
+
+
 def commands_are_known():
-    """`merit …` in a block of the documents: the subcommand and each option stand in its own help."""
+    """`merit …` in the midst of a document's text: the subcommand and each option stand in its own help. Blocks are run: commands.py."""
     helps, seen = {}, 0
-    for name in DOCUMENTS:
-        for block in re.findall(r"^```sh\n(.*?)^```", (ROOT / name).read_text(), re.M | re.S):
-            for line in block.replace("\\\n", " ").splitlines():
-                for command in re.findall(r"(?:^|[|(;] *|\$\()\s*(?:\w+=\S+ )*merit ([a-z-]+)([^|;)#]*)", line):
-                    sub, rest = command
-                    if sub not in helps:
-                        done = subprocess.run([binary("merit"), sub, "--help"], capture_output=True, text=True)
-                        if done.returncode:
-                            fail(f"{name}: merit has no `{sub}`: {line.strip()}")
-                        helps[sub] = done.stdout
-                    for option in re.findall(r"(?<=\s)--[a-z-]+", rest):
-                        if option not in helps[sub] and not re.match(r" *(list|show|set|freeze|unfreeze|ban|reset)\b", rest):
-                            fail(f"{name}: merit {sub} has no {option}: {line.strip()}")
-                    seen += 1
-    print(f"{seen} commands of the documents are known to the binary")
 
+    def help_of(words):
+        if words not in helps:
+            done = subprocess.run([binary("merit"), *words, "--help"], capture_output=True, text=True)
+            helps[words] = None if done.returncode else done.stdout
+        return helps[words]
 
-def getting_started_can_be_followed():
-    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / "docs/getting-started.md").read_text(), re.M | re.S)
-    lines = [line for block in blocks for line in block.splitlines() if "cargo" not in line and not line.startswith("PATH=")]
-    # Between a process that is started and the first who asks it there is a moment, also for a reader.
-    waits = "for n in $(seq 100); do curl -sf -o /dev/null http://127.0.0.1:9901/readyz && break; sleep 0.1; done"
-    script = "\n".join(["set -euo pipefail", "ip link set lo up", "redis-server --save '' >/dev/null &", "sleep 0.5", *lines])
-    script = script.replace("curl -s http://127.0.0.1:9901/readyz", f"{waits}\ncurl -s http://127.0.0.1:9901/readyz")
-    script = script.replace("redis-cli HMGET", "sleep 2\nredis-cli HMGET")
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("merit", "openclaw_api", "feed_server"):
-            os.symlink(os.path.realpath(binary(name)), Path(folder) / name)
-        # `deploy/openclaw.toml` is named relative to the repository; what merit writes must not land there.
-        os.symlink(ROOT / "deploy", Path(folder) / "deploy")
-        env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
-        done = subprocess.run(["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child=SIGKILL", "bash", "-c", script],
-                              cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-    for what in ('"ready":true', "HTTP/1.1 200 OK", "ratelimit: ", " 429\n", "\n201\n"):
-        if what.lower() not in done.stdout.lower():
-            fail(f"docs/getting-started.md: following it shows no {what!r}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-    capacity, rate = done.stdout.split()[-2:]
-    if done.returncode or (capacity, rate) != ("20", "10"):
-        fail(f"docs/getting-started.md: bob's limits are {capacity} {rate}:\n{done.stderr[-3000:]}")
-    print(f"docs/getting-started.md was followed: bob has {rate} tokens a second")
+    names = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    for name in names:
+        text = re.sub(r"^ *```.*?^ *```", "", (ROOT / name).read_text(), flags=re.M | re.S)
+        for command in re.findall(r"`merit ([a-z][^`\n]*)`", text):
+            sub, *rest = command.replace("\\|", "|").split()
+            if help_of((sub,)) is None:
+                fail(f"{name}: merit has no `{sub}`: merit {command}")
+            actions = rest[0].split("|") if rest and re.fullmatch(r"[a-z|]+", rest[0]) and "\nCommands:\n" in help_of((sub,)) else []
+            for action in actions:
+                if help_of((sub, action)) is None:
+                    fail(f"{name}: merit {sub} has no `{action}`: merit {command}")
+            for option in re.findall(r"(?<![\w-])--[a-z-]+", " ".join(rest)):
+                if not any(f" {option}" in help_of(words) for words in [(sub,), *((sub, action) for action in actions)]):
+                    fail(f"{name}: merit {sub} has no {option}: merit {command}")
+            seen += 1
+    print(f"{seen} commands in the midst of text are known to the binary")
 
 
 if __name__ == "__main__":
@@ -136,5 +129,5 @@ if __name__ == "__main__":
     claims_have_tests()
     alerts_have_pages_and_tests()
     links_lead_somewhere()
+    the_image_gets_every_source()
     commands_are_known()
-    getting_started_can_be_followed()

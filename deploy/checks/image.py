@@ -6,6 +6,7 @@ its cache. Release builds: a quarter of an hour on two processors. Needs bubblew
 """
 
 import fnmatch
+import functools
 import json
 import os
 import re
@@ -33,9 +34,13 @@ def instructions(text):
         yield name, rest.strip()
 
 
+@functools.cache
+def ignore_patterns():
+    return [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+
+
 def ignored(path):
-    patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
-    for pattern in patterns:
+    for pattern in ignore_patterns():
         if pattern.startswith("**/"):
             if fnmatch.fnmatch(path.name, pattern[3:]):
                 return True

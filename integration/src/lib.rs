@@ -5,6 +5,7 @@
 //! that would help.
 
 mod authority;
+mod collector;
 mod cutter;
 mod folder;
 mod issuer;
@@ -40,6 +41,7 @@ pub mod rating_v1 {
 }
 
 pub use authority::Authority;
+pub use collector::{Collector, Span};
 pub use cutter::Cutter;
 pub use feed_server::{FeedServer, Sent};
 pub use folder::Folder;

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use http::Method;
 use jsonwebtoken::{Algorithm, EncodingKey};
 use merit_integration::{
-    Identity, Merit, Persistence, Redis, Settings, Upstream,
+    Bus, Identity, Merit, Persistence, Redis, Settings, Upstream,
     client::{Answer, Client, request},
-    keys,
+    eventually, keys,
     ratings::Poster,
 };
 use serde_json::{Value, json};
@@ -369,4 +369,43 @@ async fn keys_on_curves_are_honoured_too() {
         let stranger = keys::KeyPair::generate(algorithm);
         refused_everywhere(&stack, "another key", Some(&stranger.sign(&good))).await;
     }
+}
+
+/// Two thousand records that are no rating, on the bus itself, and as many requests that are refused: what the
+/// process says of them fits on a few pages.
+#[tokio::test]
+async fn a_flood_of_garbage_writes_a_bounded_number_of_log_lines() {
+    const GARBAGE: usize = 2_000;
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let upstream = Upstream::start();
+    let mut settings = Settings::new(&redis.url()).upstream(&upstream.url());
+    settings.bus = Bus::Redis { topic: "flooded".to_owned(), partitions: 1 };
+    let merit = Merit::start(settings).await;
+    let began = std::time::Instant::now();
+    let mut connection = redis.connect().await;
+    for number in 0..GARBAGE {
+        let add: redis::RedisResult<String> = redis::cmd("XADD")
+            .arg(&["flooded:{0}", "*", "rating", &format!("garbage {number}")])
+            .query_async(&mut connection)
+            .await;
+        add.unwrap();
+    }
+    let client = Client::new();
+    for number in 0..GARBAGE {
+        let url = format!("{}/v1/products?{number}", merit.gateway());
+        let answer = client.get(&url, Some(&format!("no.token.{number}"))).await.unwrap();
+        assert_eq!(answer.status, 401);
+    }
+    eventually("all garbage is put aside", DEADLINE, || async {
+        let dead: Option<usize> = redis.ask(&["XLEN", "flooded:dead"]).await;
+        dead == Some(GARBAGE)
+    })
+    .await;
+    // A window of ten seconds began at most once in each.
+    let windows = usize::try_from(began.elapsed().as_secs() / 10).unwrap() + 1;
+    let output = merit.output();
+    let of_garbage = output.lines().filter(|line| line.contains("is no rating")).count();
+    assert!((1..=50 * windows).contains(&of_garbage), "{of_garbage} in {windows} windows");
+    let lines = output.lines().count();
+    assert!(lines <= 50 * windows + 60, "{lines} lines: {output}");
 }

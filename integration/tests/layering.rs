@@ -30,17 +30,19 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("secret", &[]),
     ("outbound", &[]),
-    ("rating", &[]),
-    ("bus", &["rating", "secret", "outbound", "clock", "causes"]),
-    ("ingest", &["causes", "rating", "bus", "secret", "outbound", "clock"]),
+    // Spans are everybody's, and know nobody.
+    ("trace", &["clock"]),
+    ("rating", &["trace"]),
+    ("bus", &["rating", "secret", "outbound", "clock", "causes", "trace"]),
+    ("ingest", &["causes", "rating", "bus", "secret", "outbound", "clock", "trace"]),
     ("policy", &["rating"]),
     // The files of policies that learn: policies themselves know none.
     ("checkpoint", &["policy"]),
     ("decisions", &[]),
     ("figure", &[]),
     ("replay", &["policy", "personalize", "rating", "decisions", "figure"]),
-    ("tuner", &["bus", "causes", "checkpoint", "policy", "decisions", "rating", "clock"]),
-    ("gateway", &["bus", "clock"]),
+    ("tuner", &["bus", "causes", "checkpoint", "policy", "decisions", "rating", "clock", "trace"]),
+    ("gateway", &["bus", "clock", "trace"]),
     // It follows the bus beside the tuners, and its checkpoints are files.
     ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
     ("openapi", &[]),
@@ -63,6 +65,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
             "admin",
             "secret",
             "telemetry",
+            "trace",
         ],
     ),
 ];

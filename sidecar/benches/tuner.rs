@@ -4,8 +4,9 @@
 //! cargo bench -p merit-sidecar --features full --bench tuner
 //! ```
 //!
-//! `loop` is the whole tuner over an in-process bus that is full already and a store that is a map: who was
-//! rated, fence, window of ids (two SHA-256 for each rating), policy, state as JSON, revision, metrics. `ppo` is
+//! `loop` is the whole tuner over an in-process bus of its usual size that is full all the while, and a store that
+//! is a map: who was rated, fence, window of ids (a SHA-256 for each rating), policy, state as JSON, revision,
+//! metrics. Ratings are read just before they are put on the bus, as every bus does it: they are not cold. `ppo` is
 //! live and learns; its thread runs beside the loop. `fold` is the policy alone in a plain loop over states: what
 //! no tuner can be faster than. Agents are drawn from Zipf(1.1) over 10,000, raters from 20,000.
 
@@ -19,6 +20,7 @@ use std::{
 };
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use foldhash::fast::RandomState;
 use merit_sidecar::{
     bus::{Consumer, Publisher, in_process},
     policy::{self, Kind, Policy, State, vote_of},
@@ -26,6 +28,7 @@ use merit_sidecar::{
     telemetry,
     tuner::{Plan, Tuner},
 };
+use mimalloc::MiMalloc;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -38,6 +41,11 @@ use tower_merit::{
     },
 };
 
+/// As in `merit`.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+/// Ratings that are measured; as many come before them.
 const RATINGS: usize = 400_000;
 const AGENTS: usize = 10_000;
 const USERS: u32 = 20_000;
@@ -48,7 +56,7 @@ const ASKED: u64 = 3;
 /// Records in a map: fenced as every store, and nothing else.
 #[derive(Default)]
 struct Records {
-    agents: Mutex<HashMap<AgentId, Record>>,
+    agents: Mutex<HashMap<AgentId, Record, RandomState>>,
     quote: Mutex<Option<Quote>>,
 }
 
@@ -165,8 +173,8 @@ fn start() -> Limits {
     Limits::per_second(20.0, 40).unwrap()
 }
 
-/// Ratings, each with the number of its agent; the same every time.
-fn ratings() -> Vec<(usize, Rating)> {
+/// What bodies say of ratings, each with the number of its agent; the same every time.
+fn bodies() -> Vec<(usize, String)> {
     let mut sum = 0.0;
     let shares: Vec<f64> = (1..=AGENTS)
         .map(|rank| {
@@ -175,7 +183,6 @@ fn ratings() -> Vec<(usize, Rating)> {
         })
         .collect();
     let mut random = StdRng::seed_from_u64(1);
-    let poster = Poster::new("bench").unwrap();
     let one = |number: usize| {
         let drawn = random.random::<f64>() * sum;
         let agent = shares.partition_point(|&share| share < drawn).min(AGENTS - 1);
@@ -184,32 +191,55 @@ fn ratings() -> Vec<(usize, Rating)> {
             random.random_range(0..USERS),
             random.random_range(1..=5_u32)
         );
-        let at_us = 1_800_000_000_000_000 + number as u64 * 10;
-        let request = RatingRequest::from_json(body.as_bytes()).unwrap();
-        (agent, request.into_rating(poster.clone(), at_us).unwrap())
+        (agent, body)
     };
-    (0..RATINGS).map(one).collect()
+    (0..2 * RATINGS).map(one).collect()
 }
 
-/// Puts `ratings` on a bus and returns how long a tuner takes to fold and write all of them.
-fn run(runtime: &Runtime, kind: Kind, ratings: &[(usize, Rating)]) -> Duration {
-    let bus = in_process::Config { capacity: ratings.len(), ..in_process::Config::default() };
+fn rating(poster: &Poster, number: usize, body: &str) -> Rating {
+    let at_us = 1_800_000_000_000_000 + number as u64 * 10;
+    let request = RatingRequest::from_json(body.as_bytes()).unwrap();
+    request.into_rating(poster.clone(), at_us).unwrap()
+}
+
+/// Returns how long a tuner takes to fold and write the second half of `bodies`, from a bus that is full all the
+/// while; by then most agents are known. What reading bodies and putting ratings there takes is not counted.
+fn run(runtime: &Runtime, kind: Kind, bodies: &[(usize, String)]) -> Duration {
+    let bus = in_process::Config::default();
     let (publisher, consumer) = in_process::channel(&bus);
     let publisher = Publisher::InProcess(publisher);
-    runtime.block_on(async move {
-        for (_, rating) in ratings {
-            publisher.publish(rating).await.unwrap();
+    let plan = Plan::new(config(kind), start());
+    let tuner = Tuner::new(Consumer::InProcess(consumer), Records::default(), plan);
+    let (warm, poster) = (bodies.len() / 2 + bus.capacity, Poster::new("bench").unwrap());
+    let feed = async move {
+        let (mut spent, mut began, mut done) = (Duration::ZERO, Instant::now(), 0);
+        let mut next = None;
+        while done < bodies.len() {
+            let (put, before) = (Instant::now(), done);
+            while let Some((_, body)) = bodies.get(done) {
+                let one = next.take().unwrap_or_else(|| rating(&poster, done, body));
+                if publisher.publish(&one).await.is_err() {
+                    next = Some(one);
+                    break;
+                }
+                done += 1;
+            }
+            spent += put.elapsed();
+            if before < warm && done >= warm {
+                (spent, began) = (Duration::ZERO, Instant::now());
+            }
+            tokio::task::yield_now().await;
         }
-        drop(publisher);
-        let plan = Plan::new(config(kind), start());
-        let tuner = Tuner::new(Consumer::InProcess(consumer), Records::default(), plan);
-        let began = Instant::now();
-        tuner.run(CancellationToken::new()).await.unwrap();
-        began.elapsed()
+        (spent, began)
+    };
+    runtime.block_on(async {
+        let ((spent, began), ran) = tokio::join!(feed, tuner.run(CancellationToken::new()));
+        ran.unwrap();
+        began.elapsed() - spent
     })
 }
 
-/// Returns how long the policy alone takes for all of `ratings`.
+/// Returns how long the policy alone takes for `ratings`.
 fn fold(kind: Kind, ratings: &[(usize, Rating)]) -> Duration {
     let policy = Policy::new(&config(kind), start());
     let mut states: Vec<State> = vec![policy.begin(); AGENTS];
@@ -224,7 +254,11 @@ fn tuner(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     // Metrics cost what they cost in a running process.
     let metrics = runtime.block_on(async { telemetry::install_metrics() }).unwrap();
-    let ratings = ratings();
+    let (bodies, poster) = (bodies(), Poster::new("bench").unwrap());
+    let read = |(number, (agent, body)): (usize, &(usize, String))| {
+        (*agent, rating(&poster, number, body))
+    };
+    let ratings: Vec<(usize, Rating)> = bodies[..RATINGS].iter().enumerate().map(read).collect();
     let mut group = criterion.benchmark_group("tuner");
     group.throughput(Throughput::Elements(RATINGS as u64));
     group.sampling_mode(SamplingMode::Flat).sample_size(10);
@@ -236,7 +270,7 @@ fn tuner(criterion: &mut Criterion) {
         group.bench_function(format!("{name}/loop"), |bencher| {
             bencher.iter_custom(|times| {
                 let run = |_| {
-                    let took = run(&runtime, kind, &ratings);
+                    let took = run(&runtime, kind, &bodies);
                     metrics.run_upkeep();
                     took
                 };

@@ -38,6 +38,7 @@ mod outbound;
 pub mod config;
 pub mod secret;
 pub mod telemetry;
+pub mod trace;
 
 pub mod app;
 pub mod cli;

@@ -21,8 +21,9 @@ use merit_sidecar::{
     policy,
     replay::{self, ReplayError, candidate::Candidate, evaluate, report::AgentsFormat},
     simulate::{self, PolicyName, SimulateError},
-    telemetry, tuner,
+    telemetry, trace, tuner,
 };
+use mimalloc::MiMalloc;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -33,6 +34,9 @@ use tower_merit::{
     identity::{ClaimPath, api_key::line},
 };
 use tracing::{info, warn};
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// A mistake of whoever called: exit code 2.
 #[derive(Debug)]
@@ -107,12 +111,13 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 fn run(options: &Run) -> Result<(), Failure> {
     let config = Config::load(&options.config, options.role).map_err(usage)?;
-    telemetry::init_logs(config.log.format, &config.log.filter)
+    telemetry::init_logs(config.log.format, &config.log.filter, config.log.lines_per_place)
         .map_err(|error| Usage(error.into()))?;
     install_tls()?;
     runtime()?.block_on(async {
         let metrics = telemetry::install_metrics().map_err(anyhow::Error::from)?;
         let config = &config;
+        let exporting = trace::install(&config.trace).map_err(|error| Usage(error.into()))?;
         for warning in config.warnings(options.role) {
             warn!(warning, "configuration is legal and odd");
         }
@@ -132,7 +137,11 @@ fn run(options: &Run) -> Result<(), Failure> {
                 _ = interrupt.recv() => {}
             }
         };
-        running.until(told).await.map_err(anyhow::Error::from)?;
+        let ended = running.until(told).await.map_err(anyhow::Error::from);
+        if let Some(exporting) = exporting {
+            exporting.finish().await;
+        }
+        ended?;
         Ok(())
     })
 }
@@ -153,7 +162,7 @@ async fn reload(mut hangup: Signal, options: Run, aims: watch::Sender<tuner::Aim
 }
 
 fn demo(options: Demo) -> Result<(), Failure> {
-    telemetry::init_logs(telemetry::LogFormat::default(), "warn")
+    telemetry::init_logs(telemetry::LogFormat::default(), "warn", telemetry::LINES_PER_PLACE)
         .map_err(|error| Usage(error.into()))?;
     install_tls()?;
     runtime()?.block_on(async {

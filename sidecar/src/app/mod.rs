@@ -9,6 +9,7 @@
 mod buckets;
 mod demo;
 mod explain;
+mod linger;
 mod serve;
 mod store;
 

@@ -7,6 +7,7 @@
 //!    not count here, the gateway bounds them.
 //! 3. Once told to stop, only who waits already is accepted; what is in flight after [`DRAIN_DEADLINE`] is broken
 //!    off, so that nothing of the router is alive when [`serve`] returns.
+//! 4. An answer to a request whose body nobody read arrives: the rest of the body is read away.
 
 use std::{
     convert::Infallible,
@@ -18,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::ConnectInfo};
+use axum::{Router, extract::ConnectInfo};
 use hyper::{Request, body::Incoming};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -35,8 +36,14 @@ use tower::{ServiceExt, service_fn};
 use tower_merit::PeerAddr;
 use tracing::{debug, warn};
 
+use super::linger::body_read_away;
+use crate::trace;
+
+/// The listeners whose requests may be traced: those that people and agents ask.
+const TRACED: [&str; 3] = ["gateway", "ingest", "ingest.grpc"];
+
 /// The longest a client may take over the head of a request: a slow one does not hold a connection.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The most open connections of one listener; with the gateway's upgraded ones and those to the
 /// upstream it is within the usual limit of open files of a service.
@@ -98,7 +105,7 @@ async fn serve_within(
     let mut places = Places::new(bounds.connections);
     let serve_one = |place: OwnedSemaphorePermit, stream: TcpStream, peer: SocketAddr| {
         let asked = Arc::new(AtomicBool::new(false));
-        let service = connection(router.clone(), &stream, peer, Arc::clone(&asked));
+        let service = connection(name, router.clone(), &stream, (peer, &asked), tasks.clone());
         let service = TowerToHyperService::new(service);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let serving = draining.watch(serving.into_owned());
@@ -164,13 +171,13 @@ async fn serve_within(
 
 /// The tasks of a listener's connections, and of the requests that HTTP/2 carries side by side.
 #[derive(Clone, Default)]
-struct Tasks {
+pub(super) struct Tasks {
     tracker: TaskTracker,
     break_off: CancellationToken,
 }
 
 impl Tasks {
-    fn spawn<F: Future<Output: Send> + Send + 'static>(&self, task: F) {
+    pub(super) fn spawn<F: Future<Output: Send> + Send + 'static>(&self, task: F) {
         self.tracker.spawn(self.break_off.clone().run_until_cancelled_owned(task));
     }
 
@@ -216,10 +223,11 @@ impl Places {
 
 /// One connection's service: the router, told who the peer is. A request makes `asked` true.
 fn connection(
+    name: &'static str,
     router: Router,
     stream: &TcpStream,
-    peer: SocketAddr,
-    asked: Arc<AtomicBool>,
+    (peer, asked): (SocketAddr, &Arc<AtomicBool>),
+    tasks: Tasks,
 ) -> impl tower::Service<
     Request<Incoming>,
     Response = axum::response::Response,
@@ -231,17 +239,31 @@ fn connection(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%peer, %error, "small answers may be late");
     }
+    let (traced, asked) = (TRACED.contains(&name), Arc::clone(asked));
     service_fn(move |mut request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(PeerAddr::from(peer));
-        router.clone().oneshot(request.map(Body::new))
+        let router = router.clone();
+        let answer =
+            |request| async { router.oneshot(request).await.unwrap_or_else(|e| match e {}) };
+        let request = body_read_away(request, &tasks);
+        async move {
+            Ok::<_, Infallible>(match traced {
+                true => trace::serve(name, request, answer).await,
+                false => answer(request).await,
+            })
+        }
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use axum::routing::get;
+    use axum::{
+        body::Body,
+        http::StatusCode,
+        routing::{get, post},
+    };
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         sync::mpsc,
@@ -249,7 +271,7 @@ mod tests {
         time::timeout,
     };
 
-    use super::*;
+    use super::{super::linger::LINGER_MAX, *};
 
     /// How long anything may take that should take milliseconds.
     const DEADLINE: Duration = Duration::from_secs(20);
@@ -304,6 +326,55 @@ mod tests {
         let mut head = [0; 15];
         timeout(DEADLINE, stream.read_exact(&mut head)).await.unwrap().unwrap();
         assert_eq!(&head, b"HTTP/1.1 200 OK");
+    }
+
+    /// A listener that refuses any body without reading it; returns a connection with the refusal read.
+    async fn refused(length: usize, fields: &str) -> TcpStream {
+        let router = hello().route("/", post(async || StatusCode::PAYLOAD_TOO_LARGE));
+        let listening = listening(LONG, router).await;
+        let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{fields}\r\n");
+        let mut stream = say(listening.address, head.as_bytes()).await;
+        answer(&mut stream, "413 Payload Too Large").await;
+        stream
+    }
+
+    /// Reads one answer without a body, or with five bytes.
+    async fn answer(stream: &mut TcpStream, status: &str) {
+        let mut read = Vec::new();
+        while !read.ends_with(b"\r\n\r\n") && !read.ends_with(b"hello") {
+            read.push(timeout(DEADLINE, stream.read_u8()).await.unwrap().unwrap());
+        }
+        let read = String::from_utf8(read).unwrap();
+        assert!(read.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{read}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_refused_unread_costs_neither_the_answer_nor_the_connection() {
+        let body = vec![b'x'; 2 << 20];
+        let mut stream = refused(body.len(), "").await;
+        stream.write_all(&body).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        answer(&mut stream, "200 OK").await;
+    }
+
+    #[tokio::test]
+    async fn what_is_read_away_is_bounded() {
+        let mut stream = refused(usize::MAX >> 1, "").await;
+        let piece = vec![b'x'; 64 << 10];
+        let mut sent = 0;
+        while timeout(DEADLINE, stream.write_all(&piece)).await.unwrap().is_ok() {
+            sent += piece.len();
+            assert!(sent < 1 << 30, "read without end");
+        }
+        assert!(sent >= LINGER_MAX / 2, "{sent}");
+    }
+
+    #[tokio::test]
+    async fn nobody_is_told_to_send_a_body_that_was_refused() {
+        let mut stream = refused(9, "expect: 100-continue\r\n").await;
+        let mut rest = Vec::new();
+        timeout(DEADLINE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert_eq!(String::from_utf8(rest).unwrap(), "");
     }
 
     #[tokio::test]

@@ -111,6 +111,19 @@ impl Publisher {
         }
     }
 
+    /// Returns what kind of bus it is, as OpenTelemetry names messaging systems.
+    #[must_use]
+    pub fn system(&self) -> &'static str {
+        match self {
+            Self::InProcess(_) => "in_process",
+            Self::Redis(_) => "redis",
+            #[cfg(feature = "nats")]
+            Self::Nats(_) => "nats",
+            #[cfg(feature = "kafka")]
+            Self::Kafka(_) => "kafka",
+        }
+    }
+
     /// Returns whether the bus can be reached, from a result at most two seconds old.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use tower_merit::{
 };
 
 use crate::{
-    admin, bus::BusConfig, gateway, ingest, personalize, personalize::model, policy, tuner,
+    admin, bus::BusConfig, gateway, ingest, personalize, personalize::model, policy, trace, tuner,
 };
 
 mod document;
@@ -82,6 +82,8 @@ pub struct Config {
     pub admin: admin::Config,
     /// What is written to standard error.
     pub log: Log,
+    /// Which requests are traced, and where their spans go.
+    pub trace: trace::Config,
 }
 
 /// Why there is no configuration.
@@ -103,7 +105,7 @@ pub enum ConfigError {
 }
 
 /// The tables of the file, and `bucket_files`.
-const TABLES: [&str; 16] = [
+const TABLES: [&str; 17] = [
     "identity",
     "store",
     "bucket",
@@ -120,6 +122,7 @@ const TABLES: [&str; 16] = [
     "metrics",
     "admin",
     "log",
+    "trace",
 ];
 
 impl Config {
@@ -243,6 +246,7 @@ impl Config {
             metrics: fault::table(figment, "metrics", faults),
             admin: fault::table(figment, "admin", faults),
             log: fault::table(figment, "log", faults),
+            trace: fault::table(figment, "trace", faults),
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
     ingest::ReceiptMode,
     rating::SubjectMode,
     secret::{File, Variable},
-    telemetry::LogFormat,
+    telemetry::{LINES_PER_PLACE, LogFormat},
 };
 
 /// `[store]`.
@@ -173,11 +173,15 @@ pub struct Log {
     pub format: LogFormat,
     /// Which events, in the form of `RUST_LOG`; default `info`.
     pub filter: String,
+    /// How many lines of `info` and graver one place in the code writes in ten seconds at most; default 50, 0 is
+    /// no bound. It keeps callers from filling a disk; what is left out is counted and told.
+    pub lines_per_place: u32,
 }
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Pretty, filter: "info".to_owned() }
+        let lines_per_place = LINES_PER_PLACE;
+        Self { format: LogFormat::Pretty, filter: "info".to_owned(), lines_per_place }
     }
 }
 

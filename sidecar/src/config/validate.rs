@@ -35,6 +35,7 @@ impl Config {
         self.gateway.validate("gateway", faults);
         self.metrics.validate("metrics", faults);
         self.admin.validate("admin", faults);
+        self.trace.validate("trace", faults);
         let guards = role.guards() && self.gateway.listen.is_some();
         let rates = (role.ingests() && self.ingest.listens())
             || (guards && self.gateway.tee_ratings.is_some());

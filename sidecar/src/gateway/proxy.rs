@@ -32,6 +32,8 @@ use tokio::time::Instant;
 use tower_merit::{AgentId, Problem};
 use tracing::debug;
 
+use crate::trace::{self, Kind};
+
 use super::{
     config::{Config, GatewayError, Upstream},
     fields::{self, Origin},
@@ -149,11 +151,26 @@ impl Proxy {
             outgoing.headers_mut().insert(header::TRANSFER_ENCODING, chunked);
         }
 
+        // What has come until here is identity and admission: the rest is the upstream's.
+        let mut span = trace::below_current(Kind::Client, "upstream");
+        if let Some(span) = &span {
+            trace::put(outgoing.headers_mut(), span.context());
+        }
         let answer = shared.client.request(outgoing);
-        let mut response = tokio::select! {
-            answer = answer => answer.map_err(|error| Failure::of(error, &progress))?,
-            () = progress.silent_for(shared.response_timeout) => return Err(Failure::Silent),
+        let answer = tokio::select! {
+            answer = answer => answer.map_err(|error| Failure::of(error, &progress)),
+            () = progress.silent_for(shared.response_timeout) => Err(Failure::Silent),
         };
+        if let Some(span) = &mut span {
+            match &answer {
+                Ok(answer) => {
+                    span.set("http.response.status_code", i64::from(answer.status().as_u16()));
+                }
+                Err(failure) => span.fail(failure.reason()),
+            }
+        }
+        drop(span);
+        let mut response = answer?;
         let protocol = response.headers().get(header::UPGRADE).cloned();
         fields::remove_hop_by_hop(response.headers_mut());
         *response.version_mut() = Version::HTTP_11;

@@ -24,6 +24,8 @@ use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::warn;
 
+use crate::trace;
+
 use super::passing::passing;
 
 /// The longest rating that is copied, in bytes; longer bodies pass and are counted.
@@ -179,7 +181,7 @@ impl Copied {
         };
         // A task, so that the rating is taken even when the client leaves or the wait ends.
         let HandingOn { tasks, give_up } = tee.handing_on();
-        let handed_on = tasks.spawn(async move {
+        let handed_on = tasks.spawn(trace::carried(async move {
             let _permit = permit;
             let taking = (tee.shared.receiver)(request.map(|()| body));
             match give_up.run_until_cancelled(taking).await {
@@ -187,7 +189,7 @@ impl Copied {
                 Some(Err(outcome)) => tee.not_taken(outcome),
                 None => tee.not_taken("stopped"),
             }
-        });
+        }));
         let _ = tokio::time::timeout(wait, handed_on).await;
     }
 }

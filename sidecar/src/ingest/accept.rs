@@ -1,6 +1,6 @@
 //! From a request to a rating on the bus: the one way, for the ingest routes and for the gateway's tee.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 use axum::body::Bytes;
 use http::{HeaderMap, HeaderName, Request};
@@ -22,6 +22,7 @@ use crate::{
     bus::{PublishError, Publisher},
     clock::unix_time,
     rating::{Poster, Rating, RatingId, RatingRequest, SubjectMode},
+    trace::{self, Kind, Span},
 };
 
 /// The field that names the event when the body does not
@@ -167,6 +168,7 @@ impl Ingest {
         }
         rater.may_send(&request)?;
         let rating = request.into_rating(rater.poster().clone(), unix_now_us())?;
+        let rating = rating.traced(trace::of_a_rating());
         rater.may_move(&rating, self.inner.subject)?;
         let rating = self.inner.receipts.check(rating, self.inner.subject);
         let rating = rating.map_err(Refusal::Receipt)?;
@@ -193,7 +195,21 @@ impl Ingest {
         deadline: Instant,
     ) -> Result<Accepted, Refusal> {
         let Allowed { rating, by_collector } = allowed;
+        let mut span = rating.trace().and_then(|trace| {
+            Span::below(trace, Kind::Producer, "send ratings", SystemTime::now())
+        });
+        let rating = match &mut span {
+            Some(span) => {
+                span.set("messaging.operation.type", "send");
+                span.set("messaging.system", self.inner.publisher.system());
+                rating.traced(Some(span.context()))
+            }
+            None => rating,
+        };
         let published = self.put_on_the_bus(&rating, deadline).await;
+        if let (Some(span), Err(refusal)) = (&mut span, &published) {
+            span.fail(refusal.reason());
+        }
         if let (Err(_), Some(quota)) = (&published, self.quota(by_collector)) {
             quota.give_back(rating.poster());
         }

@@ -2,7 +2,7 @@
 //!
 //! A [`RatingRequest`] is what a body says; [`RatingRequest::into_rating`] adds who posted it and
 //! when, names it, and gives the [`Rating`] that travels over the bus. Every text has a bound, the
-//! score is finite and in [1, 5], and all hashes are truncations of SHA-256 or Kafka's murmur2:
+//! score is finite and in [1, 5], and all hashes are truncations of SHA-256, CRC-32 or Kafka's murmur2:
 //! they are stored and compared across versions, so they may never change.
 
 #[cfg(feature = "avro")]
@@ -32,11 +32,19 @@ pub use text::{
 pub use timestamp::{FUTURE_MAX_MS, timestamp_from_text};
 pub use wire::{FOREIGN_POSTER, from_bus_json, to_bus_json};
 
+use std::sync::Arc;
+
 use tower_merit::AgentId;
 
-/// A valid rating that was accepted at the edge.
+use crate::trace::TraceContext;
+
+/// A valid rating that was accepted at the edge. Clones share what it says.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rating {
+pub struct Rating(Arc<Told>);
+
+/// What a rating says.
+#[derive(Clone, Debug, PartialEq)]
+struct Told {
     id: RatingId,
     poster: Poster,
     agent: Option<AgentId>,
@@ -48,6 +56,7 @@ pub struct Rating {
     receipt: Option<Receipt>,
     receipt_id: Option<ReceiptId>,
     accepted_at_us: u64,
+    trace: Option<TraceContext>,
 }
 
 /// Whose limits a rating moves.
@@ -68,7 +77,7 @@ impl Rating {
     /// so it is good for folding and not for the bus.
     #[must_use]
     pub fn recorded(agent: AgentId, user: UserId, score: Score, timestamp_ms: u64) -> Self {
-        Self {
+        Self::of(Told {
             id: RatingId::new("recorded").expect("visible ASCII"),
             poster: Poster::new("recorded").expect("visible ASCII"),
             agent: Some(agent),
@@ -80,81 +89,102 @@ impl Rating {
             receipt: None,
             receipt_id: None,
             accepted_at_us: timestamp_ms.saturating_mul(1000),
-        }
+            trace: None,
+        })
+    }
+
+    fn of(told: Told) -> Self {
+        Self(Arc::new(told))
     }
 
     /// Returns the name of the event, unique per [`Rating::poster`].
     #[must_use]
     pub fn id(&self) -> &RatingId {
-        &self.id
+        &self.0.id
     }
 
     /// Returns who posted it: the principal that its id is scoped by.
     #[must_use]
     pub fn poster(&self) -> &Poster {
-        &self.poster
+        &self.0.poster
     }
 
     /// Returns the agent that it names.
     #[must_use]
     pub fn agent(&self) -> Option<&AgentId> {
-        self.agent.as_ref()
+        self.0.agent.as_ref()
     }
 
     /// Returns who rates.
     #[must_use]
     pub fn user(&self) -> &UserId {
-        &self.user
+        &self.0.user
     }
 
     /// Returns the rated item.
     #[must_use]
     pub fn item(&self) -> Option<&ItemId> {
-        self.item.as_ref()
+        self.0.item.as_ref()
     }
 
     /// Returns the score.
     #[must_use]
     pub fn score(&self) -> Score {
-        self.score
+        self.0.score
     }
 
     /// Returns when the user rated, in Unix milliseconds.
     #[must_use]
     pub fn timestamp_ms(&self) -> u64 {
-        self.timestamp_ms
+        self.0.timestamp_ms
     }
 
     /// Returns what else the producer told about the circumstances.
     #[must_use]
     pub fn context(&self) -> &Context {
-        &self.context
+        &self.0.context
     }
 
     /// Returns the proof of interaction as it came; [`Rating::receipt_id`] says whether it holds.
     #[must_use]
     pub fn receipt(&self) -> Option<&Receipt> {
-        self.receipt.as_ref()
+        self.0.receipt.as_ref()
     }
 
     /// Returns the request that its receipt proves, when ingest verified one: such a rating counts
     /// once, whatever its id.
     #[must_use]
     pub fn receipt_id(&self) -> Option<&ReceiptId> {
-        self.receipt_id.as_ref()
+        self.0.receipt_id.as_ref()
     }
 
     /// Notes that its receipt was verified, and which request that proves.
     #[must_use]
     pub fn receipted(mut self, id: ReceiptId) -> Self {
-        self.receipt_id = Some(id);
+        Arc::make_mut(&mut self.0).receipt_id = Some(id);
         self
     }
 
     /// Returns when ingest accepted it, in Unix microseconds.
     #[must_use]
     pub fn accepted_at_us(&self) -> u64 {
-        self.accepted_at_us
+        self.0.accepted_at_us
+    }
+
+    /// Notes the span that whatever becomes of it hangs below; it travels beside the rating, and no hash or
+    /// encoding knows it.
+    #[must_use]
+    pub fn traced(mut self, trace: Option<TraceContext>) -> Self {
+        if self.0.trace != trace {
+            Arc::make_mut(&mut self.0).trace = trace;
+        }
+        self
+    }
+
+    /// Returns the span that whatever becomes of it hangs below.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.0.trace
     }
 
     /// Returns the agent whose limits this rating moves, if any.
@@ -162,10 +192,10 @@ impl Rating {
     /// An item whose name is no well-formed agent id moves none.
     #[must_use]
     pub fn subject(&self, mode: SubjectMode) -> Option<AgentId> {
-        match (&self.agent, mode) {
+        match (&self.0.agent, mode) {
             (Some(agent), _) => Some(agent.clone()),
             (None, SubjectMode::Agent) => None,
-            (None, SubjectMode::Item) => AgentId::new(self.item.as_ref()?.as_str()).ok(),
+            (None, SubjectMode::Item) => AgentId::new(self.0.item.as_ref()?.as_str()).ok(),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What one body asks for, before it is known who posted it and when.
 
 use super::{
-    FUTURE_MAX_MS, ItemId, Poster, Rating, RatingError, RatingId, Receipt, Score, UserId,
-    hash::Include,
+    FUTURE_MAX_MS, ItemId, Poster, Rating, RatingError, RatingId, Receipt, Score, Told, UserId,
     parse::{self, Draft, Origin},
     timestamp,
 };
+use std::sync::Arc;
 use tower_merit::AgentId;
 
 /// A body that says all that a rating needs, not yet accepted.
@@ -140,7 +140,7 @@ impl RatingRequest {
         }
         let (is_named, own_timestamp) = (draft.id.is_some(), draft.timestamp.is_some());
         let unnamed = || RatingId::new("unnamed").expect("visible ASCII");
-        let mut rating = Rating {
+        let told = Told {
             id: draft.id.unwrap_or_else(unnamed),
             poster,
             agent: draft.agent,
@@ -152,12 +152,15 @@ impl RatingRequest {
             receipt: draft.receipt,
             receipt_id: draft.receipt_id,
             accepted_at_us,
+            trace: None,
         };
+        let mut rating = Rating::of(told);
         if !is_named {
-            rating.id = match own_timestamp {
-                true => id_of(b'c', rating.content(Include::Timestamp)),
+            let id = match own_timestamp {
+                true => id_of(b'c', rating.content_key()),
                 false => random_id(),
             };
+            Arc::make_mut(&mut rating.0).id = id;
         }
         Ok(rating)
     }

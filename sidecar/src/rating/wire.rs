@@ -164,7 +164,7 @@ pub(super) mod tests {
             prop_assert_eq!(&back, &rating);
             prop_assert_eq!(back.once_key(), rating.once_key());
             prop_assert_eq!(back.receipt_key(), rating.receipt_key());
-            prop_assert_eq!(back.fingerprint(), rating.fingerprint());
+            prop_assert_eq!(back.checksum(), rating.checksum());
         }
 
         #[test]

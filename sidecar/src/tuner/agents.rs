@@ -53,20 +53,41 @@ struct Agent {
     moves: Moves,
 }
 
-/// How far each log was folded into one agent.
+/// How far each log was folded into one agent. Nearly always there is one: it needs no memory of its own.
 #[derive(Clone, Debug, Default)]
-struct Applied(Vec<(Arc<str>, u64)>);
+struct Applied {
+    first: Option<(Arc<str>, u64)>,
+    others: Vec<(Arc<str>, u64)>,
+}
 
 impl Applied {
     /// Takes note of `offset`; returns false when the log was folded that far before.
     fn advance(&mut self, log: &Arc<str>, offset: u64) -> bool {
         let same = |known: &Arc<str>| Arc::ptr_eq(known, log) || known == log;
-        match self.0.iter_mut().find(|(known, _)| same(known)) {
+        match self.first.iter_mut().chain(&mut self.others).find(|(known, _)| same(known)) {
             Some((_, at)) if *at >= offset => return false,
             Some((_, at)) => *at = offset,
-            None => self.0.push((Arc::clone(log), offset)),
+            None => self.extend([(Arc::clone(log), offset)]),
         }
         true
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn into_iter(self) -> impl Iterator<Item = (Arc<str>, u64)> {
+        self.first.into_iter().chain(self.others)
+    }
+}
+
+impl Extend<(Arc<str>, u64)> for Applied {
+    fn extend<I: IntoIterator<Item = (Arc<str>, u64)>>(&mut self, places: I) {
+        let mut places = places.into_iter();
+        if self.first.is_none() {
+            self.first = places.next();
+        }
+        self.others.extend(places);
     }
 }
 
@@ -234,8 +255,8 @@ impl Agents {
             loaded.moves.undo();
         }
         if let Some(found) = found {
-            let pairs = record.applied.into_iter();
-            loaded.applied = Applied(pairs.map(|(log, at)| (Arc::from(log), at)).collect());
+            let places = record.applied.into_iter();
+            loaded.applied.extend(places.map(|(log, at)| (Arc::from(log), at)));
             loaded.seen = Window::restore(&record.seen);
             loaded.state = match (State::deserialize(found.state), record.limits) {
                 (Ok(state), _) => state,
@@ -411,11 +432,11 @@ impl Agents {
             }
             moved.advance(log, offset);
         }
-        if moved.0.is_empty() {
+        if moved.is_empty() {
             return (None, folded);
         }
         let seen = known.seen.take_unwritten();
-        let moved = moved.0.into_iter().map(|(log, at)| (log.to_string(), at));
+        let moved = moved.into_iter().map(|(log, at)| (log.to_string(), at));
         let applied = if durable { moved.collect() } else { Vec::new() };
         (Some(known.change(agent, epoch, judge, applied, seen)), folded)
     }

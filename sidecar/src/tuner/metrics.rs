@@ -13,10 +13,7 @@ use super::{
     agents::{Folded, Folding},
     insight::{Recent, What},
 };
-use crate::{
-    clock::unix_time,
-    policy::{Decision, Drift, Reason},
-};
+use crate::policy::{Decision, Drift, Reason};
 
 /// How often one kind of fault is told: a thousand of them in a second are one line.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -48,15 +45,15 @@ impl Told {
 
 pub(super) struct Metrics {
     pub(super) update_latency: Histogram,
-    pub(super) rating_to_limit: Histogram,
-    pub(super) refill_rate: Histogram,
-    pub(super) reward: Histogram,
-    pub(super) counted: Counter,
+    rating_to_limit: Histogram,
+    refill_rate: Histogram,
+    reward: Histogram,
+    counted: Counter,
     pub(super) skipped: Counter,
-    pub(super) repeats: Counter,
-    pub(super) conflicts: Counter,
+    repeats: Counter,
+    conflicts: Counter,
     pub(super) without_agent: Counter,
-    pub(super) writes: Counter,
+    writes: Counter,
     /// Limits that a tick moved.
     pub(super) moves: Counter,
     residual: Histogram,
@@ -131,31 +128,56 @@ impl Metrics {
         }
     }
 
+    /// Tells what a write put in force at `at` (since the Unix epoch).
     pub(super) fn applied(
         &mut self,
         agent: &AgentId,
         folded: &Folded,
         rate: f64,
         ratings: &[Folding<'_>],
+        at: Duration,
     ) {
         self.noticed(agent, folded.held, folded.drift);
         if let Some(decision) = folded.decision.filter(|decision| decision.residual != 0.0) {
             self.residual.record(decision.residual);
         }
-        self.writes.increment(1);
-        self.counted.increment(folded.counted);
-        self.skipped.increment(folded.skipped);
-        self.repeats.increment(folded.repeats);
-        self.conflicts.increment(folded.conflicts);
         self.refill_rate.record(rate);
         #[allow(clippy::cast_precision_loss, reason = "a mean for a histogram")]
         if folded.counted > 0 {
             self.reward.record(folded.reward / folded.counted as f64);
         }
-        let now = unix_time();
         for Folding { delivery, .. } in ratings.iter().filter(|folding| folding.fresh) {
             let accepted = Duration::from_micros(delivery.rating.accepted_at_us());
-            self.rating_to_limit.record(now.saturating_sub(accepted));
+            self.rating_to_limit.record(at.saturating_sub(accepted));
         }
+    }
+
+    /// Counts what a batch of writes came to.
+    pub(super) fn count(&self, counts: &Counts) {
+        self.writes.increment(counts.writes);
+        self.counted.increment(counts.counted);
+        self.skipped.increment(counts.skipped);
+        self.repeats.increment(counts.repeats);
+        self.conflicts.increment(counts.conflicts);
+    }
+}
+
+/// What a batch of writes came to.
+#[derive(Default)]
+pub(super) struct Counts {
+    writes: u64,
+    counted: u64,
+    skipped: u64,
+    repeats: u64,
+    conflicts: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, folded: &Folded) {
+        self.writes += 1;
+        self.counted += folded.counted;
+        self.skipped += folded.skipped;
+        self.repeats += folded.repeats;
+        self.conflicts += folded.conflicts;
     }
 }

@@ -27,6 +27,7 @@ mod pending;
 mod plan;
 mod positions;
 mod ticks;
+mod traces;
 mod window;
 
 pub use agents::state_of;
@@ -40,7 +41,7 @@ use std::{
     collections::{HashMap, HashSet},
     error::Error as _,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
@@ -63,12 +64,14 @@ use self::{
     ledger::Ledger,
     life::Known,
     market::Trade,
-    metrics::Metrics,
+    metrics::{Counts, Metrics},
     pending::Pending,
     positions::Positions,
+    traces::Times,
 };
 use crate::{
     bus::{Assignment, BusError, Consumer, Delivery, Event, Partition},
+    clock::unix_time,
     policy::{CohortError, Cohorts},
     rating::SubjectMode,
 };
@@ -412,11 +415,13 @@ impl<T: Tune> Tuner<T> {
 
         let mut changes: Vec<Change> = Vec::with_capacity(pending.len());
         let mut folds: Vec<(Folded, f64)> = Vec::with_capacity(pending.len());
+        let (mut began, clock) = (Instant::now(), SystemTime::now());
         pending.retain(|agent, ratings| {
-            let began = Instant::now();
             let (change, folded) =
                 self.agents.fold(agent, ratings, &mut self.judge, &epoch, self.consumer.durable());
-            self.metrics.update_latency.record(began.elapsed());
+            let ended = Instant::now();
+            self.metrics.update_latency.record(ended - began);
+            began = ended;
             let Some(change) = change else {
                 self.metrics.skipped.increment(folded.skipped);
                 return false;
@@ -425,6 +430,7 @@ impl<T: Tune> Tuner<T> {
             changes.push(change);
             true
         });
+        let writing = SystemTime::now();
         let written = match self.store.write(&changes).await {
             Ok(written) => written,
             Err(failure) => {
@@ -432,7 +438,9 @@ impl<T: Tune> Tuner<T> {
                 return Err(Interrupt::Store);
             }
         };
-        let now = Instant::now();
+        let (now, mut counts) = (Instant::now(), Counts::default());
+        let (at, times) =
+            (unix_time(), Times { began: clock, writing, written: SystemTime::now() });
         let (mut reload, mut operators, mut faults) = (Vec::new(), Vec::new(), Vec::new());
         // What is left is who has a change, in the order of the changes.
         let mut outcomes = changes.into_iter().zip(written).zip(folds);
@@ -441,7 +449,9 @@ impl<T: Tune> Tuner<T> {
             match written {
                 Ok(Written::Done { rev, demand }) => {
                     self.agents.written(&change.agent, rev, rate);
-                    self.metrics.applied(&change.agent, &folded, rate, ratings);
+                    self.metrics.applied(&change.agent, &folded, rate, ratings, at);
+                    counts.add(&folded);
+                    traces::told(&change.agent, rate, ratings, &times);
                     self.look_in_passing(&change.agent, demand, now);
                     return false;
                 }
@@ -458,6 +468,7 @@ impl<T: Tune> Tuner<T> {
             }
             true
         });
+        self.metrics.count(&counts);
         for (agent, fault) in faults {
             self.set_aside(&agent, &fault, pending);
         }

@@ -44,9 +44,11 @@ struct Entry {
     accepted_s: u32,
 }
 
-/// The window. Ids and the rest stand apart, so that looking for an id reads nothing else.
+/// The window. Tags, ids and the rest stand apart, so that looking for an id reads hardly more than tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Window {
+    /// The low 16 bits of each id.
+    tags: Vec<u16>,
     ids: Vec<u64>,
     entries: Vec<Entry>,
     /// How many ids there have ever been; id number `n` stands at `n % (SLOT * SLOTS)`.
@@ -74,6 +76,7 @@ impl Window {
         parsed.sort_unstable();
         for (first, ids) in parsed {
             if window.count == 0 && first > 0 {
+                window.tags.resize(SLOT * SLOTS, 0);
                 window.ids.resize(SLOT * SLOTS, 0);
                 window.entries.resize(SLOT * SLOTS, UNKNOWN);
                 window.count = first;
@@ -102,9 +105,11 @@ impl Window {
     fn put(&mut self, id: u64, entry: Entry) {
         let place = usize::try_from(self.count % CAPACITY).expect("below 544");
         if place < self.ids.len() {
+            self.tags[place] = tag(id);
             self.ids[place] = id;
             self.entries[place] = entry;
         } else {
+            self.tags.push(tag(id));
             self.ids.push(id);
             self.entries.push(entry);
         }
@@ -115,12 +120,12 @@ impl Window {
     pub(super) fn see(&mut self, rating: &Rating) -> Seen {
         let id = (rating.once_key(), REMEMBERED_S);
         let receipt = rating.receipt_key().map(|key| (key, RECEIPT_REMEMBERED_S));
-        let content = low(rating.fingerprint());
+        let content = rating.checksum();
         let accepted_s = u32::try_from(rating.accepted_at_us() / 1_000_000).unwrap_or(u32::MAX);
         let keys = || std::iter::once(id).chain(receipt);
         for (key, remembered_s) in keys() {
             let mut from = 0;
-            while let Some(place) = find(&self.ids, from, key) {
+            while let Some(place) = self.find(from, key) {
                 from = place + 1;
                 let known = self.entries[place];
                 if accepted_s.saturating_sub(known.accepted_s) < remembered_s {
@@ -132,6 +137,17 @@ impl Window {
             self.put(key, Entry { content, accepted_s });
         }
         Seen::New
+    }
+
+    /// Returns the first place from `from` on at which the id `key` stands.
+    fn find(&self, mut from: usize, key: u64) -> Option<usize> {
+        loop {
+            let place = find(&self.tags, from, tag(key))?;
+            if self.ids[place] == key {
+                return Some(place);
+            }
+            from = place + 1;
+        }
     }
 
     /// Returns the slots that changed since they were last taken, as `(slot, text)`.
@@ -166,15 +182,21 @@ impl Window {
     }
 }
 
-/// Returns the first place from `from` on at which `key` stands. A window is searched at every rating: ids
+/// What is compared first of an id.
+#[allow(clippy::cast_possible_truncation, reason = "the low bits are what is compared")]
+fn tag(id: u64) -> u16 {
+    id as u16
+}
+
+/// Returns the first place from `from` on at which `tag` stands. A window is searched at every rating: tags
 /// are compared by the chunk, which takes a quarter of the time that one after another does.
-fn find(ids: &[u64], from: usize, key: u64) -> Option<usize> {
-    const CHUNK: usize = 16;
-    let (chunks, rest) = ids.get(from..)?.as_chunks::<CHUNK>();
-    let holds = |chunk: &[u64; CHUNK]| chunk.iter().fold(false, |found, &id| found | (id == key));
+fn find(tags: &[u16], from: usize, tag: u16) -> Option<usize> {
+    const CHUNK: usize = 32;
+    let (chunks, rest) = tags.get(from..)?.as_chunks::<CHUNK>();
+    let holds = |chunk: &[u16; CHUNK]| chunk.iter().fold(false, |found, &one| found | (one == tag));
     let passed = chunks.iter().position(holds).unwrap_or(chunks.len()) * CHUNK;
-    let ids = chunks.get(passed / CHUNK).map_or(rest, <[u64; CHUNK]>::as_slice);
-    let within = ids.iter().position(|&id| id == key)?;
+    let tags = chunks.get(passed / CHUNK).map_or(rest, <[u16; CHUNK]>::as_slice);
+    let within = tags.iter().position(|&one| one == tag)?;
     Some(from + passed + within)
 }
 
@@ -228,20 +250,21 @@ mod tests {
 
     #[test]
     fn an_id_is_found_wherever_it_stands_and_again_behind_that() {
-        for length in [0, 1, 15, 16, 17, 40, 544] {
-            let mut ids: Vec<u64> = (0..length).map(|n| n % 7).collect();
-            for key in 0..8 {
+        for length in [0, 1, 31, 32, 33, 80, 544_u64] {
+            let mut window = Window::default();
+            // Ids that share a tag with others are told apart.
+            let id = |n: u64| (n % 7) | (n % 3) << 16;
+            (0..length).for_each(|n| window.put(id(n), UNKNOWN));
+            for key in (0..8).flat_map(|low| (0..4).map(move |high| low | high << 16)) {
                 let mut from = 0;
                 let mut found = Vec::new();
-                while let Some(place) = find(&ids, from, key) {
-                    found.push(place);
+                while let Some(place) = window.find(from, key) {
+                    found.push(place as u64);
                     from = place + 1;
                 }
-                let all = (0..ids.len()).filter(|&place| ids[place] == key);
+                let all = (0..length).filter(|&n| id(n) == key);
                 assert_eq!(found, all.collect::<Vec<_>>(), "{key} of {length}");
             }
-            ids.push(99);
-            assert_eq!(find(&ids, 0, 99), Some(ids.len() - 1));
         }
     }
 

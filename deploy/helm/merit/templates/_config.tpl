@@ -225,6 +225,12 @@ audit_log = {{ . | quote }}
 [log]
 format = {{ $v.log.format | quote }}
 filter = {{ $v.log.filter | quote }}
+{{- with $v.trace.endpoint }}
+
+[trace]
+endpoint = {{ . | quote }}
+sample = {{ $v.trace.sample }}
+{{- end }}
 {{- with $v.extraConfig }}
 
 {{ . }}

@@ -22,7 +22,7 @@ use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+    rt::{TokioExecutor, TokioTimer},
 };
 use indicatif::{ProgressBar, ProgressStyle};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -132,7 +132,11 @@ pub async fn run(options: Options, metrics: PrometheusHandle) -> Result<(), Demo
     let places = [gateway, ingest, feed_address, address("metrics"), address("admin")];
     eprintln!("{}", report::welcome(&options, &world, places, config.admin.token_env.is_some()));
 
-    let client: HttpClient = Client::builder(TokioExecutor::new()).build_http();
+    // Shorter than listeners keep a silent connection: none is taken up while it is being closed.
+    let client: HttpClient = Client::builder(TokioExecutor::new())
+        .pool_idle_timeout(serve::HEADER_TIMEOUT / 3)
+        .pool_timer(TokioTimer::new())
+        .build_http();
     let ends = Instant::now() + options.duration;
     let mut agents = JoinSet::new();
     let caller = |index, chance: usize| Caller {

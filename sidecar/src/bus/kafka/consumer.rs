@@ -18,7 +18,7 @@ use super::{
     dead::{DeadLetters, Letter},
     group::{Member, Step},
     lookup::{self, Refused, Start},
-    records::{Gathered, list, offset, timestamp_ms},
+    records::{Gathered, list, offset, timestamp_ms, trace},
 };
 use crate::{
     bus::{Assignment, BusError, Decoding, Delivery, Event, Partition, Unread, registry::Schemas},
@@ -438,7 +438,7 @@ impl Consumer {
                 None
             }
             Some(value) => match self.decoding.decode(value, timestamp_ms(record)) {
-                Ok(rating) => Some(rating),
+                Ok(rating) => Some(rating.traced(trace(record))),
                 Err(Unread::Waits(schema)) => {
                     debug!(%partition, offset, %schema, "partition waits for a schema");
                     self.waiting.insert(partition, (offset, schema));

@@ -10,9 +10,11 @@ use super::{
 use crate::{
     bus::{BusError, Cause, PublishError, registry},
     rating::{Codec, Rating, confluent},
+    trace::TRACEPARENT,
 };
 use rdkafka::{
     error::{KafkaError, RDKafkaErrorCode},
+    message::{Header, OwnedHeaders},
     producer::{FutureProducer, FutureRecord},
 };
 use std::{
@@ -138,7 +140,12 @@ impl Publisher {
         };
         let key = rating.key();
         let record = FutureRecord::to(&self.0.config.topic).partition(partition);
-        let record = record.key(&key).payload(&payload);
+        let mut record = record.key(&key).payload(&payload);
+        if let Some(trace) = rating.trace() {
+            let value = trace.to_string();
+            let header = Header { key: TRACEPARENT, value: Some(&value) };
+            record = record.headers(OwnedHeaders::new_with_capacity(1).insert(header));
+        }
         let sent = self.0.producer.send_result(record).map_err(|(error, _)| self.failure(error))?;
         match sent.await {
             Ok(Ok(_)) => Ok(()),

@@ -3,8 +3,12 @@
 use crate::{
     bus::{Delivery, Event, Partition},
     clock::unix_ms,
+    trace::{TRACEPARENT, TraceContext},
 };
-use rdkafka::{Message, Offset, Timestamp, TopicPartitionList, message::BorrowedMessage};
+use rdkafka::{
+    Message, Offset, Timestamp, TopicPartitionList,
+    message::{BorrowedMessage, Headers as _},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the next batch will be.
@@ -73,6 +77,12 @@ pub(super) fn list(
 /// Returns `next` as Kafka has it.
 pub(super) fn offset(next: u64) -> Offset {
     Offset::Offset(i64::try_from(next).unwrap_or(i64::MAX))
+}
+
+/// Returns what a record's headers say of a trace.
+pub(super) fn trace(record: &BorrowedMessage<'_>) -> Option<TraceContext> {
+    let said = record.headers()?.iter().find(|header| header.key == TRACEPARENT)?;
+    TraceContext::parse(std::str::from_utf8(said.value?).ok()?)
 }
 
 pub(super) fn timestamp_ms(record: &BorrowedMessage<'_>) -> u64 {

@@ -595,7 +595,8 @@ async fn decode<L: Log>(log: &L, decoding: &mut Decoding, read: Read, follows: b
 
 fn rating(decoding: &mut Decoding, record: &Record) -> Result<Rating, String> {
     let payload = record.payload.as_deref().ok_or("it has no field `rating`")?;
-    decoding.decode(payload, record.taken_ms).map_err(|error| error.to_string())
+    let rating = decoding.decode(payload, record.taken_ms).map_err(|error| error.to_string())?;
+    Ok(rating.traced(record.trace))
 }
 
 /// Puts a record aside: nothing is dropped unseen.

@@ -22,7 +22,7 @@ pub(in crate::bus) use consumer::Consumer;
 pub(in crate::bus) use sizes::Sizes;
 
 use super::{Cause, Partition};
-use crate::rating::Codec;
+use crate::{rating::Codec, trace::TraceContext};
 use std::time::Duration;
 
 /// A record as it lies on the log.
@@ -36,6 +36,8 @@ pub(super) struct Record {
     pub(super) taken_ms: u64,
     /// What was put there; `None` when it has no field of the name we know.
     pub(super) payload: Option<Vec<u8>>,
+    /// The span that it was put there in.
+    pub(super) trace: Option<TraceContext>,
 }
 
 /// What one read found.

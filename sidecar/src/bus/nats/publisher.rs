@@ -7,8 +7,12 @@ use super::{
 use crate::{
     bus::{BusError, Cause, Partition, PublishError},
     rating::{Codec, Rating},
+    trace::TRACEPARENT,
 };
-use async_nats::jetstream::{self, ErrorCode, context::PublishErrorKind};
+use async_nats::{
+    HeaderMap,
+    jetstream::{self, ErrorCode, context::PublishErrorKind},
+};
 use std::{
     error::Error as _,
     fmt,
@@ -85,7 +89,15 @@ impl Publisher {
     async fn deliver(&self, rating: &Rating) -> Result<(), PublishError> {
         let count = self.count().await.map_err(|error| unavailable(self.0.link.explain(error)))?;
         let subject = self.0.link.subject(Partition(rating.partition(count)));
-        let sent = self.0.link.context.publish(subject, self.0.codec.encode(rating).into()).await;
+        let (context, payload) = (&self.0.link.context, self.0.codec.encode(rating).into());
+        let sent = match rating.trace() {
+            None => context.publish(subject, payload).await,
+            Some(trace) => {
+                let mut headers = HeaderMap::new();
+                headers.insert(TRACEPARENT, trace.to_string());
+                context.publish_with_headers(subject, headers, payload).await
+            }
+        };
         let stored = match sent {
             Ok(sent) => sent.await,
             Err(error) => Err(error),

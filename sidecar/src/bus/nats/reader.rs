@@ -6,9 +6,12 @@
 //! another one now, the server has lost the end of the stream, and gives sequence numbers twice.
 
 use super::link::Link;
-use crate::bus::{
-    Cause, Partition,
-    leased::{Read, Reader, Record},
+use crate::{
+    bus::{
+        Cause, Partition,
+        leased::{Read, Reader, Record},
+    },
+    trace::{TRACEPARENT, TraceContext},
 };
 use async_nats::jetstream::{
     self,
@@ -235,5 +238,9 @@ fn record(message: &jetstream::Message) -> Result<Record, Cause> {
         number: Some(info.stream_sequence),
         taken_ms: u64::try_from(published).unwrap_or(0),
         payload: Some(message.payload.to_vec()),
+        trace: message
+            .headers
+            .as_ref()
+            .and_then(|headers| TraceContext::parse(headers.get(TRACEPARENT)?.as_str())),
     })
 }

@@ -8,6 +8,7 @@ use crate::bus::{
     BusError, Cause, Partition,
     leased::{Bounds, Letter, Log, Read, Reader, Record, Whole, source_name},
 };
+use crate::trace::TraceContext;
 use redis::{Value, from_redis_value};
 use std::time::Duration;
 
@@ -287,11 +288,15 @@ fn pairs(answer: Value) -> Vec<(Value, Value)> {
 fn record(entry: Value) -> Result<Record, Cause> {
     let (id, fields): (String, Vec<Vec<u8>>) = from_redis_value(entry)?;
     let offset = offset(&id)?;
-    let mut record = Record { offset, number: None, taken_ms: offset >> COUNT_BITS, payload: None };
+    let taken_ms = offset >> COUNT_BITS;
+    let mut record = Record { offset, number: None, taken_ms, payload: None, trace: None };
     let mut fields = fields.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
         match name.as_slice() {
             b"rating" => record.payload = Some(value),
+            b"traceparent" => {
+                record.trace = std::str::from_utf8(&value).ok().and_then(TraceContext::parse);
+            }
             b"n" => record.number = String::from_utf8_lossy(&value).parse().ok(),
             _ => {}
         }

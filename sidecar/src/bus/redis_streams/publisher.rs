@@ -177,7 +177,10 @@ impl Writer {
         let call = |(partition, part): (&Partition, &Vec<Waiting>)| {
             let keys = [self.keys.stream(*partition), self.keys.count(*partition)];
             let call = Call::keys(keys).arg(self.length_max).arg(COUNT_END).arg(MS_END);
-            part.iter().fold(call, |call, waiting| call.bytes(self.codec.encode(&waiting.rating)))
+            part.iter().fold(call, |call, Waiting { rating, .. }| {
+                let trace = rating.trace().map_or_else(String::new, |trace| trace.to_string());
+                call.bytes(self.codec.encode(rating)).bytes(trace.into_bytes())
+            })
         };
         let calls: Vec<Call> = parts.iter().map(call).collect();
         let answers = match self.link.run(&self.publish, &calls).await {

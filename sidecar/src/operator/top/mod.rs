@@ -99,7 +99,7 @@ async fn watching(
             break Err(error);
         }
         tokio::select! {
-            Some(news) = told.recv() => screen.told(news, self::unix_ms()),
+            Some(news) = told.recv() => screen.told(news, unix_ms()),
             key = keys.next() => match key {
                 Some(Ok(Event::Key(key))) => match screen.key(key) {
                     Next::Stay => {}

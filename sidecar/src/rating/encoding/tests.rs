@@ -146,7 +146,7 @@ proptest! {
             prop_assert_eq!(&back, &rating);
             prop_assert_eq!(back.once_key(), rating.once_key());
             prop_assert_eq!(back.receipt_key(), rating.receipt_key());
-            prop_assert_eq!(back.fingerprint(), rating.fingerprint());
+            prop_assert_eq!(back.checksum(), rating.checksum());
         }
     }
 

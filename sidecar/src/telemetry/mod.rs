@@ -3,14 +3,33 @@
 //! Every metric of the system is described here, with its unit; every histogram has its buckets
 //! here. Names are exported as they stand, without suffixes of the exporter's own.
 
-use std::{io::IsTerminal, time::Duration};
+mod bounded;
+
+use std::{
+    io::{self, IsTerminal},
+    sync::OnceLock,
+    time::Duration,
+};
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, util::TryInitError};
+use tracing_subscriber::{
+    EnvFilter, Layer as _,
+    filter::{FilterExt as _, ParseError},
+    fmt,
+    layer::SubscriberExt as _,
+    util::{SubscriberInitExt as _, TryInitError},
+};
+
+use self::bounded::Bounded;
 
 /// What is logged unless the configuration or the environment says otherwise.
 pub const DEFAULT_FILTER: &str = "info";
+
+/// How many lines one place in the code writes in ten seconds, unless the configuration says otherwise.
+pub const LINES_PER_PLACE: u32 = 50;
+
+static BOUNDED: OnceLock<Bounded> = OnceLock::new();
 
 /// How often samples are folded into their histograms: they would fill memory between scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -91,26 +110,24 @@ pub enum TelemetryError {
 }
 
 /// Logs to standard error what `filter` lets through (directives as in `RUST_LOG`:
-/// `info,merit_sidecar=debug`; empty means [`DEFAULT_FILTER`]).
+/// `info,merit_sidecar=debug`; empty means [`DEFAULT_FILTER`]); of `info` and graver, one place in the code
+/// writes at most `per_place` lines in ten seconds (0 bounds nothing). What is left out is counted, and
+/// told every few seconds once [`install_metrics`] was called.
 ///
 /// # Errors
 ///
 /// When the filter is malformed, or logs are set up already.
-pub fn init_logs(format: LogFormat, filter: &str) -> Result<(), TelemetryError> {
-    let filter = parse_filter(filter)?;
-    let builder = fmt::Subscriber::builder()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let installed = match format {
-        LogFormat::Pretty => {
-            tracing_subscriber::util::SubscriberInitExt::try_init(builder.finish())
-        }
-        LogFormat::Json => {
-            tracing_subscriber::util::SubscriberInitExt::try_init(builder.json().finish())
-        }
+pub fn init_logs(format: LogFormat, filter: &str, per_place: u32) -> Result<(), TelemetryError> {
+    let bounded = BOUNDED.get_or_init(|| Bounded::new(per_place));
+    let filter = parse_filter(filter)?.and(bounded);
+    let ansi = io::stderr().is_terminal();
+    let lines = fmt::layer().with_writer(io::stderr).with_ansi(ansi);
+    let lines = match format {
+        LogFormat::Pretty => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
     };
-    installed.map_err(TelemetryError::Logs)
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+    subscriber.try_init().map_err(TelemetryError::Logs)
 }
 
 fn parse_filter(filter: &str) -> Result<EnvFilter, TelemetryError> {
@@ -139,6 +156,9 @@ async fn keep_tidy(handle: PrometheusHandle) {
     loop {
         ticks.tick().await;
         handle.run_upkeep();
+        if let Some(bounded) = BOUNDED.get() {
+            bounded.tell();
+        }
     }
 }
 
@@ -335,6 +355,16 @@ fn describe() {
         "merit_jwks_age_seconds",
         Unit::Seconds,
         "Time since the key set was last fetched"
+    );
+    describe_counter!(
+        "merit_log_lines_left_out_total",
+        Unit::Count,
+        "Log lines that were left out because one place in the code wrote too many"
+    );
+    describe_counter!(
+        "merit_traces_left_out_total",
+        Unit::Count,
+        "Requests that were to be traced and were one too many in their second"
     );
     describe_counter!(
         "merit_gateway_failures_total",
