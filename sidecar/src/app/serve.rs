@@ -332,7 +332,8 @@ mod tests {
     async fn refused(length: usize, fields: &str) -> TcpStream {
         let router = hello().route("/", post(async || StatusCode::PAYLOAD_TOO_LARGE));
         let listening = listening(LONG, router).await;
-        let head = format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{fields}\r\n");
+        let head =
+            format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{fields}\r\n");
         let mut stream = say(listening.address, head.as_bytes()).await;
         answer(&mut stream, "413 Payload Too Large").await;
         stream
