@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Prints the path of a Python with what integration/serdes/requirements.txt names, and makes it first when it
+# Prints the path of a Python with what integration/FOLDER/requirements.txt names, and makes it first when it
 # is not there: a virtual environment in ~/.cache/merit-python, one for each content of that file.
 #
-#   integration/python.sh
+#   integration/python.sh [FOLDER]     serdes (default): Confluent's client; envoy: an Envoy beside that Python
 set -euo pipefail
 
-requirements=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/serdes/requirements.txt
+requirements=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/${1:-serdes}/requirements.txt
 cache=${PYTHON_CACHE:-$HOME/.cache/merit-python}
 folder=$cache/$(sha256sum "$requirements" | cut -c 1-16)
 

@@ -26,6 +26,7 @@ from processes import ROOT, binary, fail
 
 CHART = ROOT / "deploy" / "helm" / "merit"
 VERSIONS = ("1.30", "1.33", "1.37")
+RLS_PORT = 8084
 README = CHART / "README.md"
 BEGIN, END = "<!-- values: written by deploy/check --write -->", "<!-- end of values -->"
 
@@ -262,6 +263,23 @@ def selectors_match(where, documents):
                     fail(f"{where}: Service/{name}: no pod has port {port['targetPort']}")
 
 
+def only_proxies_reach_rls(where, documents):
+    """Who reaches `rls` is believed: its pods have a policy, and no rule of it lets others than the named peers to that port."""
+    asked = [d for d in documents if d["kind"] == "Deployment" and d["metadata"]["labels"]["app.kubernetes.io/component"] == "rls"]
+    policies = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy"]
+    named = yaml.safe_load((CHART / "ci" / where).read_text()).get("networkPolicy", {}).get("rlsFrom")
+    for deployment in asked:
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        rules = [rule for spec in policies if spec["podSelector"]["matchLabels"].items() <= labels.items() for rule in spec["ingress"]
+                 if any(port["port"] == RLS_PORT or "endPort" in port for port in rule.get("ports", [{"port": RLS_PORT}]))]
+        if [rule.get("from") for rule in rules] != [named]:
+            fail(f"{where}: port {RLS_PORT} is open to {[rule.get('from') for rule in rules]}, must be to {named}")
+    for name, pod in pods(documents):
+        ports = [port["containerPort"] for container in pod["containers"] for port in container.get("ports", [])]
+        if (RLS_PORT in ports) != (name in [f"Deployment/{d['metadata']['name']}" for d in asked]):
+            fail(f"{where}: {name} has the ports {ports}: {RLS_PORT} is that of rls, and of nobody else")
+
+
 def check(helm, crds):
     for copy, original in (("merit.rules.yml", "prometheus/merit.rules.yml"), ("merit.json", "grafana/merit.json")):
         if (CHART / "files" / copy).read_bytes() != (ROOT / "deploy" / original).read_bytes():
@@ -284,6 +302,7 @@ def check(helm, crds):
                 validate(f"{values.name}: {pod_name}", whole, custom)
             names_are_known(values.name, documents)
             selectors_match(values.name, documents)
+            only_proxies_reach_rls(values.name, documents)
             roles = check_config(values.name, documents, Path(name))
             kinds = sorted({document["kind"] for document in documents})
             print(f"{values.name}: {len(documents)} objects ({', '.join(kinds)}); merit.toml for {', '.join(roles)}")

@@ -8,11 +8,13 @@ mod authority;
 mod collector;
 mod cutter;
 mod folder;
+mod installed;
 mod issuer;
 pub mod ports;
 mod process;
 mod wait;
 
+mod envoy;
 mod feed_server;
 mod kafka_server;
 mod merit;
@@ -43,6 +45,7 @@ pub mod rating_v1 {
 pub use authority::Authority;
 pub use collector::{Collector, Span};
 pub use cutter::Cutter;
+pub use envoy::Envoy;
 pub use feed_server::{FeedServer, Sent};
 pub use folder::Folder;
 pub use issuer::{Issuer, Says};

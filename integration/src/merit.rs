@@ -29,6 +29,8 @@ pub enum Role {
     Gateway,
     /// Reads a feed and passes its ratings on.
     Feed,
+    /// Answers proxies.
+    Rls,
 }
 
 /// How ratings travel from ingest to tuner.
@@ -269,6 +271,7 @@ impl Merit {
             Role::Tuner => "tuner",
             Role::Gateway => "gateway",
             Role::Feed => "feed",
+            Role::Rls => "rls",
         };
         let mut environment = vec![(SECRET_ENV.to_owned(), SECRET.to_owned())];
         environment.extend(self.settings.environment.iter().cloned());

@@ -1,10 +1,10 @@
 //! A real `nats-server` with JetStream, which tests may kill and start again on the same port.
 
-use std::{path::Path, process::Stdio, time::Duration};
+use std::time::Duration;
 
-use tokio::{process::Command, sync::OnceCell};
+use tokio::sync::OnceCell;
 
-use crate::{Folder, Process, eventually, ports};
+use crate::{Folder, Process, eventually, installed::script, ports};
 
 /// How long a server may take to accept connections.
 const START_DEADLINE: Duration = Duration::from_secs(20);
@@ -119,13 +119,5 @@ impl Nats {
 /// Returns the server's binary; the first to ask may wait for it to be built.
 async fn binary() -> &'static str {
     static BINARY: OnceCell<String> = OnceCell::const_new();
-    let find = || async {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("nats-server.sh");
-        let asked = Command::new(script).stdin(Stdio::null()).output().await;
-        let asked = asked.expect("nats-server.sh can be run");
-        let said = String::from_utf8_lossy(&asked.stderr);
-        assert!(asked.status.success(), "nats-server.sh: {said}");
-        String::from_utf8_lossy(&asked.stdout).trim().to_owned()
-    };
-    BINARY.get_or_init(find).await
+    BINARY.get_or_init(|| script("nats-server.sh", &[])).await
 }

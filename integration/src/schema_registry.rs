@@ -1,16 +1,18 @@
 //! A real schema registry: Apicurio with Confluent's API, which tests may kill and start again on the same
 //! port, with what it knew.
 
-use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use http::Method;
 use serde_json::{Value, json};
-use tokio::{process::Command, sync::OnceCell};
+use tokio::sync::OnceCell;
 
 use crate::{
     Folder, Process,
     client::{Client, request},
-    eventually, ports,
+    eventually,
+    installed::script,
+    ports,
 };
 
 /// How long a registry may take to answer; it takes three seconds.
@@ -131,7 +133,7 @@ impl SchemaRegistry {
 /// Returns the path of the registry's program; the first to ask may wait for it to be fetched.
 async fn program() -> &'static str {
     static PROGRAM: OnceCell<String> = OnceCell::const_new();
-    PROGRAM.get_or_init(|| script("registry.sh")).await
+    PROGRAM.get_or_init(|| script("registry.sh", &[])).await
 }
 
 /// Returns the path of a Python with Confluent's client; the first to ask may wait for it to be installed.
@@ -141,14 +143,5 @@ async fn program() -> &'static str {
 /// When there is none, and none can be made.
 pub async fn python() -> &'static str {
     static PYTHON: OnceCell<String> = OnceCell::const_new();
-    PYTHON.get_or_init(|| script("python.sh")).await
-}
-
-async fn script(name: &str) -> String {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
-    let asked = Command::new(script).stdin(Stdio::null()).output().await;
-    let asked = asked.unwrap_or_else(|error| panic!("{name} cannot be run: {error}"));
-    let said = String::from_utf8_lossy(&asked.stderr);
-    assert!(asked.status.success(), "{name}: {said}");
-    String::from_utf8_lossy(&asked.stdout).trim().to_owned()
+    PYTHON.get_or_init(|| script("python.sh", &[])).await
 }

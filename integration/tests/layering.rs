@@ -32,9 +32,10 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("outbound", &[]),
     // Spans are everybody's, and know nobody.
     ("trace", &["clock"]),
+    ("grpc_health", &[]),
     ("rating", &["trace"]),
     ("bus", &["rating", "secret", "outbound", "clock", "causes", "trace"]),
-    ("ingest", &["causes", "rating", "bus", "secret", "outbound", "clock", "trace"]),
+    ("ingest", &["causes", "rating", "bus", "secret", "outbound", "clock", "trace", "grpc_health"]),
     ("policy", &["rating"]),
     // The files of policies that learn: policies themselves know none.
     ("checkpoint", &["policy"]),
@@ -43,6 +44,8 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("replay", &["policy", "personalize", "rating", "decisions", "figure"]),
     ("tuner", &["bus", "causes", "checkpoint", "policy", "decisions", "rating", "clock", "trace"]),
     ("gateway", &["bus", "clock", "trace"]),
+    // Admission is all it has of Merit: what it answers is what the layer answers.
+    ("rls", &["grpc_health"]),
     // It follows the bus beside the tuners, and its checkpoints are files.
     ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
     ("openapi", &[]),
@@ -61,6 +64,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
             "policy",
             "tuner",
             "gateway",
+            "rls",
             "personalize",
             "admin",
             "secret",

@@ -24,6 +24,8 @@ pub mod replay;
 
 pub mod gateway;
 
+pub mod rls;
+
 pub mod openapi;
 
 pub mod admin;
@@ -33,6 +35,8 @@ pub mod operator;
 pub mod simulate;
 
 mod figure;
+#[cfg(feature = "grpc")]
+mod grpc_health;
 mod outbound;
 
 pub mod config;

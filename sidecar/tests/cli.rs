@@ -38,9 +38,11 @@ fn the_deployed_configurations_are_valid_and_shown_without_secrets() {
         ("openclaw.toml", "all"),
         ("merit.kafka.toml", "all"),
         ("merit.feed.toml", "feed"),
+        ("merit.rls.toml", "rls"),
     ];
     for (name, role) in files {
-        if name.contains("kafka") && !cfg!(feature = "kafka") {
+        let lacks_grpc = name.contains("rls") && !cfg!(feature = "grpc");
+        if lacks_grpc || (name.contains("kafka") && !cfg!(feature = "kafka")) {
             continue;
         }
         let arguments = ["check-config", "--config", &deployed(name), "--role", role, "--json"];
@@ -407,7 +409,7 @@ fn a_missing_file_a_missing_secret_and_an_unknown_role_are_wrong_usage() {
     assert!(text(&output.stderr).contains("feed: must be there for role `feed`"));
     let output = merit(&["run", "--config", &deployed("merit.toml"), "--role", "rls"], &[]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("`rls` is not in this version"));
+    assert!(text(&output.stderr).contains("rls.listen: must be set for role `rls`"));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tower_merit::{
-    Tune as _,
+    BuildError, Tune as _,
     store::{BucketRule, Document},
 };
 use tracing::{debug, info, warn};
@@ -27,7 +27,7 @@ use tracing::{debug, info, warn};
 use super::Store;
 use crate::{
     config::{Agents, Config},
-    gateway, tuner,
+    gateway, rls, tuner,
 };
 
 /// How long the start waits for the store to say which buckets there are.
@@ -43,14 +43,41 @@ const JITTER_MS: u64 = 200;
 /// The gateway that takes buckets over.
 pub(super) type Gateway = gateway::Live<Store, Agents>;
 
+/// What answers proxies by the buckets in force.
+pub(super) type Rls = rls::Live<Store, Agents>;
+
 /// Those who go by the buckets in force.
 pub(super) struct Those {
     /// The gateway of this process.
     pub(super) gateway: Option<Gateway>,
+    /// What answers proxies.
+    pub(super) rls: Option<Rls>,
     /// The tuner, and operators.
     pub(super) aims: watch::Sender<tuner::Aim>,
     /// Operators.
     pub(super) rules: watch::Sender<Arc<[BucketRule]>>,
+}
+
+impl Those {
+    /// Has requests decided by the buckets of `config`, or leaves everything as it is.
+    fn put(&self, config: &Config) -> Result<(), BuildError> {
+        let gateway = self.gateway.as_ref().map(|gateway| {
+            let (buckets, routes) = (config.layer_buckets(), config.layer_routes());
+            gateway.admission().with_buckets(buckets, routes).map(|layer| (gateway, layer))
+        });
+        let rls = self.rls.as_ref().map(|rls| {
+            let (buckets, routes) = (config.layer_buckets(), config.rls_routes());
+            rls.admission().with_buckets(buckets, routes).map(|layer| (rls, layer))
+        });
+        let (gateway, rls) = (gateway.transpose()?, rls.transpose()?);
+        if let Some((gateway, layer)) = gateway {
+            gateway.put(layer, config.charges());
+        }
+        if let Some((rls, layer)) = rls {
+            rls.put(layer);
+        }
+        Ok(())
+    }
 }
 
 /// Reads the store's document and puts it in force.
@@ -104,16 +131,9 @@ impl Buckets {
                 () = tokio::time::sleep(pause) => {}
             }
             let Some(config) = self.read().await else { continue };
-            if let Some(gateway) = &those.gateway {
-                let layer =
-                    gateway.admission().with_buckets(config.layer_buckets(), config.layer_routes());
-                match layer {
-                    Ok(layer) => gateway.put(layer, config.charges()),
-                    Err(error) => {
-                        self.unusable(&error.to_string());
-                        continue;
-                    }
-                }
+            if let Err(error) = those.put(&config) {
+                self.unusable(&error.to_string());
+                continue;
             }
             those.aims.send_if_modified(|aim| {
                 let tuner::Aim { start, earned, .. } = config.aim();

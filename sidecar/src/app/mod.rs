@@ -45,6 +45,7 @@ use crate::{
     gateway, ingest,
     openapi::{self, Listener},
     personalize::{Node, NodeError, Personalized, Viewers},
+    rls,
     tuner::{self, Operator, Tuner, TunerError},
 };
 
@@ -162,7 +163,7 @@ async fn start_with(
     let file = config;
     let buckets = match role {
         // A bridge has neither buckets nor a store, and who only ingests asks for neither.
-        Role::Feed | Role::Rls => None,
+        Role::Feed => None,
         Role::Ingest if file.admin.listen.is_none() => None,
         _ => Some(Buckets::open(file, store.clone()).await),
     };
@@ -198,8 +199,9 @@ async fn start_with(
         });
     }
 
-    // A gateway that its outage policy lets serve must not be taken out of service by the outage.
-    if guards && config.store.on_outage != Outage::Closed {
+    // Who is let serve by its outage policy must not be taken out of service by the outage.
+    let answers = listeners.rls.is_some();
+    if (guards || answers) && config.store.on_outage != Outage::Closed {
         health = health.spare("store").spare("bus");
     }
 
@@ -218,7 +220,8 @@ async fn start_with(
         servers.spawn(serve::serve(name, listener, router, stop.clone()));
     };
     let faults = |faults: Vec<String>| AppError::Config(faults.join("; "));
-    let verifier = match ingests || listeners.gateway.is_some() {
+    let asks = config.rls.identify == rls::Identified::Request;
+    let verifier = match ingests || listeners.gateway.is_some() || (answers && asks) {
         true => config.tokens().map_err(faults)?,
         false => None,
     };
@@ -292,6 +295,30 @@ async fn start_with(
         }
         serve("gateway", listener, router);
     }
+    let mut answering = None;
+    if let Some(listener) = listeners.rls {
+        let callers = match config.rls.identify {
+            rls::Identified::Entry => rls::Callers::named(),
+            rls::Identified::Request => {
+                rls::Callers::proved_to(config.agents(verifier.as_ref()).map_err(faults)?)
+            }
+        };
+        let mut admission = AdmissionLayer::builder(store.clone()).identity(callers);
+        if let Some(keys) = config.ratings.receipt_keys().map_err(AppError::Config)? {
+            admission = admission.receipts(keys);
+        }
+        let admission = config.rls_admission(admission).build()?;
+        let selector = config.selector().map_err(AppError::Config)?;
+        let shown = config.gateway.x_rate_limit_headers;
+        let live = rls::Live::new(&config.rls, &selector, admission, shown);
+        let parts = health.clone();
+        let serves = move || {
+            let parts = parts.clone();
+            async move { parts.report().await.ready }
+        };
+        serve("rls", listener, rls::router(live.clone(), serves, stop.clone()));
+        answering = Some(live);
+    }
     if let (Some(listener), Some(intake)) = (listeners.grpc, intake.clone()) {
         serve("ingest.grpc", listener, ingest::grpc::router(intake, stop.clone()));
     }
@@ -356,7 +383,7 @@ async fn start_with(
     }
     let mut following = JoinSet::new();
     if let Some(buckets) = buckets {
-        let those = Those { gateway: live, aims: aims.clone(), rules };
+        let those = Those { gateway: live, rls: answering, aims: aims.clone(), rules };
         following.spawn(buckets.follow(those, told, stop.clone()));
     }
     let health = Some(health);
@@ -443,6 +470,7 @@ struct Listeners {
     ingest: Option<TcpListener>,
     grpc: Option<TcpListener>,
     gateway: Option<TcpListener>,
+    rls: Option<TcpListener>,
     metrics: Option<TcpListener>,
     admin: Option<TcpListener>,
 }
@@ -460,6 +488,7 @@ impl Listeners {
             ingest: bind("ingest", role.ingests(), config.ingest.listen).await?,
             grpc: bind("ingest.grpc", role.ingests(), config.ingest.grpc_listen).await?,
             gateway: bind("gateway", role.guards(), config.gateway.listen).await?,
+            rls: bind("rls", role.answers(), config.rls.listen).await?,
             metrics: bind("metrics", true, config.metrics.listen).await?,
             admin: bind("admin", true, config.admin.listen).await?,
         })

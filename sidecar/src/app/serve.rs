@@ -40,7 +40,7 @@ use super::linger::body_read_away;
 use crate::trace;
 
 /// The listeners whose requests may be traced: those that people and agents ask.
-const TRACED: [&str; 3] = ["gateway", "ingest", "ingest.grpc"];
+const TRACED: [&str; 4] = ["gateway", "ingest", "ingest.grpc", "rls"];
 
 /// The longest a client may take over the head of a request: a slow one does not hold a connection.
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(15);

@@ -24,7 +24,8 @@ use tower_merit::{
 };
 
 use crate::{
-    admin, bus::BusConfig, gateway, ingest, personalize, personalize::model, policy, trace, tuner,
+    admin, bus::BusConfig, gateway, ingest, personalize, personalize::model, policy, rls, trace,
+    tuner,
 };
 
 mod document;
@@ -76,6 +77,8 @@ pub struct Config {
     pub feed: Option<ingest::feed::Config>,
     /// The reverse proxy.
     pub gateway: gateway::Config,
+    /// The rate limit service for proxies.
+    pub rls: rls::Config,
     /// Health and metrics for machines.
     pub metrics: admin::MetricsConfig,
     /// The operator's listener.
@@ -105,7 +108,7 @@ pub enum ConfigError {
 }
 
 /// The tables of the file, and `bucket_files`.
-const TABLES: [&str; 17] = [
+const TABLES: [&str; 18] = [
     "identity",
     "store",
     "bucket",
@@ -119,6 +122,7 @@ const TABLES: [&str; 17] = [
     "ingest",
     "feed",
     "gateway",
+    "rls",
     "metrics",
     "admin",
     "log",
@@ -243,6 +247,7 @@ impl Config {
             ingest: fault::table(figment, "ingest", faults),
             feed: figment.contains("feed").then(|| fault::table(figment, "feed", faults)),
             gateway: fault::table(figment, "gateway", faults),
+            rls: fault::table(figment, "rls", faults),
             metrics: fault::table(figment, "metrics", faults),
             admin: fault::table(figment, "admin", faults),
             log: fault::table(figment, "log", faults),

@@ -13,7 +13,10 @@ use tower_merit::{
 };
 
 use super::{BucketConfig, Config, fault, with_cause};
-use crate::gateway::{Charged, LIMITS_PAGE, Price};
+use crate::{
+    gateway::{Charged, LIMITS_PAGE, Price},
+    rls,
+};
 
 /// `[[route]]`: requests that are charged otherwise than by the default bucket alone. The first
 /// whose path and method match decides; the default bucket is charged as well.
@@ -152,6 +155,51 @@ impl Config {
     #[must_use]
     pub fn layer_routes(&self) -> Vec<Route> {
         let route = |route: &RouteConfig| route.route(|fault| unreachable!("validated: {fault}"));
+        self.route.iter().map(route).collect()
+    }
+
+    /// Returns `builder` with all that the configuration says of admission that is asked for by proxies. Nothing is
+    /// learned there of a request's end, so nothing is settled, given back, or counted while it is in flight.
+    /// `X-RateLimit-*` are written whatever callers are to see.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration was not validated.
+    pub fn rls_admission<S: Spend, I>(
+        &self,
+        builder: AdmissionBuilder<S, I>,
+    ) -> AdmissionBuilder<S, I> {
+        let mut plain = self.clone();
+        plain.route = Vec::new();
+        plain.gateway.concurrency_per_agent = None;
+        plain.gateway.limits_page = false;
+        plain.gateway.refund_on_5xx = false;
+        plain.gateway.x_rate_limit_headers = true;
+        let builder = plain.admission(builder).cost(rls::cost(1));
+        self.rls_routes().into_iter().fold(builder, AdmissionBuilder::route)
+    }
+
+    /// Returns the routes as [`Config::rls_admission`] has them: a cost counts once for each hit, unless an
+    /// entry states it.
+    ///
+    /// # Panics
+    ///
+    /// When the configuration was not validated.
+    #[must_use]
+    pub fn rls_routes(&self) -> Vec<Route> {
+        let route = |config: &RouteConfig| {
+            let plain = RouteConfig {
+                settle_header: None,
+                unsettled_cost: None,
+                refund_on_5xx: None,
+                ..config.clone()
+            };
+            let route = plain.route(|fault| unreachable!("validated: {fault}"));
+            match config.cost_header {
+                Some(_) => route,
+                None => route.cost(rls::cost(config.cost.unwrap_or(1))),
+            }
+        };
         self.route.iter().map(route).collect()
     }
 

@@ -198,7 +198,7 @@ pub enum Role {
     Gateway,
     /// Reads a WebSocket feed of ratings and passes them on.
     Feed,
-    /// Envoy's rate limit service; not in this version.
+    /// Answers proxies that ask over Envoy's rate limit protocol.
     Rls,
 }
 
@@ -232,6 +232,12 @@ impl Role {
     #[must_use]
     pub fn tunes(self) -> bool {
         matches!(self, Self::All | Self::Tuner)
+    }
+
+    /// Returns true when a process of this role answers proxies that limit requests.
+    #[must_use]
+    pub fn answers(self) -> bool {
+        matches!(self, Self::All | Self::Rls)
     }
 
     /// Returns true when a process of this role limits requests.

@@ -9,13 +9,13 @@ use tower_merit::{
 };
 
 use super::{Config, Role, StoreKind, StoreMode};
-use crate::bus::{BusConfig, duration};
+use crate::{
+    bus::{BusConfig, duration},
+    rls::Identified,
+};
 
 impl Config {
     pub(super) fn validate(&self, role: Role, faults: &mut Vec<String>) {
-        if role == Role::Rls {
-            faults.push(format!("role: `{role:?}` is not in this version yet").to_lowercase());
-        }
         // A bridge limits nobody: it needs neither buckets nor a store.
         if role != Role::Feed {
             self.validate_buckets(faults);
@@ -33,16 +33,19 @@ impl Config {
         }
         let publishes = feed.is_some_and(|feed| feed.publish);
         self.gateway.validate("gateway", faults);
+        self.rls.validate("rls", faults);
         self.metrics.validate("metrics", faults);
         self.admin.validate("admin", faults);
         self.trace.validate("trace", faults);
         let guards = role.guards() && self.gateway.listen.is_some();
         let rates = (role.ingests() && self.ingest.listens())
             || (guards && self.gateway.tee_ratings.is_some());
-        if guards || rates {
-            self.validate_identity(rates, guards, faults);
+        let answers = role.answers() && self.rls.listen.is_some();
+        let asks = guards || (answers && self.rls.identify == Identified::Request);
+        if asks || rates {
+            self.validate_identity(rates, asks, faults);
         }
-        if (guards || rates || publishes)
+        if (guards || answers || rates || publishes)
             && let Err(fault) = self.ratings.receipt_keys()
         {
             faults.push(fault);
@@ -60,8 +63,11 @@ impl Config {
         if role == Role::Gateway && self.gateway.listen.is_none() {
             faults.push("gateway.listen: must be set for role `gateway`".to_owned());
         }
+        if role == Role::Rls && self.rls.listen.is_none() {
+            faults.push("rls.listen: must be set for role `rls`".to_owned());
+        }
         let needs_bus = match role {
-            Role::All => false,
+            Role::All | Role::Rls => false,
             // What it scores by comes over the bus.
             Role::Gateway => self.personalize.enabled && guards,
             Role::Feed => publishes,
@@ -161,7 +167,7 @@ impl Config {
     pub fn warnings(&self, role: Role) -> Vec<String> {
         let mut warnings = Vec::new();
         if role != Role::Feed {
-            self.warn_of_limits(&mut warnings);
+            self.warn_of_limits(role, &mut warnings);
         }
         if let Some(feed) = self.feed.as_ref().filter(|_| role.bridges()) {
             feed.warn("feed", &mut warnings);
@@ -172,7 +178,7 @@ impl Config {
         warnings
     }
 
-    fn warn_of_limits(&self, warnings: &mut Vec<String>) {
+    fn warn_of_limits(&self, role: Role, warnings: &mut Vec<String>) {
         let mut warn = |on: bool, text: &str| {
             if on {
                 warnings.push(text.to_owned());
@@ -183,7 +189,7 @@ impl Config {
             "store.kind: `memory`: limits and levels are lost when the process ends",
         );
         warn(
-            matches!(self.bus, BusConfig::InProcess(_)),
+            role != Role::Rls && matches!(self.bus, BusConfig::InProcess(_)),
             "bus.kind: `in-process`: ratings on their way are lost when the process ends (at most once)",
         );
         warn(
@@ -211,7 +217,8 @@ impl Config {
             "policy: the default bucket's refill_rate lies outside [r_min, r_max]: an agent jumps there with its first rating",
         );
         warn(
-            !self.ingest.listens()
+            role != Role::Rls
+                && !self.ingest.listens()
                 && self.gateway.tee_ratings.is_none()
                 && !self.feed.as_ref().is_some_and(|feed| feed.publish),
             "ingest.listen: not set, nor gateway.tee_ratings, nor feed.publish: no rating comes in here",

@@ -66,10 +66,11 @@ const RATES: [f64; 14] =
 const REWARDS: [f64; 9] = [-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0];
 
 /// The buckets of every histogram of the system.
-const HISTOGRAMS: [(&str, &[f64]); 8] = [
+const HISTOGRAMS: [(&str, &[f64]); 9] = [
     ("bucket_utilization", &SHARES),
     ("rl_update_latency", &COMPUTATION),
     ("merit_decision_seconds", &DECISION),
+    ("merit_rls_seconds", &DECISION),
     ("merit_rating_to_limit_seconds", &EFFECT),
     ("merit_ingest_seconds", &REQUEST),
     ("merit_bus_publish_seconds", &REQUEST),
@@ -206,6 +207,16 @@ fn describe() {
         "merit_ingest_seconds",
         Unit::Seconds,
         "Time of one request at ingest, from its head to the answer"
+    );
+    describe_counter!(
+        "merit_rls_descriptors_total",
+        Unit::Count,
+        "Descriptors that proxies asked about, by what they were told"
+    );
+    describe_histogram!(
+        "merit_rls_seconds",
+        Unit::Seconds,
+        "Time of one call of a proxy, from its head to the answer"
     );
     describe_counter!(
         "merit_tee_total",

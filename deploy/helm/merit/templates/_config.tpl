@@ -158,6 +158,7 @@ allow_origins = {{ $v.personalize.allowOrigins | toJson }}
 {{- end }}
 
 [gateway]
+{{- if or $beside $v.roles.gateway.enabled }}
 listen = "0.0.0.0:8080"
 {{- if eq $v.mode "sidecar" }}
 upstream = {{ printf "http://127.0.0.1:%d" (int64 $v.sidecar.api.port) | quote }}
@@ -168,6 +169,7 @@ upstream = {{ $v.gateway.upstream | quote }}
 {{- end }}
 {{- with $v.gateway.teeRatings }}
 tee_ratings = {{ . | quote }}
+{{- end }}
 {{- end }}
 retry_jitter = {{ $v.gateway.retryJitter | quote }}
 {{- with $v.gateway.allow }}
@@ -185,6 +187,18 @@ rater_rate = {{ $v.ingest.raterRate }}
 {{- if $v.ingest.apiKeySecret.name }}
 api_key_env = "INGEST_API_KEYS"
 {{- end }}
+{{- end }}
+{{- if include "merit.rls" . }}
+
+[rls]
+listen = "0.0.0.0:8084"
+{{- with $v.rls.domain }}
+domain = {{ . | quote }}
+{{- end }}
+identify = {{ $v.rls.identify | quote }}
+agent_key = {{ $v.rls.agentKey | quote }}
+path_key = {{ $v.rls.pathKey | quote }}
+method_key = {{ $v.rls.methodKey | quote }}
 {{- end }}
 {{- if and $v.feed.url (or $beside $v.roles.feed.enabled) }}
 

@@ -36,17 +36,33 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.serviceAccount.name | default (.Values.serviceAccount.create | ternary (include "merit.fullname" .) "default") -}}
 {{- end -}}
 
-{{/* The most gateways there can be: what an outage divides limits by. */}}
+{{/* The most pods that charge there can be: what an outage divides limits by. */}}
 {{- define "merit.expectedNodes" -}}
-{{- $gateway := .Values.roles.gateway -}}
-{{- $most := $gateway.autoscaling.enabled | ternary $gateway.autoscaling.maxReplicas $gateway.replicas -}}
-{{- .Values.store.expectedNodes | default $most | int64 -}}
+{{- $most := 0 -}}
+{{- range $role := include "merit.charging" . | splitList " " | compact -}}
+{{- $table := index $.Values.roles $role -}}
+{{- $most = add $most ($table.autoscaling.enabled | ternary $table.autoscaling.maxReplicas $table.replicas) -}}
+{{- end -}}
+{{- .Values.store.expectedNodes | default (max 1 $most) | int64 -}}
+{{- end -}}
+
+{{/* Roles whose pods charge the buckets. */}}
+{{- define "merit.charging" -}}
+{{- $roles := list -}}
+{{- if or (ne .Values.mode "standalone") .Values.roles.gateway.enabled -}}{{- $roles = append $roles "gateway" -}}{{- end -}}
+{{- if include "merit.rls" . -}}{{- $roles = append $roles "rls" -}}{{- end -}}
+{{- join " " $roles -}}
+{{- end -}}
+
+{{/* Not empty where there are pods of `rls`. */}}
+{{- define "merit.rls" -}}
+{{- if and (eq .Values.mode "standalone") .Values.roles.rls.enabled -}}yes{{- end -}}
 {{- end -}}
 
 {{/* Roles that have pods here. */}}
 {{- define "merit.roles" -}}
 {{- $roles := list -}}
-{{- range $role := list "gateway" "ingest" "tuner" "feed" -}}
+{{- range $role := list "gateway" "ingest" "tuner" "rls" "feed" -}}
 {{- if (index $.Values.roles $role).enabled -}}{{- $roles = append $roles $role -}}{{- end -}}
 {{- end -}}
 {{- join " " $roles -}}
@@ -122,6 +138,9 @@ ports:
   {{- if $.Values.ingest.grpc }}
   - {name: grpc, containerPort: 8082}
   {{- end }}
+  {{- end }}
+  {{- if eq .role "rls" }}
+  - {name: rls, containerPort: 8084}
   {{- end }}
 {{- with printf "%s%s" (include "merit.secrets" $) (empty .table.env | ternary "" (printf "\n%s" (toYaml .table.env))) | trim }}
 env:

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use http::HeaderValue;
 use merit_integration::{Folder, Persistence, Redis, ports};
 use rand::{SeedableRng as _, rngs::SmallRng};
@@ -61,6 +61,10 @@ pub(crate) async fn run(arguments: &mut Arguments) -> anyhow::Result<()> {
     for mode in MODES {
         let server = Server::own(mode.word(), &[SERVE, mode.word(), &redis.url()]).await?;
         rivals.push((format!("{mode}, behind gRPC"), Rival::Served(server)));
+    }
+    for mode in MODES {
+        let server = merit(&redis, mode).await?;
+        rivals.push((format!("`merit --role rls`, {mode}"), Rival::Served(server)));
     }
     for mode in MODES {
         let service = Fit::unlimited(&redis.url()).service(mode).await?;
@@ -188,6 +192,24 @@ fn request(crowd: &Crowd, agent: usize) -> tonic::Request<RateLimitRequest> {
     let mut request = tonic::Request::new(message);
     *request.metadata_mut() = MetadataMap::from_headers(fields.clone());
     request
+}
+
+/// Starts our rate limit service with limits that nobody meets: the program beside this one.
+async fn merit(redis: &Redis, mode: Mode) -> anyhow::Result<Server> {
+    let program = std::env::current_exe()?.with_file_name("merit");
+    let program = program.to_str().context("the path is not text")?;
+    let (folder, port) = (Folder::new("merit-rls"), ports::free());
+    let (url, mode) = (redis.url(), mode.word());
+    folder.write(
+        "merit.toml",
+        &format!(
+            "[rls]\nlisten = \"127.0.0.1:{port}\"\ndomain = \"{DOMAIN}\"\nagent_key = \"{KEY}\"\n\
+             [store]\nkind = \"redis\"\nurl = \"{url}\"\nmode = \"{mode}\"\n\
+             [[bucket]]\nbucket_name = \"requests\"\nrefill_rate = 1000000\ncapacity = 1000000\n"
+        ),
+    );
+    let arguments = ["run", "--config", "merit.toml", "--role", "rls"].map(str::to_owned);
+    Server::start("merit-rls", program, &arguments, &[], folder, port).await
 }
 
 /// Starts `envoyproxy/ratelimit` with limits that nobody meets.

@@ -8,7 +8,6 @@
 //! 4. Health follows the bus; when the process stops it says so, and streams end where they are.
 
 mod codec;
-mod health;
 mod status;
 mod stream;
 
@@ -38,9 +37,12 @@ use super::{
     http::{permit, refuse},
     raters::Rater,
 };
-use crate::rating::{
-    RatingError, RatingId, RatingRequest,
-    proto::v1::{self, RateRequest, RateResponse},
+use crate::{
+    grpc_health,
+    rating::{
+        RatingError, RatingId, RatingRequest,
+        proto::v1::{self, RateRequest, RateResponse},
+    },
 };
 
 /// Whether this build takes ratings over gRPC.
@@ -67,7 +69,12 @@ struct Calls {
 /// and streams end; it must be called within a tokio runtime.
 pub fn router(ingest: Ingest, stop: CancellationToken) -> Router {
     let streams = Arc::new(Semaphore::new(ingest.inner.config.max_streams_in_flight));
-    let health = health::follow(ingest.clone(), stop.clone());
+    let publisher = ingest.inner.publisher.clone();
+    let serves = move || {
+        let publisher = publisher.clone();
+        async move { publisher.check().await.is_ok() }
+    };
+    let health = grpc_health::follow(SERVICE, serves, stop.clone());
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
