@@ -7,7 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{Method, uri::PathAndQuery};
+use bytes::Bytes;
+use http::{HeaderValue, Method, uri::PathAndQuery};
 use merit_integration::{
     Envoy, Merit, Persistence, Redis, Role, Settings, Upstream,
     client::{Answer, Client, request},
@@ -42,7 +43,9 @@ impl Stand {
         settings.tables = format!(
             "[rls]\nlisten = \"127.0.0.1:{port}\"\ndomain = \"api\"\n{rls}\n\
              [[bucket]]\nbucket_name = \"writes\"\nrefill_rate = 0.01\ncapacity = 3\n\
-             [[route]]\npath = \"/v1/orders/*\"\nmethods = [\"POST\"]\nbuckets = [\"writes\"]\n"
+             [[route]]\npath = \"/v1/orders/*\"\nmethods = [\"POST\"]\nbuckets = [\"writes\"]\n\
+             [[route]]\npath = \"/v1/talk\"\ncost_header = {{ name = \"x-most\", max = 30 }}\n\
+             settle_header = \"x-used\"\nstrip_settle_header = true\n"
         );
         Self { merit: Merit::start(settings).await, port, redis }
     }
@@ -112,6 +115,12 @@ async fn envoy_passes_an_agent_until_its_bucket_is_empty_and_says_why() {
     assert_eq!(client.get(&url, None).await.unwrap().status, 401);
     let forged = get(&envoy, &format!("{}x", keys::agent("a3"))).await;
     assert_eq!((forged.status.as_u16(), &forged.json()["status"]), (429, &json!(401)));
+    // Bytes that are no text: the proxy must not take an error of ours for a yes.
+    let mut odd = request(Method::GET, &url, None, &[], Bytes::new());
+    let value = HeaderValue::from_bytes(b"Bearer \xff\xfe").unwrap();
+    odd.headers_mut().insert("authorization", value);
+    let answer = client.call(odd).await.unwrap();
+    assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (429, &json!(401)));
     let order = format!("{}/v1/orders/7", envoy.url());
     let mut statuses = Vec::new();
     for _ in 0..4 {
@@ -202,8 +211,8 @@ async fn ask(
 
 fn about(agents: usize) -> RateLimitRequest {
     let descriptor = |_| RateLimitDescriptor {
-        entries: vec![Entry { key: "agent".to_owned(), value: "a1".to_owned() }],
-        hits_addend: None,
+        entries: vec![Entry { key: "agent".to_owned(), value: Bytes::from_static(b"a1") }],
+        ..RateLimitDescriptor::default()
     };
     let descriptors = (0..agents).map(descriptor).collect();
     RateLimitRequest { domain: "api".to_owned(), descriptors, hits_addend: 0 }
@@ -216,6 +225,13 @@ async fn a_proxy_that_knows_the_agent_names_it() {
     let answer = ask(&channel, about(1)).await.unwrap();
     assert_eq!(answer.overall_code(), Code::Ok);
     assert_eq!(answer.statuses[0].limit_remaining, 39);
+    // What would be settled at the end is reserved whole, and stands.
+    let mut talk = about(1);
+    let path = Entry { key: "path".to_owned(), value: Bytes::from_static(b"/v1/talk") };
+    talk.descriptors[0].entries.push(path);
+    talk.descriptors[0].entries[0].value = Bytes::from_static(b"a2");
+    let answer = ask(&channel, talk).await.unwrap();
+    assert_eq!(answer.statuses[0].limit_remaining, 10);
     // The same bucket as everybody's who asks that Redis.
     assert!(stand.redis.ask::<bool>(&["EXISTS", "tb:a1"]).await);
     let refused = ask(&channel, about(257)).await.unwrap_err();
@@ -228,7 +244,7 @@ async fn a_proxy_that_knows_the_agent_names_it() {
     let refused = grpc.unary(tonic::Request::new(about(1)), path, codec).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unimplemented);
     let counted = stand.merit.series("merit_rls_descriptors_total{outcome=\"ok\"}").await;
-    assert_eq!(counted, Some(1.0));
+    assert_eq!(counted, Some(2.0));
 }
 
 #[tokio::test]

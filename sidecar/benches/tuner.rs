@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `loop` is the whole tuner over an in-process bus of its usual size that is full all the while, and a store that
-//! is a map: who was rated, fence, window of ids (a SHA-256 for each rating), policy, state as JSON, revision,
+//! answers at once and keeps revisions only: who was rated, fence, window of ids, policy, state as JSON, revision,
 //! metrics. Ratings are read just before they are put on the bus, as every bus does it: they are not cold. `ppo` is
 //! live and learns; its thread runs beside the loop. `fold` is the policy alone in a plain loop over states: what
 //! no tuner can be faster than. Agents are drawn from Zipf(1.1) over 10,000, raters from 20,000.
@@ -53,10 +53,11 @@ const EXPONENT: f64 = 1.1;
 /// Tokens that an agent takes between two of its writes.
 const ASKED: u64 = 3;
 
-/// Records in a map: fenced as every store, and nothing else.
+/// A store that answers as one that writes and keeps revisions and demand only: what it takes to keep the rest is
+/// the store's, not the tuner's. A tuner that knows its agents never asks for it.
 #[derive(Default)]
 struct Records {
-    agents: Mutex<HashMap<AgentId, Record, RandomState>>,
+    agents: Mutex<HashMap<AgentId, (u64, Demand), RandomState>>,
     quote: Mutex<Option<Quote>>,
 }
 
@@ -70,7 +71,8 @@ impl Tune for Records {
         agents: &[AgentId],
     ) -> Result<Vec<Result<Record, StoreError>>, StoreError> {
         let known = lock(&self.agents);
-        Ok(agents.iter().map(|agent| Ok(known.get(agent).cloned().unwrap_or_default())).collect())
+        assert!(!agents.iter().any(|agent| known.contains_key(agent)), "an agent was forgotten");
+        Ok(agents.iter().map(|_| Ok(Record::default())).collect())
     }
 
     async fn demand(
@@ -78,7 +80,7 @@ impl Tune for Records {
         agents: &[AgentId],
     ) -> Result<Vec<Result<Demand, StoreError>>, StoreError> {
         let known = lock(&self.agents);
-        let demand = |agent| known.get(agent).map_or_else(Demand::default, |kept| kept.demand);
+        let demand = |agent| known.get(agent).map_or_else(Demand::default, |kept| kept.1);
         Ok(agents.iter().map(|agent| Ok(demand(agent))).collect())
     }
 
@@ -89,23 +91,15 @@ impl Tune for Records {
         let mut known = lock(&self.agents);
         let mut write = |change: &Change| {
             if !known.contains_key(&change.agent) {
-                known.insert(change.agent.clone(), Record::default());
+                known.insert(change.agent.clone(), Default::default());
             }
-            let kept = known.get_mut(&change.agent).expect("inserted above");
-            if kept.rev != change.rev {
+            let (rev, demand) = known.get_mut(&change.agent).expect("inserted above");
+            if *rev != change.rev {
                 return Ok(Written::Stale);
             }
-            kept.rev += 1;
-            kept.limits = Some(change.limits);
-            kept.state.clone_from(&change.state);
-            for (slot, ids) in &change.seen {
-                match kept.seen.iter_mut().find(|(known, _)| known == slot) {
-                    Some((_, known)) => known.clone_from(ids),
-                    None => kept.seen.push((slot.clone(), ids.clone())),
-                }
-            }
-            kept.demand.admitted += ASKED;
-            Ok(Written::Done { rev: kept.rev, demand: kept.demand })
+            *rev += 1;
+            demand.admitted += ASKED;
+            Ok(Written::Done { rev: *rev, demand: *demand })
         };
         Ok(changes.iter().map(&mut write).collect())
     }
@@ -119,7 +113,7 @@ impl Tune for Records {
     }
 
     async fn used(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let taken = lock(&self.agents).values().map(|kept| kept.demand.admitted).sum();
+        let taken = lock(&self.agents).values().map(|kept| kept.1.admitted).sum();
         Ok(vec![("bench".to_owned(), taken)])
     }
 
@@ -158,7 +152,9 @@ impl Tune for Records {
     }
 
     async fn look(&self, agent: &AgentId) -> Result<Record, StoreError> {
-        Ok(lock(&self.agents).get(agent).cloned().unwrap_or_default())
+        let known = lock(&self.agents).get(agent).copied();
+        let (rev, demand) = known.unwrap_or_default();
+        Ok(Record { rev, demand, ..Record::default() })
     }
 }
 

@@ -33,9 +33,10 @@ const LINGER_TIME: Duration = Duration::from_secs(5);
 /// Returns the request with a body of which `tasks` read away what the service leaves unread.
 pub(super) fn body_read_away(request: Request<Incoming>, tasks: &Tasks) -> Request<Body> {
     // Reading is what asks a client that waits for `100 Continue` to send its body.
-    let sends = request.version() <= Version::HTTP_11 && !request.headers().contains_key(EXPECT);
-    request.map(|body| match sends && !body.is_end_stream() {
-        true => Body::new(ReadAway { body: Some(body), tasks: tasks.clone() }),
+    let (comes, old) =
+        (!request.headers().contains_key(EXPECT), request.version() <= Version::HTTP_11);
+    request.map(|body| match old && !body.is_end_stream() {
+        true => Body::new(ReadAway { body: Some(body), comes, tasks: tasks.clone() }),
         false => Body::new(body),
     })
 }
@@ -44,6 +45,8 @@ pub(super) fn body_read_away(request: Request<Incoming>, tasks: &Tasks) -> Reque
 struct ReadAway {
     /// None once it has ended.
     body: Option<Incoming>,
+    /// Whether the client sends it without being asked, or was asked.
+    comes: bool,
     tasks: Tasks,
 }
 
@@ -55,6 +58,7 @@ impl HttpBody for ReadAway {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.comes = true;
         let Some(body) = &mut self.body else { return Poll::Ready(None) };
         let frame = std::task::ready!(Pin::new(body).poll_frame(context));
         if !matches!(frame, Some(Ok(_))) {
@@ -74,7 +78,8 @@ impl HttpBody for ReadAway {
 
 impl Drop for ReadAway {
     fn drop(&mut self) {
-        let Some(mut body) = self.body.take().filter(|body| !body.is_end_stream()) else { return };
+        let rest = self.body.take().filter(|body| self.comes && !body.is_end_stream());
+        let Some(mut body) = rest else { return };
         self.tasks.spawn(tokio::time::timeout(LINGER_TIME, async move {
             let mut left = LINGER_MAX;
             while let Some(Ok(frame)) = body.frame().await {

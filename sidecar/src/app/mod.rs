@@ -536,6 +536,8 @@ impl Running {
             () = told => None,
             Some(ended) = self.tuner.join_next() => Some(ended.map(|ended| ended.map_err(AppError::from))),
             Some(ended) = self.node.join_next() => Some(ended.map(|ended| ended.map_err(AppError::from))),
+            // It has no end of its own.
+            Some(Err(panic)) = self.following.join_next() => Some(Err(panic)),
             failed = bridge => Some(Ok(Err(failed.into()))),
         };
         let failure = match failed {

@@ -264,6 +264,7 @@ mod tests {
         http::StatusCode,
         routing::{get, post},
     };
+    use http_body_util::BodyExt as _;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         sync::mpsc,
@@ -376,6 +377,27 @@ mod tests {
         let mut rest = Vec::new();
         timeout(DEADLINE, stream.read_to_end(&mut rest)).await.unwrap().unwrap();
         assert_eq!(String::from_utf8(rest).unwrap(), "");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_was_asked_for_and_then_refused_is_read_away() {
+        let refuse = async |request: axum::extract::Request| {
+            let first = request.into_body().frame().await;
+            first.unwrap().unwrap();
+            StatusCode::PAYLOAD_TOO_LARGE
+        };
+        let listening = listening(LONG, hello().route("/", post(refuse))).await;
+        let body = vec![b'x'; 2 << 20];
+        let (length, fields) = (body.len(), "expect: 100-continue\r\n");
+        let head =
+            format!("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n{fields}\r\n");
+        let mut stream = say(listening.address, head.as_bytes()).await;
+        answer(&mut stream, "100 Continue").await;
+        stream.write_all(&body[..9]).await.unwrap();
+        answer(&mut stream, "413 Payload Too Large").await;
+        stream.write_all(&body[9..]).await.unwrap();
+        stream.write_all(GET).await.unwrap();
+        answer(&mut stream, "200 OK").await;
     }
 
     #[tokio::test]

@@ -159,7 +159,8 @@ impl Config {
     }
 
     /// Returns `builder` with all that the configuration says of admission that is asked for by proxies. Nothing is
-    /// learned there of a request's end, so nothing is settled, given back, or counted while it is in flight.
+    /// learned there of a request's end, so nothing is settled (what is reserved stands), given back, or counted while
+    /// it is in flight.
     /// `X-RateLimit-*` are written whatever callers are to see.
     ///
     /// # Panics
@@ -187,20 +188,11 @@ impl Config {
     /// When the configuration was not validated.
     #[must_use]
     pub fn rls_routes(&self) -> Vec<Route> {
-        let route = |config: &RouteConfig| {
-            let plain = RouteConfig {
-                settle_header: None,
-                unsettled_cost: None,
-                refund_on_5xx: None,
-                ..config.clone()
-            };
-            let route = plain.route(|fault| unreachable!("validated: {fault}"));
-            match config.cost_header {
-                Some(_) => route,
-                None => route.cost(rls::cost(config.cost.unwrap_or(1))),
-            }
+        let by_hits = |(config, route): (&RouteConfig, Route)| match config.cost_header {
+            Some(_) => route,
+            None => route.cost(rls::cost(config.cost.unwrap_or(1))),
         };
-        self.route.iter().map(route).collect()
+        self.route.iter().zip(self.layer_routes()).map(by_hits).collect()
     }
 
     /// Returns what requests are charged, as callers read it.

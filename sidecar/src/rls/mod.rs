@@ -26,7 +26,10 @@ use http::{HeaderMap, HeaderName, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt as _, Empty};
 use metrics::{Counter, counter};
 use tower::{Layer as _, Service};
-use tower_merit::{AdmissionLayer, AdmissionService, Identify, Problem, Spend, identity::Selector};
+use tower_merit::{
+    AdmissionLayer, AdmissionService, Identify, Problem, Spend, identity::Selector,
+    problem::QUOTA_EXCEEDED,
+};
 
 mod config;
 pub mod proto;
@@ -45,7 +48,7 @@ pub use self::{
 };
 use self::{
     proto::{Code, DescriptorStatus, Duration, HeaderValue, RateLimitRequest, RateLimitResponse},
-    read::Reader,
+    read::{Hits, Reader},
 };
 
 const X_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -200,12 +203,24 @@ impl<S: Spend, I: Identify> InForce<S, I> {
     }
 
     async fn decide(&self, request: Request<()>) -> Decided {
+        let looks = request.extensions().get::<Hits>().is_some_and(|hits| hits.0 == 0);
         let answer =
             self.service.clone().call(request).await.unwrap_or_else(|error| match error {});
-        let (head, body) = answer.into_parts();
-        let passes = head.status == StatusCode::OK;
+        let (mut head, body) = answer.into_parts();
         let body = body.collect().await.map(http_body_util::Collected::to_bytes);
-        Decided::Answered { passes, head: head.headers, body: body.unwrap_or_else(|e| match e {}) }
+        let mut body = body.unwrap_or_else(|error| match error {});
+        let mut passes = head.extensions.get::<Passed>().is_some();
+        // The layer lets a look pass whatever it sees; in this protocol it asks whether anything is left.
+        if looks && passes && number(&head.headers, &X_REMAINING) == Some(0) {
+            passes = false;
+            let title = "Request cannot be satisfied as assigned quota has been exceeded";
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let problem = Problem::typed(status, QUOTA_EXCEEDED, title, "no whole token is left");
+            let (refusal, text) = problem.into_response().into_parts();
+            head.headers.extend(refusal.headers);
+            body = text;
+        }
+        Decided::Answered { passes, head: head.headers, body }
     }
 }
 
@@ -241,6 +256,10 @@ fn number(head: &HeaderMap, name: &HeaderName) -> Option<u64> {
     head.get(name)?.to_str().ok()?.parse().ok()
 }
 
+/// What an answer has that came from behind the admission.
+#[derive(Clone, Copy)]
+struct Passed;
+
 /// The service behind the admission: what reaches it may pass.
 #[derive(Clone, Copy)]
 struct Pass;
@@ -255,7 +274,9 @@ impl Service<Request<()>> for Pass {
     }
 
     fn call(&mut self, _: Request<()>) -> Self::Future {
-        ready(Ok(Response::default()))
+        let mut response = Response::default();
+        response.extensions_mut().insert(Passed);
+        ready(Ok(response))
     }
 }
 

@@ -27,6 +27,9 @@ pub struct RateLimitDescriptor {
     /// For how many requests it counts here; 0 only looks.
     #[prost(message, optional, tag = "3")]
     pub hits_addend: Option<UInt64Value>,
+    /// Whether that number is given back; here it is not, and nothing is taken either (Envoy 1.38).
+    #[prost(bool, tag = "4")]
+    pub is_negative_hits: bool,
 }
 
 /// `RateLimitDescriptor.Entry`.
@@ -35,9 +38,10 @@ pub struct Entry {
     /// The `descriptor_key`.
     #[prost(string, tag = "1")]
     pub key: String,
-    /// Its value.
-    #[prost(string, tag = "2")]
-    pub value: String,
+    /// Its value: a `string` that Envoy fills with whatever bytes a caller sent. One that is no UTF-8 must be
+    /// answered, because an error is what proxies let pass; on the wire both are the same.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: bytes::Bytes,
 }
 
 /// `google.protobuf.UInt64Value`.

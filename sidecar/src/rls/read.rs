@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use bytes::Bytes;
 use futures_util::future::Either;
 use http::{HeaderName, HeaderValue, Method, Request, Uri, header, uri::PathAndQuery};
 use std::future::{Ready, ready};
@@ -18,6 +19,9 @@ use super::{
 
 /// The entry that Envoy's action `remote_address` makes.
 const ADDRESS_KEY: &str = "remote_address";
+
+/// The most entries of a descriptor: a proxy's configuration makes a handful.
+const ENTRIES_MAX: usize = 64;
 
 /// What a descriptor has to hold to be about an agent.
 #[derive(Clone, Debug)]
@@ -39,7 +43,7 @@ pub(super) struct Reader {
 
 /// For how many requests one counts.
 #[derive(Clone, Copy)]
-struct Hits(u64);
+pub(super) struct Hits(pub(super) u64);
 
 /// What the proxy calls the agent.
 #[derive(Clone)]
@@ -73,15 +77,31 @@ impl Reader {
         descriptor: &'a RateLimitDescriptor,
         hits: u64,
     ) -> Result<Option<Request<()>>, &'a str> {
-        if !descriptor.entries.iter().any(|entry| self.proves(entry)) {
+        let entries = &descriptor.entries;
+        if !entries.iter().any(|entry| self.proves(entry)) {
             return Ok(None);
         }
         let mut request = Request::new(());
-        request.extensions_mut().insert(Hits(descriptor.hits_addend.map_or(hits, |own| own.value)));
-        for entry in &descriptor.entries {
+        let own = descriptor.hits_addend.map_or(hits, |own| own.value);
+        let hits = if descriptor.is_negative_hits { 0 } else { own };
+        request.extensions_mut().insert(Hits(hits));
+        for (index, entry) in entries.iter().enumerate() {
+            // Whoever can add a second one must not be able to choose.
+            let twice = self.is_one(&entry.key)
+                && entries[..index].iter().any(|before| before.key == entry.key);
+            if twice || index >= ENTRIES_MAX {
+                return Err(&entry.key);
+            }
             self.put(entry, &mut request).ok_or(entry.key.as_str())?;
         }
         Ok(Some(request))
+    }
+
+    /// Returns whether there is one of what the entry `key` says.
+    fn is_one(&self, key: &str) -> bool {
+        let Config { agent_key, path_key, method_key, .. } = &self.config;
+        let named = matches!(self.proof, Proof::Named) && key == agent_key;
+        named || key == path_key || key == method_key || key == ADDRESS_KEY
     }
 
     fn proves(&self, entry: &Entry) -> bool {
@@ -96,24 +116,32 @@ impl Reader {
     fn put(&self, entry: &Entry, request: &mut Request<()>) -> Option<()> {
         let Entry { key, value } = entry;
         if *key == self.config.path_key {
-            let path: PathAndQuery = value.starts_with('/').then(|| value.parse().ok())??;
-            *request.uri_mut() = Uri::from(path);
+            let path =
+                value.starts_with(b"/").then(|| PathAndQuery::from_maybe_shared(value.clone()));
+            *request.uri_mut() = Uri::from(path?.ok()?);
         } else if *key == self.config.method_key {
-            *request.method_mut() = value.parse::<Method>().ok()?;
+            *request.method_mut() = Method::from_bytes(value).ok()?;
         } else if matches!(self.proof, Proof::Named) && *key == self.config.agent_key {
-            // Two names are none: whoever can add one must not be able to choose.
-            let extensions = request.extensions_mut();
-            let twice = extensions.get::<Name>().is_some();
-            extensions.insert(Name((!twice).then(|| AgentId::new(value).ok()).flatten()));
+            // As a token may claim it: ids of addresses and API keys are nobody's to name.
+            let name = text(value).and_then(|name| AgentId::claimed(name).ok());
+            request.extensions_mut().insert(Name(name));
         } else if key == ADDRESS_KEY {
-            let address: IpAddr = value.parse().ok()?;
+            let address: IpAddr = text(value)?.parse().ok()?;
             request.extensions_mut().insert(PeerAddr::from(SocketAddr::new(address, 0)));
-        } else if let Ok(name) = HeaderName::from_bytes(key.as_bytes()) {
+        } else if let Ok(name) = HeaderName::from_bytes(key.as_bytes())
+            // It would choose the form of refusals, which here is the protocol's.
+            && name != header::CONTENT_TYPE
+        {
             // Whether one may stand twice is decided by who reads it.
-            request.headers_mut().append(name, HeaderValue::from_str(value).ok()?);
+            let value = HeaderValue::from_maybe_shared(value.clone()).ok()?;
+            request.headers_mut().append(name, value);
         }
         Some(())
     }
+}
+
+fn text(value: &Bytes) -> Option<&str> {
+    std::str::from_utf8(value).ok()
 }
 
 /// Returns the cost of a request that costs `tokens` when it counts once.
@@ -144,7 +172,7 @@ impl<I> Callers<I> {
 
 fn named<B>(request: &Request<B>) -> Result<Caller, IdentityError> {
     let name = request.extensions().get::<Name>().and_then(|name| name.0.clone());
-    let reason = "the proxy names no agent, or more than one, or what it names is no agent id";
+    let reason = "what the proxy names is no agent id";
     name.map(Caller::from).ok_or(IdentityError::Unauthenticated { reason, presented: true })
 }
 

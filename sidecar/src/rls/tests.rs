@@ -40,8 +40,14 @@ fn named(config: &Config) -> Live<MemoryStore, Nobody> {
 }
 
 fn descriptor(entries: &[(&str, &str)]) -> RateLimitDescriptor {
-    let entry = |(key, value): &(&str, &str)| Entry { key: (*key).into(), value: (*value).into() };
-    RateLimitDescriptor { entries: entries.iter().map(entry).collect(), hits_addend: None }
+    let entry = |(key, value): &(&str, &str)| Entry {
+        key: (*key).into(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    RateLimitDescriptor {
+        entries: entries.iter().map(entry).collect(),
+        ..RateLimitDescriptor::default()
+    }
 }
 
 fn asking(descriptors: Vec<RateLimitDescriptor>) -> RateLimitRequest {
@@ -108,6 +114,35 @@ async fn hits_multiply_and_those_of_a_descriptor_are_its_own() {
     assert_eq!(left(&live.decide(&request).await), [(Code::Ok, 6)], "zero looks");
     request.descriptors[0].hits_addend = Some(UInt64Value { value: u64::MAX });
     assert_eq!(live.decide(&request).await.overall_code(), Code::OverLimit);
+    request.descriptors[0].hits_addend = Some(UInt64Value { value: 5 });
+    request.descriptors[0].is_negative_hits = true;
+    assert_eq!(left(&live.decide(&request).await), [(Code::Ok, 6)], "neither given back nor taken");
+}
+
+#[tokio::test]
+async fn a_look_tells_whether_anything_is_left() {
+    let live = named(&Config::default());
+    let mut request = asking(vec![descriptor(&[("agent", "a1")])]);
+    request.hits_addend = 10;
+    assert_eq!(left(&live.decide(&request).await), [(Code::Ok, 0)]);
+    request.descriptors[0].hits_addend = Some(UInt64Value { value: 0 });
+    let answer = live.decide(&request).await;
+    assert_eq!(left(&answer), [(Code::OverLimit, 0)]);
+    assert_eq!(fields(&answer)["content-type"], "application/problem+json");
+    assert!(!answer.raw_body.is_empty());
+}
+
+/// A proxy may be told to pass `content-type` on; gRPC's way to refuse is an answer with status 200.
+#[tokio::test]
+async fn a_caller_that_speaks_grpc_is_refused_like_any_other() {
+    let live = named(&Config::default());
+    let entries = [("agent", "a1"), ("content-type", "application/grpc")];
+    let mut request = asking(vec![descriptor(&entries)]);
+    request.hits_addend = 10;
+    assert_eq!(live.decide(&request).await.overall_code(), Code::Ok);
+    let answer = live.decide(&request).await;
+    assert_eq!(answer.overall_code(), Code::OverLimit);
+    assert_eq!(fields(&answer)["content-type"], "application/problem+json");
 }
 
 #[tokio::test]
@@ -147,6 +182,9 @@ async fn garbage_never_passes() {
         &[("agent", "no spaces please")],
         &[("agent", "a1"), ("agent", "a2")],
         &[("agent", "a1"), ("agent", "a1")],
+        &[("agent", "key-of-a-partner")],
+        &[("agent", "ip-203.0.113.9")],
+        &[("agent", "a1"), ("path", "/orders/1"), ("path", "/")],
         &[("agent", "a1"), ("path", "orders")],
         &[("agent", "a1"), ("path", "/a b")],
         &[("agent", "a1"), ("path", "/orders//../7"), ("method", "POST")],
@@ -159,8 +197,21 @@ async fn garbage_never_passes() {
         let problem: serde_json::Value = serde_json::from_slice(&answer.raw_body).unwrap();
         assert!(problem["status"].as_u64().unwrap() < 429, "{entries:?}: {problem}");
     }
+    // What a caller sends may be no text at all: Envoy passes it on as it is.
+    for key in ["agent", "path", "method", "remote_address", "x-size\n"] {
+        let mut one = descriptor(&[("agent", "a1")]);
+        one.entries.retain(|entry| entry.key != key);
+        one.entries.push(Entry { key: key.to_owned(), value: Bytes::from_static(b"\xff\n") });
+        let answer = live.decide(&asking(vec![one])).await;
+        assert_eq!(answer.overall_code() == Code::OverLimit, key != "x-size\n", "{key}");
+    }
+    let many: Vec<(String, &str)> = (0..100).map(|n| (format!("x-{n}"), "1")).collect();
+    let mut entries: Vec<(&str, &str)> = many.iter().map(|(key, one)| (&**key, *one)).collect();
+    entries.push(("agent", "a1"));
+    let answer = live.decide(&asking(vec![descriptor(&entries)])).await;
+    assert_eq!(answer.overall_code(), Code::OverLimit);
     let answer = live.decide(&asking(vec![descriptor(&[("agent", "a1")])])).await;
-    assert_eq!(left(&answer), [(Code::Ok, 9)], "nobody was charged for it");
+    assert_eq!(left(&answer), [(Code::Ok, 8)], "nobody was charged for what was refused");
 }
 
 #[tokio::test]
