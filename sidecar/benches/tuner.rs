@@ -154,7 +154,9 @@ impl Tune for Records {
     async fn look(&self, agent: &AgentId) -> Result<Record, StoreError> {
         let known = lock(&self.agents).get(agent).copied();
         let (rev, demand) = known.unwrap_or_default();
-        Ok(Record { rev, demand, ..Record::default() })
+        let mut record = Record::default();
+        (record.rev, record.demand) = (rev, demand);
+        Ok(record)
     }
 }
 
