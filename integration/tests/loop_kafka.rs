@@ -131,6 +131,29 @@ async fn no_rating_moves_the_rate_beyond_its_bounds() {
 }
 
 #[tokio::test]
+async fn the_agents_rated_most_are_told_by_name_where_they_are_tuned() {
+    let (stack, mut poster) = (Stack::get().await, Stack::get().await.poster());
+    let told = async |part: &Merit, what: &str| {
+        part.series(&format!("merit_agent_{what}{{agent=\"told\"}}")).await
+    };
+    for _ in 0..3 {
+        poster.rate("told", 5.0).await;
+    }
+    poster.rate("told", 1.0).await;
+    stack.limits_become("told", "40", "20.4").await;
+    merit_integration::eventually("the rate is told", LOOP_DEADLINE, || async {
+        told(&stack.tuner, "refill_rate").await == Some(20.4)
+    })
+    .await;
+    // Three are worth 2 and one is worth -2; what was first may have faded by a little.
+    let reward = told(&stack.tuner, "reward").await.expect("it was rated just now");
+    assert!((reward - 1.0).abs() < 0.1, "{reward}");
+    for part in [&stack.ingest, &stack.gateway] {
+        assert_eq!(part.metric("merit_agent_refill_rate").await, None);
+    }
+}
+
+#[tokio::test]
 async fn limits_live_a_day_and_a_rating_renews_them() {
     let (stack, mut poster) = (Stack::get().await, Stack::get().await.poster());
     let left = async || stack.redis.ask::<i64>(&["PTTL", "tb:mortal"]).await;

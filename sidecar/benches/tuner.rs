@@ -26,7 +26,7 @@ use merit_sidecar::{
     policy::{self, Kind, Policy, State, vote_of},
     rating::{Poster, Rating, RatingRequest},
     telemetry,
-    tuner::{Plan, Tuner},
+    tuner::{Busiest, Plan, Tuner},
 };
 use mimalloc::MiMalloc;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
@@ -206,7 +206,9 @@ fn run(runtime: &Runtime, kind: Kind, bodies: &[(usize, String)]) -> Duration {
     let bus = in_process::Config::default();
     let (publisher, consumer) = in_process::channel(&bus);
     let publisher = Publisher::InProcess(publisher);
-    let plan = Plan::new(config(kind), start());
+    let mut plan = Plan::new(config(kind), start());
+    // As a process has it that tells of its agents by name.
+    plan.busiest = Some(Busiest::new(50));
     let tuner = Tuner::new(Consumer::InProcess(consumer), Records::default(), plan);
     let (warm, poster) = (bodies.len() / 2 + bus.capacity, Poster::new("bench").unwrap());
     let feed = async move {

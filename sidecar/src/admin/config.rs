@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use super::guard::{AdminError, AdminToken};
-use crate::secret::Variable;
+use crate::{
+    secret::Variable,
+    tuner::{BUSIEST_MAX, Busiest},
+};
 
 /// The admin listener.
 #[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
@@ -23,11 +26,20 @@ pub struct Config {
 }
 
 /// The metrics listener: health and metrics for orchestrators and scrapers.
-#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetricsConfig {
     /// Where to listen; off unless named.
     pub listen: Option<SocketAddr>,
+    /// Of how many agents, those rated most lately, refill rate and reward are told by name; default 50,
+    /// at most 1000. 0 names nobody.
+    pub top_agents: u16,
+}
+
+impl Default for MetricsConfig {
+    fn default() -> Self {
+        Self { listen: None, top_agents: 50 }
+    }
 }
 
 impl Config {
@@ -76,8 +88,19 @@ impl Config {
 }
 
 impl MetricsConfig {
-    /// Adds every fault of the table at `path` (normally `metrics`) to `faults`: there can be none.
-    pub fn validate(&self, _path: &str, _faults: &mut Vec<String>) {}
+    /// Adds every fault of the table at `path` (normally `metrics`) to `faults`.
+    pub fn validate(&self, path: &str, faults: &mut Vec<String>) {
+        let top = self.top_agents;
+        if top > BUSIEST_MAX {
+            faults.push(format!("{path}.top_agents: must be at most {BUSIEST_MAX}, is {top}"));
+        }
+    }
+
+    /// Returns an empty table of the agents rated most; none when nobody is named.
+    #[must_use]
+    pub fn busiest(&self) -> Option<Busiest> {
+        (self.top_agents > 0).then(|| Busiest::new(self.top_agents))
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +135,21 @@ mod tests {
         let found = faults(r#"{"hosts":["ok","a:1",""]}"#);
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(found[0].starts_with("admin.hosts[1]: "));
+    }
+
+    #[test]
+    fn as_many_agents_are_named_as_a_scraper_can_bear() {
+        let faults = |json: &str| {
+            let config: MetricsConfig = serde_json::from_str(json).unwrap();
+            let mut faults = Vec::new();
+            config.validate("metrics", &mut faults);
+            (faults, config.busiest().is_some())
+        };
+        assert_eq!(faults("{}"), (vec![], true));
+        assert_eq!(faults(r#"{"top_agents":1000}"#), (vec![], true));
+        assert_eq!(faults(r#"{"top_agents":0}"#), (vec![], false));
+        let (found, _) = faults(r#"{"top_agents":1001}"#);
+        assert_eq!(found, ["metrics.top_agents: must be at most 1000, is 1001"]);
     }
 
     #[test]

@@ -51,7 +51,10 @@ use tower_merit::{
     store::{Spend, Tune},
 };
 
-use crate::openapi::{self, Listener};
+use crate::{
+    openapi::{self, Listener},
+    tuner::Busiest,
+};
 
 /// The Prometheus text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -71,8 +74,28 @@ merit
 /openapi.json   the routes, for machines
 ";
 
+/// What a scraper is told.
+#[derive(Clone, Debug)]
+pub struct Exposition {
+    /// What the process counted.
+    pub recorded: PrometheusHandle,
+    /// The agents that its tuner finds rated most, by name; none where no tuner runs.
+    pub busiest: Option<Busiest>,
+}
+
+impl Exposition {
+    /// Returns it as Prometheus text.
+    fn render(&self) -> String {
+        let mut text = self.recorded.render();
+        if let Some(busiest) = &self.busiest {
+            busiest.render(&mut text);
+        }
+        text
+    }
+}
+
 /// Returns the routes of the metrics listener.
-pub fn probes(health: Health, metrics: PrometheusHandle) -> Router {
+pub fn probes(health: Health, metrics: Exposition) -> Router {
     Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(async |State(health): State<Health>| ready(&health).await))
@@ -98,7 +121,7 @@ pub fn router<T: Tune + Spend + Clone, B: Tune + Clone>(
     config: &Config,
     token: Option<AdminToken>,
     health: Health,
-    metrics: PrometheusHandle,
+    metrics: Exposition,
     console: Console<T>,
     book: Option<Book<B>>,
 ) -> Result<(Router, impl Future<Output = ()> + Send + 'static), AdminError> {
@@ -109,7 +132,8 @@ pub fn router<T: Tune + Spend + Clone, B: Tune + Clone>(
         AdminError::AuditLog { path, source: Arc::new(source) }
     })?;
     let audit = Arc::new(audit);
-    let (agents, keeping) = console.routes(Arc::clone(&audit), health.clone(), metrics.clone());
+    let (agents, keeping) =
+        console.routes(Arc::clone(&audit), health.clone(), metrics.recorded.clone());
     let mut routes = probes(health, metrics)
         .merge(page::routes(INDEX))
         .merge(agents)

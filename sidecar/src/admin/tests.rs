@@ -22,8 +22,12 @@ fn down() -> Down {
     Down(std::io::Error::other("connection refused"))
 }
 
-fn metrics() -> PrometheusHandle {
+fn recorded() -> PrometheusHandle {
     metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle()
+}
+
+fn metrics() -> Exposition {
+    Exposition { recorded: recorded(), busiest: None }
 }
 
 async fn answer(router: &Router, request: Request<Body>) -> (u16, String) {
@@ -138,7 +142,8 @@ async fn a_draining_process_is_not_ready_at_once() {
 async fn metrics_are_prometheus_text() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     ::metrics::with_local_recorder(&recorder, || ::metrics::counter!("x_total").increment(3));
-    let router = probes(Health::new(), recorder.handle());
+    let exposition = Exposition { recorded: recorder.handle(), busiest: None };
+    let router = probes(Health::new(), exposition);
     let response = router.oneshot(get_from("x", "/metrics")).await.unwrap();
     assert_eq!(response.headers()["content-type"], METRICS_TYPE);
     let body = response.into_body().collect().await.unwrap().to_bytes();

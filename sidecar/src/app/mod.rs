@@ -332,6 +332,8 @@ async fn start_with(
         let router = router.merge(openapi::router(Listener::Ingest, personalized.is_some()));
         serve("ingest", listener, router);
     }
+    let busiest = consumer.is_some().then(|| config.metrics.busiest()).flatten();
+    let metrics = admin::Exposition { recorded: metrics, busiest: busiest.clone() };
     if let Some(listener) = listeners.metrics {
         serve("metrics", listener, admin::probes(health.clone(), metrics.clone()));
     }
@@ -373,6 +375,7 @@ async fn start_with(
         plan.tuner = config.tuner.clone();
         plan.changes = Some(changes);
         plan.asks = Some(asks);
+        plan.busiest = busiest;
         if let Some(path) = &config.policy.decision_log {
             let (log, task) = Log::open(LogConfig::at(path.clone())).await?;
             plan.decisions = Some(log);

@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     agents::{Folded, Folding},
+    busiest::Busiest,
     insight::{Recent, What},
 };
 use crate::policy::{Decision, Drift, Reason};
@@ -55,7 +56,7 @@ pub(super) struct Metrics {
     pub(super) without_agent: Counter,
     writes: Counter,
     /// Limits that a tick moved.
-    pub(super) moves: Counter,
+    moves: Counter,
     residual: Histogram,
     told: Told,
     pub(super) recent: Recent,
@@ -66,10 +67,11 @@ pub(super) struct Metrics {
     pub(super) lag: Gauge,
     pub(super) agents: Gauge,
     stopped_partitions: Gauge,
+    busiest: Option<Busiest>,
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(busiest: Option<Busiest>) -> Self {
         let folded =
             |outcome: &'static str| counter!("merit_ratings_folded_total", "outcome" => outcome);
         Self {
@@ -94,6 +96,7 @@ impl Metrics {
             lag: gauge!("merit_bus_lag_ratings"),
             agents: gauge!("merit_tuner_agents"),
             stopped_partitions: gauge!("merit_tuner_stopped_partitions"),
+            busiest,
         }
     }
 
@@ -146,9 +149,34 @@ impl Metrics {
         if folded.counted > 0 {
             self.reward.record(folded.reward / folded.counted as f64);
         }
+        if let Some(busiest) = &self.busiest {
+            busiest.rated(agent, folded.counted, folded.reward, rate);
+        }
         for Folding { delivery, .. } in ratings.iter().filter(|folding| folding.fresh) {
             let accepted = Duration::from_micros(delivery.rating.accepted_at_us());
             self.rating_to_limit.record(at.saturating_sub(accepted));
+        }
+    }
+
+    /// Tells what a tick's write put in force.
+    pub(super) fn moved(&self, agent: &AgentId, rate: f64) {
+        self.moves.increment(1);
+        if let Some(busiest) = &self.busiest {
+            busiest.moved(agent, rate);
+        }
+    }
+
+    /// Lets the agents rated most fade with time.
+    pub(super) fn fade(&self) {
+        if let Some(busiest) = &self.busiest {
+            busiest.fade(tokio::time::Instant::now());
+        }
+    }
+
+    /// Forgets who is rated most: partitions were given up.
+    pub(super) fn gave_up_agents(&self) {
+        if let Some(busiest) = &self.busiest {
+            busiest.forget_all();
         }
     }
 

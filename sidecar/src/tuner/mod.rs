@@ -13,6 +13,7 @@
 //! 6. Between ratings come ticks: the price of capacity moves, and agents are looked at (`ticks`).
 
 mod agents;
+mod busiest;
 mod config;
 mod insight;
 mod judge;
@@ -31,6 +32,7 @@ mod traces;
 mod window;
 
 pub use agents::state_of;
+pub use busiest::{BUSIEST_MAX, Busiest};
 pub use config::Config;
 pub use insight::{Asked, HAPPENINGS, Happening, Insight, PATIENCE, insight};
 pub use moves::{Cause, MOVES, Move};
@@ -146,7 +148,7 @@ impl<T: Tune> Tuner<T> {
     /// Returns a loop that has read nothing yet.
     #[must_use]
     pub fn new(consumer: Consumer, store: T, plan: Plan) -> Self {
-        let Plan { aim, subject, unproved, tuner, changes, decisions, asks } = plan;
+        let Plan { aim, subject, unproved, tuner, changes, decisions, asks, busiest } = plan;
         let policy = aim.policy.clone();
         let who = life::unique();
         Self {
@@ -159,7 +161,7 @@ impl<T: Tune> Tuner<T> {
             logs: HashMap::new(),
             stopped: HashSet::new(),
             life: None,
-            metrics: Metrics::new(),
+            metrics: Metrics::new(busiest),
             trade: Trade::new(&policy, who.clone()),
             who,
             slice: 0,
@@ -332,6 +334,7 @@ impl<T: Tune> Tuner<T> {
             self.stopped.remove(partition);
         }
         self.metrics.stopped(self.stopped.len());
+        self.metrics.gave_up_agents();
         self.agents.forget_all();
     }
 
@@ -542,6 +545,7 @@ impl<T: Tune> Tuner<T> {
         self.metrics.lag.set(lag.iter().map(|(_, lag)| lag).sum::<u64>() as f64);
         #[allow(clippy::cast_precision_loss, reason = "a gauge")]
         self.metrics.agents.set(self.agents.len() as f64);
+        self.metrics.fade();
         // Before anything was written there is no life to ask for, and without progress and ticks nobody
         // who needs to know.
         if !self.consumer.durable() && (self.trade.is_none() || self.life.is_none()) {

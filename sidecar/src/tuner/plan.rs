@@ -3,7 +3,7 @@
 use tokio::sync::watch;
 use tower_merit::bucket::{BucketName, Limits};
 
-use super::{Asked, Config};
+use super::{Asked, Busiest, Config};
 use crate::{decisions::Log, policy, rating::SubjectMode};
 
 /// What ratings without a receipt that holds weigh.
@@ -55,6 +55,8 @@ pub struct Plan {
     pub decisions: Option<Log>,
     /// Where people's questions come from.
     pub asks: Option<Asked>,
+    /// Where the agents that are rated most are noted.
+    pub busiest: Option<Busiest>,
 }
 
 impl Plan {
@@ -70,6 +72,7 @@ impl Plan {
             changes: None,
             decisions: None,
             asks: None,
+            busiest: None,
         }
     }
 }

@@ -124,8 +124,9 @@ impl<T: Tune> Tuner<T> {
         for (change, written) in changes.iter().zip(answers) {
             match written {
                 Ok(Written::Done { rev, .. }) => {
-                    self.metrics.moves.increment(1);
-                    self.agents.written(&change.agent, rev, change.limits.refill().tokens());
+                    let rate = change.limits.refill().tokens();
+                    self.metrics.moved(&change.agent, rate);
+                    self.agents.written(&change.agent, rev, rate);
                 }
                 // Somebody else's rating or an operator came first: the next look starts from there.
                 Ok(Written::Stale | Written::Operator { .. }) => reload.push(change.agent.clone()),

@@ -226,6 +226,7 @@ spool_dir = "/var/lib/merit/spool"
 
 [metrics]
 listen = "0.0.0.0:9901"
+top_agents = {{ $v.monitoring.topAgents | int }}
 
 [admin]
 listen = "127.0.0.1:9900"
