@@ -100,6 +100,7 @@ async fn a_refusal_is_headers_alone_and_others_still_read_http() {
     assert_eq!((refused.version(), refused.status()), (Version::HTTP_2, StatusCode::OK));
     assert_eq!(refused.headers()["content-type"], "application/grpc");
     assert_eq!(refused.headers()["grpc-status"], "16");
+    assert_eq!(refused.headers()["cache-control"], "no-store", "a status of 200");
     assert!(hyper::body::Body::is_end_stream(refused.body()), "Trailers-Only ends the stream");
     let body = refused.into_body().collect().await.unwrap();
     assert!(body.trailers().is_none());

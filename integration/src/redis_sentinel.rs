@@ -83,6 +83,31 @@ impl RedisSentinel {
         self.sentinels[index].process.kill9();
     }
 
+    /// Freezes one sentinel; a frozen one answers nobody, and learns nothing.
+    pub fn freeze_sentinel(&mut self, index: usize) {
+        self.sentinels[index].process.signal("STOP");
+    }
+
+    /// Starts one sentinel more, which hears nothing of the others when the first server is dead: it names that for
+    /// ever. It comes last.
+    ///
+    /// # Panics
+    ///
+    /// When it does not come up.
+    pub async fn add_cut_off(&mut self) {
+        let mut sentinel = Sentinel::start(self.servers[0].port());
+        let url = format!("redis://127.0.0.1:{}", sentinel.port);
+        eventually("the sentinel answers", FORMED, || {
+            if let Some(status) = sentinel.process.exited() {
+                panic!("a sentinel ended with {status}: {}", sentinel.process.output());
+            }
+            let url = url.clone();
+            async move { state(&url).await.is_some() }
+        })
+        .await;
+        self.sentinels.push(sentinel);
+    }
+
     /// Orders a failover though nothing failed.
     ///
     /// # Panics

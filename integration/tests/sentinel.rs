@@ -125,6 +125,38 @@ async fn a_frozen_master_is_left_and_not_returned_to_when_it_thaws() {
 }
 
 #[tokio::test]
+async fn one_sentinel_that_missed_the_failover_moves_nobody_back() {
+    let mut sentinel = RedisSentinel::start().await;
+    let before = RedisStore::sentinel(MASTER, sentinel.urls()).connect().await.unwrap();
+    sentinel.servers[0].kill9();
+    served(&before, &sentinel.servers[1]).await;
+    sentinel.add_cut_off().await;
+    let [_, first, second, cut_off] = sentinel.urls().try_into().unwrap();
+    let urls = [cut_off.clone(), first, second];
+    let store = RedisStore::sentinel(MASTER, urls).connect().await.unwrap();
+    served(&store, &sentinel.servers[1]).await;
+
+    // The one that names the old master is the only one that answers.
+    sentinel.freeze_sentinel(1);
+    sentinel.freeze_sentinel(2);
+    let agent: AgentId = "kept".parse().unwrap();
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut decided = 0;
+    while Instant::now() < until {
+        store.spend(contract::one_token(&agent)).await.expect("the master that serves is kept");
+        decided += 1;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(decided > 20, "{decided}");
+    let mut link =
+        redis::Client::open(cut_off).unwrap().get_multiplexed_async_connection().await.unwrap();
+    let mut asked = redis::cmd("SENTINEL");
+    asked.arg("GET-MASTER-ADDR-BY-NAME").arg(MASTER);
+    let (_, port): (String, u16) = asked.query_async(&mut link).await.unwrap();
+    assert_eq!(port, sentinel.servers[0].port(), "it was to name the old master all the while");
+}
+
+#[tokio::test]
 async fn a_master_that_becomes_a_replica_while_it_serves_is_left() {
     let sentinel = RedisSentinel::start().await;
     // As a user with the rights that docs/redis.md names behind sentinels, and no others.

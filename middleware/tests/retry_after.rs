@@ -325,6 +325,22 @@ async fn a_request_that_waits_holds_no_place_and_is_gone_when_it_is_dropped() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_request_that_is_held_back_gives_its_place_away_and_gets_one_when_it_has_waited() {
+    let server = Server::new([refused("61")]);
+    let layer = exact().share_pause();
+    let mut service =
+        ServiceBuilder::new().layer(layer).concurrency_limit(1).service(server.clone());
+    // Told to wait for longer than its budget: the answer is the caller's.
+    let told = service.ready().await.unwrap().call(request(Method::GET)).await.unwrap();
+    assert_eq!(told.status(), StatusCode::TOO_MANY_REQUESTS);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    // Held back until the pause ends, and nobody else asks for readiness meanwhile.
+    let held = service.ready().await.unwrap().call(request(Method::GET));
+    let held = tokio::time::timeout(Duration::from_secs(600), held).await.expect("it is sent");
+    assert_eq!((held.unwrap().status(), server.times()), (StatusCode::OK, vec![0, 61]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_that_is_held_back_leaves_the_ready_instance_to_the_next() {
     let server = Server::new([refused("10")]);
     let pair = |server: &Server| ServiceBuilder::new().concurrency_limit(1).service(server.clone());

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 
@@ -33,6 +33,29 @@ pin_project! {
     }
 }
 
+/// When a caller has had all of the answer, although nobody asked its body for the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whole {
+    /// With the head: no content belongs to it.
+    WithHead,
+    /// After as many bytes as it is long, if that is known: a server of HTTP/1 writes those and drops the
+    /// body, trailers or not (RFC 9112 section 7.1.2 has trailers with chunks only).
+    AfterLength,
+    /// When its end was seen.
+    WhenEnded,
+}
+
+impl Whole {
+    /// Returns when the answer to `request` is whole.
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
+        match (request.method(), request.version()) {
+            (&Method::HEAD, _) => Self::WithHead,
+            (_, Version::HTTP_09 | Version::HTTP_10 | Version::HTTP_11) => Self::AfterLength,
+            _ => Self::WhenEnded,
+        }
+    }
+}
+
 /// The field that settles a charge, and the charge while nothing has settled it.
 ///
 /// Dropped before the answer has ended, it raises the charge to what the route says of such
@@ -41,14 +64,45 @@ pub(super) struct Settlement {
     from: SettleFrom,
     /// Nothing when nothing was charged, or it is settled: then the field is still taken out.
     reservation: Option<Reservation>,
+    whole: Whole,
+    /// Bytes that are still to come, where they are counted.
+    left: Option<u64>,
 }
 
 impl Settlement {
     /// Returns what an answer is to be read for; nothing when that has no use.
-    pub(super) fn new(from: &SettleFrom, reservation: Option<&Reservation>) -> Option<Box<Self>> {
+    pub(super) fn new(
+        from: &SettleFrom,
+        reservation: Option<&Reservation>,
+        whole: Whole,
+    ) -> Option<Box<Self>> {
         let used = from.strip || reservation.is_some();
         let reservation = reservation.cloned();
-        used.then(|| Box::new(Self { from: from.clone(), reservation }))
+        used.then(|| Box::new(Self { from: from.clone(), reservation, whole, left: None }))
+    }
+
+    /// Learns from the head of the answer how much of it is to come.
+    pub(super) fn begin<B: Body>(&mut self, response: &Response<B>) {
+        if self.whole == Whole::WithHead || response.body().is_end_stream() {
+            return self.let_stand();
+        }
+        if self.whole == Whole::AfterLength {
+            // What a server goes by: the field, else the body's own size.
+            let stated = response.headers().get(header::CONTENT_LENGTH);
+            let stated = stated.and_then(|length| length.to_str().ok()?.parse().ok());
+            self.left = stated.or_else(|| response.body().size_hint().exact());
+            self.sent(0);
+        }
+    }
+
+    /// Counts bytes of the answer that the server has taken.
+    fn sent(&mut self, bytes: usize) {
+        if let Some(left) = &mut self.left {
+            *left = left.saturating_sub(bytes as u64);
+            if *left == 0 {
+                self.let_stand();
+            }
+        }
     }
 
     /// Settles with what `fields` say, if they say something and nothing has settled before.
@@ -135,6 +189,9 @@ impl<B: Body<Data = Bytes>> Body for AdmissionBody<B> {
             let mut ended = body.as_ref().is_end_stream();
             match &mut polled {
                 Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        settlement.sent(data.len());
+                    }
                     if let Some(trailers) = frame.trailers_mut() {
                         settlement.read(trailers);
                         ended = true;

@@ -1,25 +1,33 @@
 //! Refusals as gRPC callers read them: HTTP 200 without a body, the status in the headers
 //! ("Trailers-Only" in the gRPC protocol over HTTP/2), the wait in `google.rpc.RetryInfo`.
 //!
-//! 1. Only `application/grpc` and its `+proto` and the like are spoken to so. gRPC-Web is not: its
-//!    translation to gRPC belongs in front of admission, and then this is what it translates.
+//! 1. Only calls are spoken to so: `POST` over HTTP/2 or later with `application/grpc`, its `+proto` and the like
+//!    (gRPC over HTTP/2, "Requests"). Anybody else who says this type would get a refusal that
+//!    looks like success. gRPC-Web is not: its translation to gRPC belongs in front of admission, and then
+//!    this is what it translates.
 //! 2. `RetryInfo` stands where waiting helps and nowhere else: a client takes `RESOURCE_EXHAUSTED`
 //!    without it for final (OTLP specification, "Failures").
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, header};
+use http::{Method, Response, Version, header};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use super::refusal::{NEVER_RETRY_SECONDS, Refusal};
+use super::{
+    refusal::{NEVER_RETRY_SECONDS, Refusal},
+    response::Head,
+};
 
 const GRPC: &str = "application/grpc";
 
-/// Returns whether a request with the fields `head` is answered here.
-pub(super) fn speaks(head: &HeaderMap) -> bool {
-    let Some(kind) = head.get(header::CONTENT_TYPE) else { return false };
+/// Returns whether a request with this head is answered here.
+pub(super) fn speaks(head: &Head<'_>) -> bool {
+    if *head.method != Method::POST || head.version < Version::HTTP_2 {
+        return false;
+    }
+    let Some(kind) = head.fields.get(header::CONTENT_TYPE) else { return false };
     kind.to_str().ok().and_then(|kind| kind.split_at_checked(GRPC.len())).is_some_and(
         |(kind, rest)| {
             kind.eq_ignore_ascii_case(GRPC)
@@ -61,6 +69,8 @@ pub(super) fn response(refusal: &Refusal, detail: &str, wait_ms: Option<u64>) ->
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
     use crate::{
         bucket::{BucketName, Limits},
@@ -122,11 +132,11 @@ mod tests {
 
     #[test]
     fn grpc_is_told_from_what_only_begins_like_it() {
-        let speaks = |kind: &str| {
-            let mut head = HeaderMap::new();
-            head.insert(header::CONTENT_TYPE, kind.parse().unwrap());
-            speaks(&head)
+        let request = |kind: &str| {
+            let request = Request::post("/x").version(Version::HTTP_2);
+            request.header(header::CONTENT_TYPE, kind).body(()).unwrap()
         };
+        let speaks = |kind: &str| speaks(&Head::of(&request(kind)));
         for kind in [
             "application/grpc",
             "application/grpc+proto",
@@ -145,6 +155,18 @@ mod tests {
         ] {
             assert!(!speaks(kind), "{kind}");
         }
-        assert!(!super::speaks(&HeaderMap::new()));
+        assert!(!super::speaks(&Head::of(&Request::new(()))));
+    }
+
+    #[test]
+    fn who_cannot_be_a_grpc_caller_is_not_answered_like_one() {
+        let mut request = Request::post("/x").header(header::CONTENT_TYPE, GRPC).body(()).unwrap();
+        assert!(!speaks(&Head::of(&request)), "HTTP/1.1");
+        *request.version_mut() = Version::HTTP_2;
+        assert!(speaks(&Head::of(&request)));
+        for method in [Method::GET, Method::HEAD, Method::PUT] {
+            *request.method_mut() = method;
+            assert!(!speaks(&Head::of(&request)), "{request:?}");
+        }
     }
 }

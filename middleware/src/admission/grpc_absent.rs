@@ -1,11 +1,11 @@
 //! A build without the feature `grpc` answers everybody over HTTP.
 
 use bytes::Bytes;
-use http::{HeaderMap, Response};
+use http::Response;
 
-use super::refusal::Refusal;
+use super::{refusal::Refusal, response::Head};
 
-pub(super) fn speaks(_: &HeaderMap) -> bool {
+pub(super) fn speaks(_: &Head<'_>) -> bool {
     false
 }
 

@@ -14,7 +14,7 @@ use super::{
     plan::{Defaults, Plan},
     proof::Receipts,
     reservation::Settle,
-    response::Answers,
+    response::{Answers, Head},
     route::{Bound, ROUTES_MAX},
 };
 use crate::{
@@ -145,7 +145,7 @@ impl<S: Spend, I: Identify> AdmissionLayer<S, I> {
         learned.map_err(|error| {
             let refusal = Refusal::from(error);
             shared.metrics.refused(&refusal, false);
-            shared.answers.respond(&refusal, request.headers(), &self.gate.base.shown, None)
+            shared.answers.respond(&refusal, Head::of(request), &self.gate.base.shown, None)
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU64, sync::Arc};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 
 use super::{
     concurrency::CONCURRENCY_POLICY,
@@ -51,6 +51,24 @@ impl Explained {
     }
 }
 
+/// What the answer to a refused request goes by.
+#[derive(Clone, Copy)]
+#[cfg_attr(
+    not(feature = "grpc"),
+    allow(dead_code, reason = "by more than the method goes who speaks gRPC")
+)]
+pub(super) struct Head<'a> {
+    pub(super) method: &'a Method,
+    pub(super) version: Version,
+    pub(super) fields: &'a HeaderMap,
+}
+
+impl<'a> Head<'a> {
+    pub(super) fn of<B>(request: &'a Request<B>) -> Self {
+        Self { method: request.method(), version: request.version(), fields: request.headers() }
+    }
+}
+
 /// Returns true for a refusal that the agent's limits or its ban explain.
 fn is_of_limits(refusal: &Refusal) -> bool {
     matches!(
@@ -75,11 +93,11 @@ impl Answers {
         }
     }
 
-    /// Returns the answer to a request with the fields `head` that is refused.
+    /// Returns the answer to a request with this head that is refused.
     pub(super) fn respond(
         &self,
         refusal: &Refusal,
-        head: &HeaderMap,
+        head: Head<'_>,
         shown: &Shown,
         verdict: Option<&Verdict>,
     ) -> Response<Bytes> {
@@ -89,11 +107,13 @@ impl Answers {
             problem = problem.with("limits", page.path.as_str());
         }
         let wait_ms = self.wait_ms(refusal);
-        let mut response = match grpc::speaks(head) {
+        let mut response = match grpc::speaks(&head) {
             true => grpc::response(refusal, problem.detail(), wait_ms),
             false => problem.into_response(),
         };
         let headers = response.headers_mut();
+        // RFC 6585 section 4; a status of 200, as gRPC has it, is kept by heuristics otherwise.
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(page) = explained {
             headers.insert(header::LINK, page.link.clone());
         }
@@ -120,10 +140,18 @@ impl Answers {
             None if self.choice.expose && retry_after.is_some() => expose_retry_after(headers),
             None => {}
         }
-        match &self.hook {
+        let mut response = match &self.hook {
             Some(hook) => hook(refusal, response),
             None => response,
+        };
+        // RFC 9110 section 9.3.2: the fields of the answer without its content, which over HTTP/2 the server
+        // would send.
+        if head.method == Method::HEAD && !response.body().is_empty() {
+            let length = response.body().len();
+            response.headers_mut().entry(header::CONTENT_LENGTH).or_insert(length.into());
+            *response.body_mut() = Bytes::new();
         }
+        response
     }
 
     fn problem(&self, refusal: &Refusal) -> Problem {

@@ -9,14 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower_service::Service;
 
 use super::{
-    body::{AdmissionBody, Settlement},
+    body::{AdmissionBody, Settlement, Whole},
     concurrency::Permit,
     fields::Outcome,
     layer::Gate,
@@ -24,6 +24,7 @@ use super::{
     plan::Plan,
     refusal::Refusal,
     reservation::Reservation,
+    response::Head,
     route,
 };
 use crate::{
@@ -80,14 +81,14 @@ where
             None => Doing::Identify { pending: state.gate.shared.identity.identify(&request) },
             Some(learned) => match state.ask(learned, &request, now) {
                 Asked::Clear => {
-                    state.introduce(request.extensions_mut());
+                    state.introduce(&mut request);
                     let pending = self.inner.call(request);
                     return AdmissionFuture { step: Step::Pass { pending }, state };
                 }
                 Asked::Refused(refusal) => {
                     // Nobody calls the instance that is ready, which may hold a place of others.
                     self.inner = self.inner.clone();
-                    let response = Some(state.respond(&refusal, request.headers()));
+                    let response = Some(state.respond(&refusal, Head::of(&request)));
                     return AdmissionFuture { step: Step::Refused { response }, state };
                 }
                 Asked::Spend(pending) => Doing::Spend { pending },
@@ -215,7 +216,7 @@ where
                 DoingProjection::Wait => Ok(()),
             };
             if let Err(refusal) = decided {
-                let response = state.respond(&refusal, request.headers());
+                let response = state.respond(&refusal, Head::of(request));
                 *this.waiting = None;
                 return Poll::Ready(Decided::Refused(response));
             }
@@ -228,7 +229,7 @@ where
             break;
         }
         let (mut inner, mut request) = this.waiting.take().expect("a request passes once");
-        state.introduce(request.extensions_mut());
+        state.introduce(&mut request);
         Poll::Ready(Decided::Passed(inner.service.call(request)))
     }
 }
@@ -446,7 +447,9 @@ impl<S: Spend, I: Identify> State<S, I> {
     }
 
     /// Tells the service behind who is asking, and hands it the reservation if it wants one.
-    fn introduce(&mut self, extensions: &mut Extensions) {
+    fn introduce<B>(&mut self, request: &mut Request<B>) {
+        let whole = Whole::of(request);
+        let extensions = request.extensions_mut();
         if let Some(caller) = self.caller.take() {
             if self.paid {
                 self.proof =
@@ -459,7 +462,7 @@ impl<S: Spend, I: Identify> State<S, I> {
             extensions.insert(reservation.clone());
         }
         if let Some(from) = &plan.settle_from {
-            self.settlement = Settlement::new(from, self.reservation.as_ref());
+            self.settlement = Settlement::new(from, self.reservation.as_ref(), whole);
         }
     }
 
@@ -487,9 +490,7 @@ impl<S: Spend, I: Identify> State<S, I> {
         }
         if let Some(settlement) = &mut self.settlement {
             settlement.read(response.headers_mut());
-            if response.body().is_end_stream() {
-                settlement.let_stand();
-            }
+            settlement.begin(response);
         }
         let plan = plan(&self.gate, self.own.as_ref(), self.route);
         let given_back = self.reservation.as_ref().is_some_and(Reservation::is_given_back);
@@ -506,7 +507,7 @@ impl<S: Spend, I: Identify> State<S, I> {
         }
     }
 
-    fn respond(&mut self, refusal: &Refusal, head: &HeaderMap) -> Box<Response<Bytes>> {
+    fn respond(&mut self, refusal: &Refusal, head: Head<'_>) -> Box<Response<Bytes>> {
         self.permit = None;
         let (answers, shown) = (&self.gate.shared.answers, &self.plan().shown);
         Box::new(answers.respond(refusal, head, shown, self.verdict.as_ref()))

@@ -57,12 +57,17 @@ pub fn full_in_ms(level: NanoTokens, limits: &Limits) -> Option<u64> {
     wait_ms(level, limits.capacity().nano(), limits.refill())
 }
 
+/// How far, in milliseconds, a clock may be behind a bucket's last settlement before the bucket follows it: the
+/// clocks of a master and of the replica that takes over differ by less.
+pub const CLOCK_SLACK_MS: u64 = 1_000;
+
 /// What an agent holds in one bucket, since when, and how it came to that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level {
     /// Tokens held at `at_ms`.
     pub tokens: NanoTokens,
-    /// Unix milliseconds of the last settlement; never moves backwards.
+    /// Unix milliseconds of the last settlement; moves backwards only with a clock that was set back by more
+    /// than [`CLOCK_SLACK_MS`].
     pub at_ms: u64,
     /// Whole tokens admitted so far; starts over beyond 9 × 10^15.
     pub admitted: u64,
@@ -83,10 +88,13 @@ impl Level {
     /// Settles the time since the last settlement, then takes over `limits`.
     ///
     /// Time passed under the old limits is paid at the old ones; the new ones may clamp the level
-    /// down, and never raise it.
+    /// down, and never raise it. A clock that was set back gives nothing and takes nothing; time counts from where
+    /// it is now, or nothing would refill until it is where it was.
     pub fn settle(&mut self, limits: Limits, now_ms: u64) {
         if now_ms > self.at_ms {
             self.tokens = refill(self.tokens, &self.limits, now_ms - self.at_ms);
+            self.at_ms = now_ms;
+        } else if self.at_ms - now_ms > CLOCK_SLACK_MS {
             self.at_ms = now_ms;
         }
         if limits != self.limits {
@@ -280,6 +288,21 @@ mod tests {
             let before = level;
             level.settle(limits, now - 1);
             prop_assert_eq!(level, before);
+            level.settle(limits, now.saturating_sub(CLOCK_SLACK_MS));
+            prop_assert_eq!(level, before);
+        }
+
+        #[test]
+        fn after_a_clock_was_set_back_time_counts_from_where_it_is(
+            limits in any_limits(), now in 1u64 << 33..1 << 42, back in CLOCK_SLACK_MS + 1..1 << 32, passed in 0..1u64 << 32,
+        ) {
+            let mut level = Level::full(limits, now);
+            if level.affords(Tokens::ONE) { level.take(Tokens::ONE); }
+            let before = level;
+            level.settle(limits, now - back);
+            prop_assert_eq!(level, Level { at_ms: now - back, ..before });
+            level.settle(limits, now - back + passed);
+            prop_assert_eq!(level.tokens, refill(before.tokens, &limits, passed));
         }
     }
 

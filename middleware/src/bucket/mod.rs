@@ -15,7 +15,7 @@ pub use limits::{
 };
 
 pub(crate) use level::MAGNITUDE_MAX;
-pub use level::{Level, NanoTokens, full_in_ms, refill, wait_ms};
+pub use level::{CLOCK_SLACK_MS, Level, NanoTokens, full_in_ms, refill, wait_ms};
 
 pub use earned::earned;
 

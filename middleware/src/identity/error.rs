@@ -63,23 +63,25 @@ impl IdentityError {
 
     /// Returns the `WWW-Authenticate` field that a 401 carries; nothing with another status.
     ///
-    /// Characters of `realm` that cannot stand in a quoted string are left out.
+    /// Characters of `realm` and of the reason that cannot stand in a quoted string are left out (RFC 6750 section 3
+    /// has no `"` and `\\` in `error_description`); a `"` of the reason becomes `'`.
     #[must_use]
     pub fn challenge(&self, realm: &str) -> Option<HeaderValue> {
         let printable = |c: &char| (' '..='~').contains(c) && *c != '"' && *c != '\\';
-        let realm: String = realm.chars().filter(printable).collect();
+        let quoted = |text: &str| text.chars().filter(printable).collect::<String>();
+        let realm = quoted(realm);
         let text = match self {
             // RFC 6750 section 3.1: a request without credentials gets no error code.
             Self::Unauthenticated { presented: false, .. } => format!("Bearer realm=\"{realm}\""),
             Self::Unauthenticated { reason, presented: true } => format!(
                 "Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{}\"",
-                reason.replace('"', "'")
+                quoted(&reason.replace('"', "'"))
             ),
             // No scheme is registered for keys in fields; RFC 9110 section 11.6.1 wants one named.
             Self::ApiKey { .. } => format!("ApiKey realm=\"{realm}\""),
             Self::NoAgent(_) | Self::Unavailable { .. } => return None,
         };
-        Some(HeaderValue::from_str(&text).expect("realm and reasons are printable"))
+        Some(HeaderValue::from_str(&text).expect("only printable characters are left"))
     }
 }
 
@@ -186,4 +188,21 @@ pub enum IdentityConfigError {
     /// The crate was built without a signature backend.
     #[error("tower-merit was built without a signature backend: enable its feature `aws-lc-rs`")]
     NoBackend,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_reason_and_no_realm_spoils_the_challenge() {
+        let reason = "bad \"token\"\r\nset-cookie: x\\ \u{e4}\u{7f}";
+        let error = IdentityError::Unauthenticated { reason, presented: true };
+        let field = error.challenge("a\"\n\\b").unwrap();
+        assert_eq!(
+            field.to_str().unwrap(),
+            "Bearer realm=\"ab\", error=\"invalid_token\", \
+             error_description=\"bad 'token'set-cookie: x \""
+        );
+    }
 }

@@ -56,7 +56,9 @@ where
             waited: Duration::ZERO,
         };
         if let Some(pause) = sender.held_back() {
-            // What was made ready stays behind for a request that need not wait.
+            // Nobody calls the instance that is ready, which may hold a place of others: this request needs one
+            // itself when it has waited.
+            self.inner = self.inner.clone();
             let step = Step::Wait { pause: sleep(pause) };
             return RetryAfterFuture { sender, request: Some(request), step };
         }

@@ -163,6 +163,13 @@ impl Held {
 }
 
 impl Verdict {
+    /// Returns a verdict: `first` and `rest` are what the buckets of the charge hold after the decision, in its
+    /// order. For authors of stores.
+    #[must_use]
+    pub fn new(decision: Decision, first: Held, rest: Vec<Held>) -> Self {
+        Self { decision, first, rest }
+    }
+
     /// Returns every bucket of the charge, in its order.
     pub fn held(&self) -> impl Iterator<Item = &Held> {
         std::iter::once(&self.first).chain(&self.rest)
@@ -236,6 +243,14 @@ pub struct Loan {
     pub verdict: Verdict,
     /// How many further multiples of the charge were taken ahead; 0 unless it was admitted.
     pub ahead: u32,
+}
+
+impl Loan {
+    /// Returns a loan of `ahead` further multiples of the charge. For authors of stores.
+    #[must_use]
+    pub fn new(verdict: Verdict, ahead: u32) -> Self {
+        Self { verdict, ahead }
+    }
 }
 
 impl<S: Lend> Lend for Arc<S> {
@@ -390,6 +405,25 @@ pub struct Cursor {
 impl Cursor {
     /// Where a walk begins.
     pub const START: Self = Self { part: 0, at: 0 };
+
+    /// Returns the place `at` of the part `part`, as the author of a store means them; both 0 is
+    /// [`Cursor::START`].
+    #[must_use]
+    pub const fn new(part: usize, at: u64) -> Self {
+        Self { part, at }
+    }
+
+    /// Returns the part of the store.
+    #[must_use]
+    pub const fn part(self) -> usize {
+        self.part
+    }
+
+    /// Returns the place in the part.
+    #[must_use]
+    pub const fn at(self) -> u64 {
+        self.at
+    }
 }
 
 impl Default for Cursor {
@@ -517,7 +551,16 @@ pub enum StoreError {
         address: String,
         /// What the client saw.
         #[source]
-        source: ::redis::RedisError,
+        source: Cause,
+    },
+    /// The server answered and has no memory for what was to be written.
+    #[error("bucket store at {address} has no memory left")]
+    Full {
+        /// Where the store is, without credentials.
+        address: String,
+        /// What the client saw.
+        #[source]
+        source: Cause,
     },
     /// More requests wait for the store than may wait.
     #[error("{waiting} requests wait for the bucket store already: add nodes, or lease")]
@@ -547,8 +590,11 @@ pub enum StoreError {
     },
     /// The address cannot be used.
     #[error("bucket store address is not usable")]
-    Address(#[source] ::redis::RedisError),
+    Address(#[source] Cause),
 }
+
+/// What a store's client saw; shared, because requests that travelled in one call share its failure.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
 
 impl Document {
     /// Returns an error when `text` can be no document's.
@@ -563,10 +609,21 @@ impl Document {
 }
 
 impl StoreError {
+    fn address(source: ::redis::RedisError) -> Self {
+        Self::Address(Arc::new(source))
+    }
+
+    /// Returns what a Redis at `address` is to be said to have.
+    fn of_redis(address: &str, source: ::redis::RedisError) -> Self {
+        let (full, address) = (source.code() == Some("OOM"), address.to_owned());
+        let source: Cause = Arc::new(source);
+        if full { Self::Full { address, source } } else { Self::Unavailable { address, source } }
+    }
+
     /// Returns true when the store answered and has no memory for what was to be written.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self, Self::Unavailable { source, .. } if source.code() == Some("OOM"))
+        matches!(self, Self::Full { .. })
     }
 
     /// Returns true when the same call may succeed a moment later.
@@ -574,7 +631,11 @@ impl StoreError {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::Timeout(_) | Self::Unavailable { .. } | Self::Lost | Self::Overloaded { .. }
+            Self::Timeout(_)
+                | Self::Unavailable { .. }
+                | Self::Full { .. }
+                | Self::Lost
+                | Self::Overloaded { .. }
         )
     }
 }

@@ -15,3 +15,5 @@ mod concurrency;
 mod reservation;
 
 mod swap;
+
+mod own_store;

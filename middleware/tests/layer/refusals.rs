@@ -11,7 +11,7 @@ use std::{
 
 use crate::support::{self, ask, builder, counting, get, outcome, with, with_writes};
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use http_body_util::Full;
 use tower::service_fn;
 use tower_merit::{Bucket, BuildError, MemoryStore, Refusal, Route};
@@ -187,4 +187,35 @@ async fn every_refusal_that_waiting_helps_is_spread_and_can_be_read_by_scripts()
     assert!(waits.len() > 1);
     let nobody = ask(&layer, Request::new(Full::default())).await;
     assert_eq!(nobody.field("access-control-expose-headers"), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_says_grpc_and_cannot_speak_it_is_refused_like_anybody() {
+    let layer = builder(MemoryStore::new()).build().unwrap();
+    let stranger = |method: &str, version| {
+        let request = Request::builder().method(method).version(version);
+        request.header("content-type", "application/grpc").body(Full::default()).unwrap()
+    };
+    for (method, version) in
+        [("GET", Version::HTTP_11), ("POST", Version::HTTP_11), ("GET", Version::HTTP_2)]
+    {
+        let refused = ask(&layer, stranger(method, version)).await;
+        assert_eq!(refused.status, StatusCode::UNAUTHORIZED, "{method} {version:?}");
+        refused.problem();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_head_has_the_fields_of_the_get_and_no_content() {
+    let layer = builder(MemoryStore::new()).build().unwrap();
+    for _ in 0..10 {
+        ask(&layer, get("/")).await;
+    }
+    let (full, head) = (ask(&layer, get("/")).await, ask(&layer, support::of("HEAD", "/")).await);
+    assert_eq!((full.status, head.status), (StatusCode::TOO_MANY_REQUESTS, full.status));
+    assert_eq!(head.body, Bytes::new());
+    assert_eq!(head.field("content-length"), full.body.len().to_string());
+    for name in ["content-type", "retry-after", "ratelimit", "cache-control"] {
+        assert_eq!(head.field(name), full.field(name), "{name}");
+    }
 }

@@ -13,7 +13,7 @@ use std::{
 use crate::support::{self, Named, ask, ask_of, builder, get};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tower::{Layer, ServiceExt, service_fn};
@@ -225,6 +225,47 @@ async fn who_hangs_up_before_the_settlement_or_states_no_cost_does_not_choose_it
     let answer = layer.layer(streaming()).oneshot(stated()).await.unwrap();
     answer.into_body().collect().await.unwrap();
     assert_eq!(left(&layer).await.1, 900);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_the_whole_answer_has_not_hung_up_although_nobody_asked_for_its_end() {
+    // As a server does it: of an answer over HTTP/1 with a length it writes as many bytes and asks for no more.
+    let proxied = |stated: bool| {
+        service_fn(move |_: Request<Full<Bytes>>| {
+            let frames = [Frame::data(Bytes::from("ab")), Frame::data(Bytes::from("cd"))];
+            let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+            let answer = if stated {
+                Response::builder().header("content-length", 4)
+            } else {
+                Response::builder()
+            };
+            ready(Ok::<_, Infallible>(answer.body(body).unwrap()))
+        })
+    };
+    let request = |method: &str, version| {
+        let mut request = support::with(support::of(method, "/chat"), "x-max-tokens", "100");
+        *request.version_mut() = version;
+        request
+    };
+    for (stated, method, version, polls, tokens) in [
+        (true, "GET", Version::HTTP_11, 2, 900),
+        (true, "GET", Version::HTTP_11, 1, 200),
+        (false, "GET", Version::HTTP_11, 2, 200),
+        // A server of HTTP/2 asks until the end, where the field may still come.
+        (true, "GET", Version::HTTP_2, 2, 200),
+        (false, "HEAD", Version::HTTP_11, 0, 900),
+        (false, "HEAD", Version::HTTP_2, 0, 900),
+    ] {
+        let layer = metered(|route| route);
+        let answer = layer.layer(proxied(stated)).oneshot(request(method, version)).await.unwrap();
+        let mut body = answer.into_body();
+        for _ in 0..polls {
+            body.frame().await.unwrap().unwrap();
+        }
+        drop(body);
+        let case = format!("{method} {version:?}, {polls} frames, length stated: {stated}");
+        assert_eq!(left(&layer).await.1, tokens, "{case}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,8 +7,8 @@ use super::{Draw, agent, ask, bucket, change, limits, write_one};
 use crate::{
     AgentId,
     bucket::{
-        CAPACITY_MAX, Level, Limits, MicroTokensPerSecond, NanoTokens, REFILL_RATE_MAX, Tokens,
-        refill, wait_ms,
+        CAPACITY_MAX, CLOCK_SLACK_MS, Level, Limits, MicroTokensPerSecond, NanoTokens,
+        REFILL_RATE_MAX, Tokens, refill, wait_ms,
     },
     store::{
         Decision, Spend, Tune, Written,
@@ -84,7 +84,12 @@ pub async fn redis_follows_the_model<S: Spend + Tune>(store: &S, url: &str, step
             }
             1 => {
                 if let Some(level) = &mut model {
-                    level.at_ms -= draw.up_to(level.at_ms.min(1 << 34));
+                    // Time passes; or the clock was set back, within what is ignored and beyond it.
+                    match draw.below(4) {
+                        0 => level.at_ms += draw.up_to(1 << 34),
+                        1 => level.at_ms += draw.up_to(CLOCK_SLACK_MS),
+                        _ => level.at_ms -= draw.up_to(level.at_ms.min(1 << 34)),
+                    }
                     set_level(&mut connection, &key, level).await;
                 }
             }

@@ -314,7 +314,7 @@ impl RedisStoreBuilder {
             if self.has_certificates() {
                 return Err(unusable("certificates need an address that begins with rediss://"));
             }
-            return Client::open(info).map_err(StoreError::Address);
+            return Client::open(info).map_err(StoreError::address);
         }
         provide_tls()?;
         for pem in self.ca.iter().chain(self.client.as_ref().map(|(chain, _)| chain)) {
@@ -324,15 +324,15 @@ impl RedisStoreBuilder {
             }
         }
         if self.has_certificates() {
-            Client::build_with_tls(info, self.certificates()).map_err(StoreError::Address)
+            Client::build_with_tls(info, self.certificates()).map_err(StoreError::address)
         } else {
-            Client::open(info).map_err(StoreError::Address)
+            Client::open(info).map_err(StoreError::address)
         }
     }
 }
 
 fn unusable(why: &'static str) -> StoreError {
-    StoreError::Address(RedisError::from((ErrorKind::InvalidClientConfig, why)))
+    StoreError::address(RedisError::from((ErrorKind::InvalidClientConfig, why)))
 }
 
 fn tcp() -> TcpSettings {
@@ -340,7 +340,7 @@ fn tcp() -> TcpSettings {
 }
 
 fn parse(url: &str) -> Result<ConnectionInfo, StoreError> {
-    let info = url.into_connection_info().map_err(StoreError::Address)?;
+    let info = url.into_connection_info().map_err(StoreError::address)?;
     if matches!(info.addr(), ConnectionAddr::TcpTls { insecure: true, .. }) {
         return Err(unusable("#insecure would trust anybody: give the authority's certificate"));
     }

@@ -400,7 +400,7 @@ impl Coalescer {
     }
 
     fn unavailable(&self, source: RedisError) -> StoreError {
-        StoreError::Unavailable { address: self.address.clone(), source }
+        StoreError::of_redis(&self.address, source)
     }
 
     /// Lets those run who were answered just now, so that what they ask next travels along: for as long as the queue

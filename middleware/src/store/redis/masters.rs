@@ -70,7 +70,7 @@ impl Node {
         let address = address(client);
         match within(CONTROL_TIMEOUT, open(client)).await? {
             Ok(link) => Ok(Self { address, link }),
-            Err(source) => Err(StoreError::Unavailable { address, source }),
+            Err(source) => Err(StoreError::of_redis(&address, source)),
         }
     }
 
@@ -95,7 +95,7 @@ impl Node {
     }
 
     fn unavailable(&self, source: RedisError) -> StoreError {
-        StoreError::Unavailable { address: self.address.clone(), source }
+        StoreError::of_redis(&self.address, source)
     }
 }
 
@@ -175,7 +175,7 @@ async fn one(
     }
     let (address, link) = within(CONTROL_TIMEOUT, place.connect())
         .await?
-        .map_err(|source| StoreError::Unavailable { address: name.to_owned(), source })?;
+        .map_err(|source| StoreError::of_redis(name, source))?;
     let nodes = vec![Node { address, link }];
     Ok(Masters { nodes, slots: None, like: None, epoch: None })
 }
@@ -187,7 +187,7 @@ async fn all(
     name: &str,
 ) -> Result<Masters, StoreError> {
     let (nodes, epoch) = before.map_or((Vec::new(), None), |before| (before.nodes, before.epoch));
-    let unavailable = |source| StoreError::Unavailable { address: name.to_owned(), source };
+    let unavailable = |source| StoreError::of_redis(name, source);
     let connected = nodes.iter().map(|node| {
         let mut link = node.link.clone();
         let ask = async move { link.req_packed_command(&Slots::question()).await?.extract_error() };
@@ -200,7 +200,7 @@ async fn all(
     let slots = slots.map_err(unavailable)?;
     let mut opening = JoinSet::new();
     for (index, master) in slots.masters.iter().enumerate() {
-        let client = node(&cluster[0], master).map_err(StoreError::Address)?;
+        let client = node(&cluster[0], master).map_err(StoreError::address)?;
         let kept = nodes.iter().find(|node| node.address == address(&client)).cloned();
         opening.spawn(async move {
             match kept {
@@ -405,7 +405,7 @@ impl Masters {
     /// Returns the index of the node at an address, connecting to it when it is new.
     async fn node(&mut self, to: &(String, u16)) -> Result<usize, StoreError> {
         let Some(like) = &self.like else { return Err(StoreError::Lost) };
-        let client = node(like, to).map_err(StoreError::Address)?;
+        let client = node(like, to).map_err(StoreError::address)?;
         let address = address(&client);
         if let Some(known) = self.nodes.iter().position(|node| node.address == address) {
             return Ok(known);

@@ -157,7 +157,7 @@ impl RedisStore {
     }
 
     fn unavailable(&self, source: RedisError) -> StoreError {
-        StoreError::Unavailable { address: self.inner.address.clone(), source }
+        StoreError::of_redis(&self.inner.address, source)
     }
 }
 

@@ -1,10 +1,21 @@
 //! Redis Sentinel: where the master is.
 //!
-//! All sentinels are asked at once and the answer with the highest configuration epoch of a majority
-//! of them wins: a sentinel that was cut off before a failover names the old master, but at an older
-//! epoch. Whether the server found so says of itself that it is a master is asked of it as well.
+//! All sentinels are asked at once, and of a majority's answers the one with the highest configuration epoch
+//! wins: a sentinel that was cut off before a failover names the old master, but at an older epoch. Whether the
+//! server found so says of itself that it is a master is asked of it as well.
+//!
+//! 1. Fewer than a majority may say where the master is to somebody who has none, or no newer news; they
+//!    never move anybody away from a master.
+//! 2. The highest epoch seen is remembered. An older one is believed when a majority says it and the rest is silent
+//!    or agrees: sentinels that were set up anew count from 0.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use redis::{
     Client, ConnectionInfo, ErrorKind, RedisError, Value,
@@ -20,7 +31,7 @@ use super::{
 /// How long one sentinel may take to connect and answer: 500 ms.
 const SENTINEL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The sentinels of one master. Clones share nothing but the configuration.
+/// The sentinels of one master. Clones share the configuration, and which epoch is the newest.
 #[derive(Clone)]
 pub(super) struct Sentinels {
     master: Arc<str>,
@@ -29,6 +40,14 @@ pub(super) struct Sentinels {
     node: Arc<ConnectionInfo>,
     /// Connections that answered last time.
     links: Vec<Option<MultiplexedConnection>>,
+    epoch: Arc<AtomicU64>,
+}
+
+/// Where sentinels say that the master is.
+pub(super) struct Located {
+    pub(super) client: Client,
+    /// Whether a majority of them answered.
+    pub(super) by_majority: bool,
 }
 
 /// Where a sentinel says that the master is, and since which failover.
@@ -41,7 +60,13 @@ struct Answer {
 impl Sentinels {
     pub(super) fn new(master: &str, clients: Vec<Client>, node: ConnectionInfo) -> Self {
         let links = vec![None; clients.len()];
-        Self { master: master.into(), clients: clients.into(), node: node.into(), links }
+        Self {
+            master: master.into(),
+            clients: clients.into(),
+            node: node.into(),
+            links,
+            epoch: Arc::default(),
+        }
     }
 
     /// Returns how the master is connected to, but for the address.
@@ -50,8 +75,8 @@ impl Sentinels {
         &self.node
     }
 
-    /// Returns a client for the master that the sentinels name.
-    pub(super) async fn locate(&mut self) -> Result<Client, RedisError> {
+    /// Returns the master that the sentinels name.
+    pub(super) async fn locate(&mut self) -> Result<Located, RedisError> {
         let mut asked = JoinSet::new();
         for (index, client) in self.clients.iter().enumerate() {
             let (client, link) = (client.clone(), self.links[index].take());
@@ -62,6 +87,7 @@ impl Sentinels {
             });
         }
         let majority = self.clients.len() / 2 + 1;
+        let known = self.epoch.load(Ordering::Relaxed);
         let (mut newest, mut answers, mut failure): (Option<Answer>, _, _) = (None, 0, None);
         while let Some(done) = asked.join_next().await {
             match done {
@@ -72,7 +98,8 @@ impl Sentinels {
                     {
                         newest = Some(answer);
                     }
-                    if answers == majority {
+                    let fresh = |found: &Answer| found.config_epoch >= known;
+                    if answers >= majority && newest.as_ref().is_some_and(fresh) {
                         break;
                     }
                 }
@@ -80,10 +107,21 @@ impl Sentinels {
                 Err(_) => {}
             }
         }
-        match newest {
-            Some(Answer { host, port, .. }) => Client::open(at(&self.node, host, port)),
-            None => Err(failure.unwrap_or_else(silent)),
+        let Some(Answer { config_epoch, host, port }) = newest else {
+            return Err(failure.unwrap_or_else(silent));
+        };
+        let by_majority = answers >= majority;
+        if config_epoch < known && !by_majority {
+            return Err(
+                (ErrorKind::Io, "no sentinel that answers knows of the last failover").into()
+            );
         }
+        match config_epoch < known {
+            true => self.epoch.store(config_epoch, Ordering::Relaxed),
+            // Clones may have seen a newer one meanwhile.
+            false => drop(self.epoch.fetch_max(config_epoch, Ordering::Relaxed)),
+        }
+        Ok(Located { client: Client::open(at(&self.node, host, port))?, by_majority })
     }
 }
 

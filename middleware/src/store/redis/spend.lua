@@ -23,6 +23,8 @@ local call, pcall, unpack, pack, read = redis.call, redis.pcall, unpack, struct.
 local TAKE, LEND, GIVE_BACK, TAKE_MORE = 1, 2, 3, 4
 local PASSED, BANNED, NO_HASH, HELD_BYTES = MAGNITUDE + 1, -MAGNITUDE - 1, -MAGNITUDE - 2, 48
 local DAY_MS, TTL_MAX_MS, MINUTE_MS = 86400000, 7776000000, 60000
+-- A clock that was set back by more gives nothing; time counts from where it is now.
+local CLOCK_SLACK_MS = 1000
 local RENEW_MS = DAY_MS - MINUTE_MS
 
 local time = call('TIME')
@@ -120,6 +122,8 @@ repeat
             else
               l = refill(l, old_full, old_q, now - t)
             end
+            t = now
+          elseif t - now > CLOCK_SLACK_MS then
             t = now
           end
           local full, k = c * NANO, n
@@ -229,6 +233,8 @@ repeat
           else
             l = refill(l, old_full, old_q, now - t)
           end
+          t = now
+        elseif t - now > CLOCK_SLACK_MS then
           t = now
         end
         if l > full then l = full end

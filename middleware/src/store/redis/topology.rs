@@ -11,7 +11,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::{
     CONTROL_TIMEOUT, PIPELINE_MAX,
-    sentinel::{Sentinels, is_master},
+    sentinel::{Located, Sentinels, is_master},
 };
 
 /// How often sentinels are asked whether the master is still the same. A master that is frozen or
@@ -40,7 +40,7 @@ impl Place {
         match self {
             Self::Fixed(client) => Ok((address(client), open(client).await?)),
             Self::Sentinel(sentinels) => {
-                let client = sentinels.locate().await?;
+                let Located { client, .. } = sentinels.locate().await?;
                 let mut connection = open(&client).await?;
                 if is_master(&mut connection).await? {
                     return Ok((address(&client), connection));
@@ -50,13 +50,15 @@ impl Place {
         }
     }
 
-    /// Returns true when the master is elsewhere by now. Sentinels that do not answer are no reason
-    /// to leave a master that does.
+    /// Returns true when a majority of the sentinels says that the master is elsewhere by now. Sentinels that do
+    /// not answer are no reason to leave a master that does, and neither is one that was cut off.
     pub(super) async fn has_moved(&mut self, from: &str) -> bool {
         match self {
             Self::Fixed(_) => false,
             Self::Sentinel(sentinels) => {
-                sentinels.locate().await.is_ok_and(|client| address(&client) != from)
+                sentinels.locate().await.is_ok_and(|Located { client, by_majority }| {
+                    by_majority && address(&client) != from
+                })
             }
         }
     }
