@@ -321,7 +321,7 @@ def prove_the_view(node):
     rules = until("all rules are evaluated", 60, evaluated)
     firing = [rule["name"] for rule in rules if rule.get("state") == "firing"]
     print(f"{len(rules)} rules evaluate; firing: {', '.join(firing) or 'none'}", flush=True)
-    if set(firing) & {"MeritDown", "MeritLoopStalled", "MeritRedisOutagePolicyInForce", "MeritPartitionsStopped"}:
+    if set(firing) & {"MeritDown", "MeritRoleGone", "MeritLoopStalled", "MeritRedisOutagePolicyInForce", "MeritPartitionsStopped"}:
         fail(f"a healthy node alarms: {firing}")
 
     asked = list(queries.of_dashboard())

@@ -2,6 +2,8 @@
 
 - Every test that SECURITY.md names exists, under that name, in that file.
 - Every alert has a page in deploy/runbooks that bears its name, and a test in which it fires; no page is left over.
+- prometheus.yml scrapes every process of compose.yaml that is merit's, each under its role.
+- Nothing kills a process before the longest time that the source gives it to stop.
 - Every relative link of the documents that deployment is about leads somewhere.
 - .dockerignore keeps nothing from the image that a crate is built from.
 - Commands of merit in the midst of a document's text name subcommands and options that the real binary has. Those in blocks are
@@ -13,8 +15,11 @@ import subprocess
 
 from pathlib import Path
 
+import yaml
+
 import image
 import queries
+from chart import DRAIN_SECONDS, STOP_SECONDS
 from processes import ROOT, binary, fail
 
 DOCUMENTS = ["SECURITY.md", "docs/getting-started.md", "docs/beside-openclaw.md", "docs/operate.md",
@@ -69,6 +74,52 @@ def alerts_have_pages_and_tests():
     if pages:
         fail(f"deploy/runbooks: no alert leads to {', '.join(sorted(pages))}")
     print(f"{len(queries.alerts())} alerts have a page and a test")
+
+
+def of_compose():
+    """Returns the services of compose.yaml that are merit's."""
+    services = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
+    return {name: service for name, service in services.items() if service.get("build", {}).get("target") == "merit"}
+
+
+def the_scrape_names_roles():
+    wanted = {}
+    for name, service in of_compose().items():
+        host = service.get("network_mode", f"service:{name}").removeprefix("service:")
+        wanted[f"{host}:9901"] = service["command"][service["command"].index("--role") + 1]
+    found = {}
+    for job in yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]:
+        for group in job["static_configs"]:
+            found |= dict.fromkeys(group["targets"], group.get("labels", {}).get("component"))
+    if found != wanted:
+        fail(f"deploy/prometheus/prometheus.yml scrapes {found}, compose.yaml has {wanted}")
+    print(f"{len(found)} targets are named by their role")
+
+
+def a_process_has_time_to_stop():
+    """Adds up the deadlines that a process waits for one after the other."""
+    app = "".join(path.read_text() for path in sorted((ROOT / "sidecar/src/app").glob("*.rs")))
+    export = (ROOT / "sidecar/src/trace/export.rs").read_text()
+
+    def seconds(source, name):
+        found = re.search(rf"^(?:pub\S* )?const {name}: Duration = Duration::from_(secs|millis)\((\d+)\);", source, re.M)
+        if not found:
+            fail(f"documents.py: the source has no {name} any more: add up anew what a process waits for when it stops")
+        return int(found.group(2)) / (1 if found.group(1) == "secs" else 1000)
+
+    drains = sum(seconds(app, name) for name in ("BACKLOG_DEADLINE", "BACKLOG_GRACE", "DRAIN_DEADLINE"))
+    # By STOP_DEADLINE the tuner is told to end; TUNER_LAST twice: for the tuner, then for the log of decisions.
+    before = drains + max(seconds(app, name) for name in ("HANDING_ON_DEADLINE", "LEASES_DEADLINE"))
+    after = 2 * seconds(app, "TUNER_LAST") + seconds(export, "DEADLINE")
+    worst = max(before, seconds(app, "STOP_DEADLINE")) + after
+    if drains > DRAIN_SECONDS or worst > STOP_SECONDS:
+        fail(f"a process drains for {drains} s and stops within {worst} s: chart.py says {DRAIN_SECONDS} and {STOP_SECONDS}, and so "
+             "do the chart's _helpers.tpl, compose.yaml and docs/operate.md")
+    for name, service in of_compose().items():
+        grace = re.fullmatch(r"(\d+)s", service.get("stop_grace_period", "10s"))
+        if int(grace.group(1)) < STOP_SECONDS:
+            fail(f"deploy/compose.yaml: {name} is killed after {grace.group()}, and may take {STOP_SECONDS} s to stop")
+    print(f"a process stops within {worst:.1f} s, and is killed after {STOP_SECONDS} s at the earliest")
 
 
 def links_lead_somewhere():
@@ -128,6 +179,8 @@ if __name__ == "__main__":
     tests_exist()
     claims_have_tests()
     alerts_have_pages_and_tests()
+    the_scrape_names_roles()
+    a_process_has_time_to_stop()
     links_lead_somewhere()
     the_image_gets_every_source()
     commands_are_known()

@@ -14,7 +14,7 @@ METRIC = re.compile(r"(?<![\w:])(?:merit_\w+|rating_rate|bucket_utilization\w*|r
 SELECTOR = re.compile(r"(" + METRIC.pattern + r")\{([^}]*)\}")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 # What the scrape adds, and what a rule or the dashboard asks for without naming a value.
-OF_THE_SCRAPE = {"namespace", "instance", "job"}
+OF_THE_SCRAPE = {"namespace", "instance", "job", "component"}
 
 
 def of_dashboard():

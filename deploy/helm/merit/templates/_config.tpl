@@ -6,7 +6,11 @@
 
 [identity]
 key_selector = {{ $v.identity.keySelector | quote }}
+{{- /* Without keys there are no tokens, and what is about them is a fault. */}}
+{{- $tokens := or $v.identity.jwksUrl $v.identity.secret.name }}
+{{- if $tokens }}
 algorithms = {{ $v.identity.algorithms | toJson }}
+{{- end }}
 {{- with $v.identity.jwksUrl }}
 jwks_url = {{ . | quote }}
 {{- end }}
@@ -19,8 +23,11 @@ api_keys_file = "/etc/merit-files/agent-keys"
 {{- with $v.identity.issuer }}
 issuer = {{ . | quote }}
 {{- end }}
-{{- with $v.identity.audience }}
-audience = {{ . | quote }}
+{{- if and $tokens $v.identity.audience }}
+audience = {{ $v.identity.audience | quote }}
+{{- end }}
+{{- with $v.identity.trustedProxies }}
+trusted_proxies = {{ . | toJson }}
 {{- end }}
 
 [store]
@@ -170,6 +177,7 @@ upstream = {{ $v.gateway.upstream | quote }}
 {{- with $v.gateway.teeRatings }}
 tee_ratings = {{ . | quote }}
 {{- end }}
+trust_forwarded = {{ $v.gateway.trustForwarded }}
 {{- end }}
 retry_jitter = {{ $v.gateway.retryJitter | quote }}
 {{- with $v.gateway.allow }}
@@ -200,28 +208,9 @@ agent_key = {{ $v.rls.agentKey | quote }}
 path_key = {{ $v.rls.pathKey | quote }}
 method_key = {{ $v.rls.methodKey | quote }}
 {{- end }}
-{{- if and $v.feed.url (or $beside $v.roles.feed.enabled) }}
+{{- if or (eq (include "merit.feed" .) "within") (and (not $beside) (include "merit.feed" .)) }}
 
-[feed]
-url = {{ $v.feed.url | quote }}
-{{- with $v.feed.resumeQuery }}
-resume_query = {{ . | quote }}
-{{- end }}
-publish = {{ $v.feed.publish }}
-{{- with $v.feed.forwardTo }}
-forward_to = {{ . | quote }}
-{{- end }}
-{{- if $v.feed.apiKeySecret.name }}
-api_key_env = "FEED_FORWARD_KEY"
-{{- end }}
-spool_dir = "/var/lib/merit/spool"
-{{- if $v.feed.headers }}
-
-[feed.headers]
-{{- range $header, $secret := $v.feed.headers }}
-{{ $header | quote }} = { env = {{ printf "FEED_HEADER_%s" ($header | upper | replace "-" "_") | quote }} }
-{{- end }}
-{{- end }}
+{{ include "merit.feedTable" . }}
 {{- end }}
 
 [metrics]
@@ -251,3 +240,40 @@ sample = {{ $v.trace.sample }}
 {{ . }}
 {{- end }}
 {{ end -}}
+
+{{- define "merit.feedTable" -}}
+{{- $v := .Values -}}
+[feed]
+url = {{ $v.feed.url | quote }}
+{{- with $v.feed.resumeQuery }}
+resume_query = {{ . | quote }}
+{{- end }}
+publish = {{ $v.feed.publish }}
+{{- with $v.feed.forwardTo }}
+forward_to = {{ . | quote }}
+{{- end }}
+{{- if $v.feed.apiKeySecret.name }}
+api_key_env = "FEED_FORWARD_KEY"
+{{- end }}
+spool_dir = "/var/lib/merit/spool"
+{{- if $v.feed.headers }}
+
+[feed.headers]
+{{- range $header, $secret := $v.feed.headers }}
+{{ $header | quote }} = { env = {{ printf "FEED_HEADER_%s" ($header | upper | replace "-" "_") | quote }} }
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The file in /etc/merit that a container of `role` reads: (dict "root" $ "role" …). Beside an API the bridge alone has [feed]. */}}
+{{- define "merit.configFile" -}}
+{{- and (ne .root.Values.mode "standalone") (eq .role "feed") | ternary "feed.toml" "merit.toml" -}}
+{{- end -}}
+
+{{/* What that file holds. */}}
+{{- define "merit.config" -}}
+{{ include "merit.toml" .root }}
+{{- if eq (include "merit.configFile" .) "feed.toml" }}
+{{ include "merit.feedTable" .root }}
+{{ end -}}
+{{- end -}}

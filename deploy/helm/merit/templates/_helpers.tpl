@@ -59,13 +59,49 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if and (eq .Values.mode "standalone") .Values.roles.rls.enabled -}}yes{{- end -}}
 {{- end -}}
 
-{{/* Roles that have pods here. */}}
+{{/*
+Where the feed bridge runs: `apart` in a pod of its own; `within` the process of all roles, whose bus or loopback it needs;
+empty where there is none. There is never a second one: each would deliver every rating.
+*/}}
+{{- define "merit.feed" -}}
+{{- $v := .Values -}}
+{{- if eq $v.mode "standalone" -}}
+{{- if $v.roles.feed.enabled -}}apart{{- end -}}
+{{- else if $v.feed.url -}}
+{{- or (eq $v.bus.kind "in-process") (regexMatch "^http://" $v.feed.forwardTo) | ternary "within" "apart" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Roles that have Deployments of their own here. */}}
 {{- define "merit.roles" -}}
 {{- $roles := list -}}
-{{- range $role := list "gateway" "ingest" "tuner" "rls" "feed" -}}
+{{- if eq .Values.mode "standalone" -}}
+{{- range $role := list "gateway" "ingest" "tuner" "rls" -}}
 {{- if (index $.Values.roles $role).enabled -}}{{- $roles = append $roles $role -}}{{- end -}}
 {{- end -}}
+{{- end -}}
+{{- if eq (include "merit.feed" .) "apart" -}}{{- $roles = append $roles "feed" -}}{{- end -}}
 {{- join " " $roles -}}
+{{- end -}}
+
+{{/* What values.schema.json cannot refuse, because two values make it wrong. */}}
+{{- define "merit.refusals" -}}
+{{- $v := .Values -}}
+{{- $least := add (int64 $v.preStopSeconds) 40 -}}
+{{- if lt (int64 $v.terminationGracePeriodSeconds) $least -}}
+{{- fail (printf "terminationGracePeriodSeconds: is %d, and a pod is to have preStopSeconds and 40 seconds: set it to %d or more" (int64 $v.terminationGracePeriodSeconds) $least) -}}
+{{- end -}}
+{{- if eq (include "merit.feed" .) "within" -}}
+{{- $table := $v.roles.gateway -}}
+{{- if eq $v.mode "inject" -}}
+{{- fail (printf "feed.forwardTo: is %s, and the bridge runs in a pod of its own, where that is not your API: name its Service, https://…, or leave it empty and set feed.publish" $v.feed.forwardTo) -}}
+{{- else if or $table.autoscaling.enabled (ne (int64 $table.replicas) 1) -}}
+{{- fail (printf "feed.forwardTo: is %s, so the bridge runs in the API's pod, and each of several would deliver every rating: set roles.gateway.replicas to 1, without autoscaling, or name the API's Service, https://…" $v.feed.forwardTo) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (ne $v.mode "standalone") (regexMatch "(?m)^[ \t]*\\[[ \t]*feed[ \t]*[].]" $v.extraConfig) -}}
+{{- fail "extraConfig: a table [feed] would run a bridge in every pod: set feed.url, for which there is one" -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Secrets as variables: [name of the variable, {name, key}]. */}}
@@ -113,6 +149,14 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
+{{/*
+Seconds that an API behind Merit in its pod still answers once the pod is told to end: Merit sends it requests for `preStopSeconds`,
+what waits in its backlog (0.3 s), and the 10 s for which it drains.
+*/}}
+{{- define "merit.apiStopsAfter" -}}
+{{- add (int64 .Values.preStopSeconds) 11 -}}
+{{- end -}}
+
 {{- define "merit.podSecurity" -}}
 runAsNonRoot: true
 fsGroup: 65532
@@ -127,7 +171,7 @@ seccompProfile: {type: RuntimeDefault}
 name: {{ .name }}
 image: {{ include "merit.image" $ | quote }}
 imagePullPolicy: {{ $.Values.image.pullPolicy }}
-args: ["run", "--config", "/etc/merit/merit.toml", "--role", {{ .role | quote }}]
+args: ["run", "--config", "/etc/merit/{{ include "merit.configFile" . }}", "--role", {{ .role | quote }}]
 ports:
   - {name: metrics, containerPort: 9901}
   {{- if or $all (eq .role "gateway") }}
@@ -158,8 +202,10 @@ readinessProbe:
   httpGet: {path: /readyz, port: metrics}
   periodSeconds: 5
   timeoutSeconds: 3
+{{- with $.Values.preStopSeconds | int64 }}
 lifecycle:
-  preStop: {sleep: {seconds: {{ $.Values.preStopSeconds | int64 }}}}
+  preStop: {sleep: {seconds: {{ . }}}}
+{{- end }}
 resources:
   {{- toYaml .table.resources | nindent 2 }}
 securityContext:
@@ -188,10 +234,16 @@ volumeMounts:
   {{- else }}
   emptyDir: {sizeLimit: 2Gi}
   {{- end }}
+{{- $beside := and (eq $.Values.mode "inject") (eq .role "all") }}
 {{- with include "merit.files" $ | trim }}
 - name: merit-files
   projected:
+    {{- if $beside }}
+    # Files are root's, and your pod may have no fsGroup that makes them Merit's too: in a container that mounts them all may read.
+    defaultMode: 0444
+    {{- else }}
     defaultMode: 0440
+    {{- end }}
     sources:
       {{- . | nindent 6 }}
 {{- end }}
@@ -199,5 +251,19 @@ volumeMounts:
 - name: merit-models
   persistentVolumeClaim:
     claimName: {{ $.Values.checkpoint.existingClaim | default (printf "%s-models" (include "merit.fullname" $)) }}
+{{- end }}
+{{- end -}}
+
+{{/* What the rules ask for: the job, the role, and the namespace, which the operator adds. */}}
+{{- define "merit.relabelings" -}}
+- {targetLabel: job, replacement: merit}
+{{- if eq .Values.mode "inject" }}
+# Your pods' labels say nothing of Merit's roles; those of the bridge do.
+- {targetLabel: component, replacement: gateway}
+- sourceLabels: [__meta_kubernetes_pod_label_app_kubernetes_io_name, __meta_kubernetes_pod_label_app_kubernetes_io_component]
+  regex: {{ include "merit.name" . }};(.+)
+  targetLabel: component
+{{- else }}
+- {sourceLabels: [__meta_kubernetes_pod_label_app_kubernetes_io_component], targetLabel: component}
 {{- end }}
 {{- end -}}
