@@ -33,9 +33,24 @@ const SIDECAR: &[(&str, &[&str])] = &[
     // Spans are everybody's, and know nobody.
     ("trace", &["clock"]),
     ("grpc_health", &[]),
+    // Buckets of the middleware's, by name.
+    ("quota", &[]),
     ("rating", &["trace"]),
     ("bus", &["rating", "secret", "outbound", "clock", "causes", "trace"]),
-    ("ingest", &["causes", "rating", "bus", "secret", "outbound", "clock", "trace", "grpc_health"]),
+    (
+        "ingest",
+        &[
+            "causes",
+            "rating",
+            "bus",
+            "secret",
+            "outbound",
+            "clock",
+            "trace",
+            "grpc_health",
+            "quota",
+        ],
+    ),
     ("policy", &["rating"]),
     // The files of policies that learn: policies themselves know none.
     ("checkpoint", &["policy"]),
@@ -47,7 +62,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     // Admission is all it has of Merit: what it answers is what the layer answers.
     ("rls", &["grpc_health"]),
     // It follows the bus beside the tuners, and its checkpoints are files.
-    ("personalize", &["bus", "causes", "checkpoint", "clock", "rating"]),
+    ("personalize", &["bus", "causes", "checkpoint", "clock", "quota", "rating"]),
     ("openapi", &[]),
     ("admin", &["bus", "causes", "clock", "openapi", "policy", "tuner", "rating", "secret"]),
     // A client of `admin` over HTTP: it knows nothing of the other side but docs/admin.md.

@@ -38,6 +38,7 @@ mod figure;
 #[cfg(feature = "grpc")]
 mod grpc_health;
 mod outbound;
+mod quota;
 
 pub mod config;
 pub mod secret;

@@ -43,6 +43,8 @@ struct Inner {
 struct Spared {
     /// When it is away, the process is ready all the same.
     yes: bool,
+    /// It need never have answered for that.
+    always: bool,
     /// It answered once.
     seen: AtomicBool,
 }
@@ -68,7 +70,7 @@ pub struct Part {
     /// What is wrong, with its causes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// True when the process is ready without it: it answered once, and requests are decided without it.
+    /// True when the process is ready without it: requests are decided without it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub spared: bool,
 }
@@ -116,6 +118,21 @@ impl Health {
         self
     }
 
+    /// Lets the process be ready whatever becomes of the part `name`: for what nobody waits for who sends it requests.
+    ///
+    /// # Panics
+    ///
+    /// As [`Health::part`].
+    #[must_use]
+    pub fn tell_only(mut self, name: &str) -> Self {
+        self = self.spare(name);
+        let inner = Arc::get_mut(&mut self.inner).expect("parts are added before the first clone");
+        for (part, spared, _) in &mut inner.checks {
+            spared.always |= *part == name;
+        }
+        self
+    }
+
     /// Makes the process not ready from now on, so that nobody sends it new work.
     pub fn drain(&self) {
         self.inner.draining.store(true, Ordering::Relaxed);
@@ -141,7 +158,7 @@ impl Health {
                     spared.seen.store(true, Ordering::Relaxed);
                     true
                 }
-                Err(_) => spared.seen.load(Ordering::Relaxed),
+                Err(_) => spared.always || spared.seen.load(Ordering::Relaxed),
             };
             let ok = outcome.is_ok();
             Part { name, ok, error: outcome.err(), spared: !ok && spared.yes && seen }

@@ -4,9 +4,10 @@
 //! 2. Redis or the bus being away is no error at the start: `/readyz` says so until they answer.
 //! 3. To stop: listeners close and finish what is in flight, and so does the feed bridge, then ratings that the gateway is still
 //!    handing on reach the bus, tokens taken ahead go back to the store, then the tuner takes what is left off the in-process bus, or gives
-//!    its partitions back. Each step has a deadline; together they are below 30 s.
+//!    its partitions back. Each step has a deadline; together they are below 30 s ([`STOP_DEADLINE`] and what is written last).
 
 mod buckets;
+mod connections;
 mod demo;
 mod explain;
 mod linger;
@@ -239,6 +240,9 @@ async fn start_with(
     let personalized: Option<Personalized> = node.as_ref().map(Node::personalized);
     if let Some(personalized) = personalized.clone() {
         health = health.part("personalize", move || std::future::ready(personalized.check()));
+        if guards || answers {
+            health = health.tell_only("personalize");
+        }
     }
     let viewers = Viewers::new(verifier.clone());
     let intake = match &publisher {
@@ -258,6 +262,10 @@ async fn start_with(
         let started = ingest::feed::Bridge::start(feed.clone(), intake).await?;
         let status = started.status();
         health = health.part("feed", move || std::future::ready(status.check()));
+        // A provider that is away must not take the service of a gateway's agents with it.
+        if guards || answers {
+            health = health.tell_only("feed");
+        }
         bridge = Some(started);
     }
     let (mut handing_on, mut live) = (None, None);
@@ -507,6 +515,10 @@ const LEASES_DEADLINE: Duration = Duration::from_secs(3);
 /// How long the tuner may take to write what is left once the listeners are closed.
 const TUNER_DEADLINE: Duration = Duration::from_secs(10);
 
+/// By when, from the order to stop, the tuner is told to end whatever is left: listeners that took all of their time leave
+/// it less. Decisions and spans are written after it.
+const STOP_DEADLINE: Duration = Duration::from_secs(22);
+
 /// How long the tuner may take to end in order once that time is over.
 const TUNER_LAST: Duration = Duration::from_secs(2);
 
@@ -558,6 +570,7 @@ impl Running {
 
     async fn stop(mut self) {
         info!("stopping: finishing what is in flight");
+        let ends = tokio::time::Instant::now() + STOP_DEADLINE;
         // Dropped at once: its checks hold the bus open.
         if let Some(health) = self.health.take() {
             health.drain();
@@ -573,18 +586,23 @@ impl Running {
         };
         let served = async { while self.servers.join_next().await.is_some() {} };
         tokio::join!(bridged, served);
-        if let Some(handing_on) = self.handing_on.take() {
+        let handing_on = self.handing_on.take();
+        let handed_on = async {
+            let Some(handing_on) = handing_on else { return };
             let given_up = handing_on.finish(HANDING_ON_DEADLINE).await;
             if given_up > 0 {
                 warn!(given_up, "ratings that the upstream accepted did not reach the bus in time");
             }
-        }
+        };
         // Nobody asks any more: what this process took ahead goes back.
-        match tokio::time::timeout(LEASES_DEADLINE, self.store.close()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "tokens taken ahead were not returned"),
-            Err(_) => warn!("tokens taken ahead were not returned in time"),
-        }
+        let returned = async {
+            match tokio::time::timeout(LEASES_DEADLINE, self.store.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "tokens taken ahead were not returned"),
+                Err(_) => warn!("tokens taken ahead were not returned in time"),
+            }
+        };
+        tokio::join!(handed_on, returned);
         if !self.drains {
             self.stop_tuner.cancel();
         }
@@ -593,7 +611,8 @@ impl Running {
             while tuner.join_next().await.is_some() {}
             while node.join_next().await.is_some() {}
         };
-        if tokio::time::timeout(TUNER_DEADLINE, drained).await.is_err() {
+        let ends = ends.min(tokio::time::Instant::now() + TUNER_DEADLINE);
+        if tokio::time::timeout_at(ends, drained).await.is_err() {
             warn!("ratings were still on their way after the time to finish them");
             self.stop_tuner.cancel();
             let last = async {

@@ -1,34 +1,22 @@
 //! A listener: accepts, serves HTTP/1.1 and HTTP/2 with upgrades, and drains when told to stop.
 //!
-//! 1. A connection is closed unless its first request arrives within [`HEADER_TIMEOUT`], whatever
-//!    it has sent until then: hyper has no deadline of its own before it knows the version.
-//! 2. At most [`CONNECTIONS_MAX`] connections are open; with that many nothing is accepted, further
-//!    clients wait in the backlog of the operating system until one ends. Upgraded connections do
-//!    not count here, the gateway bounds them.
-//! 3. Once told to stop, only who waits already is accepted; what is in flight after [`DRAIN_DEADLINE`] is broken
+//! 1. How many connections there are and how long they may do nothing is bounded ([`connections`](super::connections)): the
+//!    first request must come within [`HEADER_TIMEOUT`], as hyper has no deadline before it knows the version.
+//! 2. Once told to stop, only who waits already is accepted; what is in flight after [`DRAIN_DEADLINE`] is broken
 //!    off, so that nothing of the router is alive when [`serve`] returns.
-//! 4. An answer to a request whose body nobody read arrives: the rest of the body is read away.
+//! 3. An answer to a request whose body nobody read arrives: the rest of the body is read away.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, extract::ConnectInfo};
 use hyper::{Request, body::Incoming};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
     service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -36,7 +24,12 @@ use tower::{ServiceExt, service_fn};
 use tower_merit::PeerAddr;
 use tracing::{debug, warn};
 
-use super::linger::body_read_away;
+use super::{
+    connections::{
+        Activity, CONNECTIONS_MAX, Ended, IDLE_MAX, Patience, Place, Places, STALLED_MAX, prepare,
+    },
+    linger::body_read_away,
+};
 use crate::trace;
 
 /// The listeners whose requests may be traced: those that people and agents ask.
@@ -44,13 +37,6 @@ const TRACED: [&str; 4] = ["gateway", "ingest", "ingest.grpc", "rls"];
 
 /// The longest a client may take over the head of a request: a slow one does not hold a connection.
 pub(super) const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// The most open connections of one listener; with the gateway's upgraded ones and those to the
-/// upstream it is within the usual limit of open files of a service.
-const CONNECTIONS_MAX: usize = 10_000;
-
-/// It is logged at most this often that all connections are taken.
-const FULL_LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// How often an HTTP/2 connection that carries nothing is asked for a sign of life.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
@@ -67,17 +53,23 @@ const BACKLOG_GRACE: Duration = Duration::from_millis(50);
 /// How long requests in flight may take to finish once it is time to stop.
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a connection that carried nothing may take to end in order.
+const GOODBYE: Duration = Duration::from_secs(10);
+
 /// What a listener allows.
 #[derive(Clone, Copy)]
 struct Bounds {
-    header_timeout: Duration,
+    patience: Patience,
     connections: usize,
     drain: Duration,
 }
 
 /// What listeners allow.
-const BOUNDS: Bounds =
-    Bounds { header_timeout: HEADER_TIMEOUT, connections: CONNECTIONS_MAX, drain: DRAIN_DEADLINE };
+const BOUNDS: Bounds = Bounds {
+    patience: Patience { first: HEADER_TIMEOUT, idle: IDLE_MAX, stalled: STALLED_MAX },
+    connections: CONNECTIONS_MAX,
+    drain: DRAIN_DEADLINE,
+};
 
 /// Serves `router` until `stop` is cancelled, then finishes what is in flight within
 /// [`DRAIN_DEADLINE`], and breaks off the rest.
@@ -99,31 +91,51 @@ async fn serve_within(
 ) {
     let tasks = Tasks::default();
     let mut builder = auto::Builder::new(tasks.clone());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.header_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(bounds.patience.first);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE);
-    let draining = GracefulShutdown::new();
-    let mut places = Places::new(bounds.connections);
-    let serve_one = |place: OwnedSemaphorePermit, stream: TcpStream, peer: SocketAddr| {
-        let asked = Arc::new(AtomicBool::new(false));
-        let service = connection(name, router.clone(), &stream, (peer, &asked), tasks.clone());
+    let draining = CancellationToken::new();
+    let places = Places::new(name, bounds.connections);
+    let serve_one = |place: Place, of_peer, stream: TcpStream, peer: SocketAddr| {
+        prepare(&stream, peer);
+        let activity = Activity::new();
+        let service = connection(name, router.clone(), (peer, &activity), tasks.clone());
         let service = TowerToHyperService::new(service);
         let serving = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
-        let serving = draining.watch(serving.into_owned());
-        let silent = async move {
-            tokio::time::sleep(bounds.header_timeout).await;
-            if asked.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
-        };
+        let (serving, draining) = (serving.into_owned(), draining.clone());
+        let place = place.counted();
         tasks.spawn(async move {
-            let _place = place;
-            tokio::select! {
-                served = serving => if let Err(error) = served {
-                    debug!(listener = name, %peer, error, "connection ended");
-                },
-                () = silent => debug!(listener = name, %peer, "no request in time"),
+            // Dropped in this order: who waits for the place of this one must find its peer's free too.
+            let _places = (of_peer, place);
+            let (mut serving, mut ends) = (pin!(serving), pin!(activity.ends(bounds.patience)));
+            let (mut ended, mut leaving) = (None, false);
+            loop {
+                tokio::select! {
+                    served = serving.as_mut() => {
+                        if let Err(error) = served {
+                            debug!(listener = name, %peer, error, "connection ended");
+                        }
+                        return;
+                    }
+                    why = ends.as_mut(), if ended.is_none() => {
+                        why.told(name, peer);
+                        if why != Ended::Idle {
+                            return;
+                        }
+                        serving.as_mut().graceful_shutdown();
+                        ended = Some(Instant::now() + GOODBYE);
+                    }
+                    () = draining.cancelled(), if !leaving => {
+                        leaving = true;
+                        serving.as_mut().graceful_shutdown();
+                    }
+                    () = until(ended) => return,
+                }
             }
         });
+    };
+    let take = |place, stream, peer| match places.of_peer(peer) {
+        Some(of_peer) => serve_one(place, of_peer, stream, peer),
+        None => Ended::Peer.told(name, peer),
     };
     loop {
         let accepted = async {
@@ -134,7 +146,7 @@ async fn serve_within(
             biased;
             () = stop.cancelled() => break,
             accepted = accepted => match accepted {
-                Ok((place, (stream, peer))) => serve_one(place, stream, peer),
+                Ok((place, (stream, peer))) => take(place, stream, peer),
                 Err(error) => {
                     warn!(listener = name, %error, "connection not accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -149,7 +161,7 @@ async fn serve_within(
         && let Some(place) = places.now()
         && let Ok(Ok((stream, peer))) = tokio::time::timeout(BACKLOG_PAUSE, listener.accept()).await
     {
-        serve_one(place, stream, peer);
+        take(place, stream, peer);
         late = true;
     }
     if late {
@@ -158,11 +170,8 @@ async fn serve_within(
     }
     drop(listener);
     drop(router);
-    let finished = async {
-        draining.shutdown().await;
-        tasks.finished().await;
-    };
-    if tokio::time::timeout(bounds.drain, finished).await.is_err() {
+    draining.cancel();
+    if tokio::time::timeout(bounds.drain, tasks.finished()).await.is_err() {
         warn!(listener = name, "requests were still in flight after the time to finish them");
         tasks.break_off.cancel();
         tasks.finished().await;
@@ -194,39 +203,19 @@ impl<F: Future<Output: Send> + Send + 'static> hyper::rt::Executor<F> for Tasks 
     }
 }
 
-/// The places for a listener's connections.
-struct Places {
-    free: Arc<Semaphore>,
-    logged: Option<Instant>,
-}
-
-impl Places {
-    fn new(places: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(places)), logged: None }
-    }
-
-    /// Waits for a place.
-    async fn next(&mut self, listener: &'static str) -> OwnedSemaphorePermit {
-        let full = self.free.available_permits() == 0;
-        if full && self.logged.is_none_or(|logged| logged.elapsed() >= FULL_LOG_EVERY) {
-            self.logged = Some(Instant::now());
-            warn!(listener, "all connections are taken: further clients wait until one ends");
-        }
-        Arc::clone(&self.free).acquire_owned().await.expect("the semaphore is never closed")
-    }
-
-    /// Returns a place if one is free.
-    fn now(&self) -> Option<OwnedSemaphorePermit> {
-        Arc::clone(&self.free).try_acquire_owned().ok()
+/// Waits until then; for ever when there is no such time.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => tokio::time::sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }
 
-/// One connection's service: the router, told who the peer is. A request makes `asked` true.
+/// One connection's service: the router, told who the peer is; `activity` learns of its requests.
 fn connection(
     name: &'static str,
     router: Router,
-    stream: &TcpStream,
-    (peer, asked): (SocketAddr, &Arc<AtomicBool>),
+    (peer, activity): (SocketAddr, &Arc<Activity>),
     tasks: Tasks,
 ) -> impl tower::Service<
     Request<Incoming>,
@@ -236,12 +225,9 @@ fn connection(
 > + Clone
 + Send
 + 'static {
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%peer, %error, "small answers may be late");
-    }
-    let (traced, asked) = (TRACED.contains(&name), Arc::clone(asked));
+    let (traced, activity) = (TRACED.contains(&name), Arc::clone(activity));
     service_fn(move |mut request: Request<Incoming>| {
-        asked.store(true, Ordering::Relaxed);
+        let in_flight = activity.request();
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(PeerAddr::from(peer));
         let router = router.clone();
@@ -249,10 +235,11 @@ fn connection(
             |request| async { router.oneshot(request).await.unwrap_or_else(|e| match e {}) };
         let request = body_read_away(request, &tasks);
         async move {
-            Ok::<_, Infallible>(match traced {
+            let answer = match traced {
                 true => trace::serve(name, request, answer).await,
                 false => answer(request).await,
-            })
+            };
+            Ok::<_, Infallible>(answer.map(|body| in_flight.answers(body)))
         }
     })
 }
@@ -260,7 +247,7 @@ fn connection(
 #[cfg(test)]
 mod tests {
     use axum::{
-        body::Body,
+        body::{Body, Bytes},
         http::StatusCode,
         routing::{get, post},
     };
@@ -276,7 +263,11 @@ mod tests {
 
     /// How long anything may take that should take milliseconds.
     const DEADLINE: Duration = Duration::from_secs(20);
-    const LONG: Bounds = Bounds { header_timeout: DEADLINE, connections: 9, drain: DEADLINE };
+    const LONG: Bounds = Bounds {
+        patience: Patience { first: DEADLINE, idle: DEADLINE, stalled: DEADLINE },
+        connections: 9,
+        drain: DEADLINE,
+    };
     const SHORT: Duration = Duration::from_millis(100);
     const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
@@ -305,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_without_a_request_is_closed_whatever_it_sends() {
-        let bounds = Bounds { header_timeout: SHORT, ..LONG };
+        let bounds = Bounds { patience: Patience { first: SHORT, ..LONG.patience }, ..LONG };
         let listening = listening(bounds, hello()).await;
         for words in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET / HTTP/1.1\r\n"] {
             let mut stream = say(listening.address, words).await;
@@ -321,7 +312,7 @@ mod tests {
             tokio::time::sleep(SHORT * 3).await;
             "hello"
         };
-        let bounds = Bounds { header_timeout: SHORT, ..LONG };
+        let bounds = Bounds { patience: Patience { first: SHORT, ..LONG.patience }, ..LONG };
         let listening = listening(bounds, Router::new().route("/", get(slow))).await;
         let mut stream = say(listening.address, GET).await;
         let mut head = [0; 15];
@@ -411,6 +402,87 @@ mod tests {
         drop(first);
         timeout(DEADLINE, second.read_exact(&mut head)).await.unwrap().unwrap();
         assert_eq!(&head, b"HTTP/1.1 200 OK");
+    }
+
+    #[tokio::test]
+    async fn one_address_does_not_have_all_places_and_what_it_opens_beyond_is_turned_away() {
+        let listening = listening(Bounds { connections: 3, ..LONG }, hello()).await;
+        let mut kept = Vec::new();
+        for _ in 0..2 {
+            let mut stream = say(listening.address, GET).await;
+            answer(&mut stream, "200 OK").await;
+            kept.push(stream);
+        }
+        let mut third = TcpStream::connect(listening.address).await.unwrap();
+        let told = timeout(DEADLINE, third.read_u8()).await.unwrap();
+        assert!(told.is_err(), "{told:?}");
+        kept.pop();
+        // The other end has to be seen first.
+        loop {
+            let mut stream = say(listening.address, GET).await;
+            if timeout(DEADLINE, stream.read_u8()).await.unwrap().is_ok() {
+                break;
+            }
+        }
+    }
+
+    /// An HTTP/2 client over one connection, and the task of that connection.
+    async fn http2(
+        address: SocketAddr,
+    ) -> (hyper::client::conn::http2::SendRequest<Body>, JoinHandle<Result<(), hyper::Error>>) {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let builder =
+            hyper::client::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new());
+        let (client, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+        (client, tokio::spawn(connection))
+    }
+
+    fn ask() -> Request<Body> {
+        Request::get("http://x/").body(Body::empty()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_http_2_connection_that_only_keeps_itself_alive_is_closed_in_order() {
+        let bounds = Bounds {
+            patience: Patience { first: SHORT, idle: SHORT * 5, ..LONG.patience },
+            ..LONG
+        };
+        let listening = listening(bounds, hello()).await;
+        let (mut client, connection) = http2(listening.address).await;
+        let answer = client.send_request(ask()).await.unwrap();
+        answer.into_body().collect().await.unwrap();
+        // The client answers pings as long as it lives; in order means that it is no error.
+        timeout(DEADLINE, connection).await.unwrap().unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_its_answer_is_ended_and_one_that_waits_is_not() {
+        let endless = async || {
+            let piece = Bytes::from(vec![0; 64 << 10]);
+            Body::from_stream(futures_util::stream::repeat(Ok::<_, Infallible>(piece)))
+        };
+        let rare = async || {
+            Body::from_stream(futures_util::stream::unfold(false, async |late| {
+                if late {
+                    tokio::time::sleep(SHORT * 10).await;
+                }
+                Some((Ok::<_, Infallible>("words"), true))
+            }))
+        };
+        let router = Router::new().route("/", get(endless)).route("/rare", get(rare));
+        let patience = Patience { first: SHORT, idle: DEADLINE, stalled: SHORT * 3 };
+        let listening = listening(Bounds { patience, ..LONG }, router).await;
+        let mut waits = say(listening.address, b"GET /rare HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        let (mut client, connection) = http2(listening.address).await;
+        let unread = client.send_request(ask()).await.unwrap();
+        let ended = timeout(DEADLINE, connection).await;
+        assert!(ended.is_ok(), "kept, though nobody reads");
+        drop(unread);
+        // By now the one that gets something once a second has got more than its head.
+        tokio::time::sleep(SHORT * 12).await;
+        let mut read = vec![0; 4096];
+        let length = timeout(DEADLINE, waits.read(&mut read)).await.unwrap().unwrap();
+        assert!(String::from_utf8_lossy(&read[..length]).matches("words").count() >= 2);
     }
 
     #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use axum::body::{Body, Bytes};
@@ -12,10 +12,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 pub(super) type Passed = Option<Result<Frame<Bytes>, axum::Error>>;
 
 /// Returns `body`, of which `look` sees all that passes, and with it whether that was the last: a
-/// body of known length is not asked for its end.
+/// body of known length is not asked for its end. While it is asked and nothing is there, `look` is told `None`.
 pub(super) fn passing(
     body: Body,
-    look: impl FnMut(&Passed, bool) + Send + Unpin + 'static,
+    look: impl FnMut(Option<&Passed>, bool) + Send + Unpin + 'static,
 ) -> Body {
     Body::new(Passing { body, look })
 }
@@ -25,15 +25,15 @@ struct Passing<F> {
     look: F,
 }
 
-impl<F: FnMut(&Passed, bool) + Unpin> HttpBody for Passing<F> {
+impl<F: FnMut(Option<&Passed>, bool) + Unpin> HttpBody for Passing<F> {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Passed> {
-        let passed = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let last = passed.is_none() || self.body.is_end_stream();
-        (self.look)(&passed, last);
-        Poll::Ready(passed)
+        let passed = Pin::new(&mut self.body).poll_frame(context);
+        let last = matches!(passed, Poll::Ready(None)) || self.body.is_end_stream();
+        (self.look)(if let Poll::Ready(passed) = &passed { Some(passed) } else { None }, last);
+        passed
     }
 
     fn is_end_stream(&self) -> bool {

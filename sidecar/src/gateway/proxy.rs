@@ -42,6 +42,9 @@ use super::{
     upgrade::{self, Full, Places},
 };
 
+/// When an upstream's silent connection is first asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
 /// When to come back after there were too many upgraded connections, in seconds.
 const TUNNELS_RETRY_SECONDS: u64 = 5;
 
@@ -67,6 +70,10 @@ impl Proxy {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(config.connect_timeout));
         connector.set_nodelay(true);
+        // Of a connection that was upgraded nobody else would notice that its other end vanished.
+        connector.set_keepalive(Some(KEEP_ALIVE));
+        connector.set_keepalive_interval(Some(KEEP_ALIVE / 4));
+        connector.set_keepalive_retries(Some(4));
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(config.idle_timeout)
             .pool_timer(TokioTimer::new())
@@ -133,6 +140,8 @@ impl Proxy {
         // An upload that goes on is no silence of the upstream.
         let upload = Arc::clone(&progress);
         let body = passing(body, move |passed, _| {
+            upload.waits.store(passed.is_none(), Ordering::Relaxed);
+            let Some(passed) = passed else { return };
             upload.moved();
             if matches!(passed, Some(Err(_))) {
                 upload.broken.store(true, Ordering::Relaxed);
@@ -159,7 +168,7 @@ impl Proxy {
         let answer = shared.client.request(outgoing);
         let answer = tokio::select! {
             answer = answer => answer.map_err(|error| Failure::of(error, &progress)),
-            () = progress.silent_for(shared.response_timeout) => Err(Failure::Silent),
+            () = progress.silent_for(shared.response_timeout) => Err(progress.who_is_silent()),
         };
         if let Some(span) = &mut span {
             match &answer {
@@ -247,6 +256,8 @@ enum Failure {
     Silent,
     /// The client's own body broke off.
     Client(legacy::Error),
+    /// The client's own body stopped coming.
+    ClientSilent,
     /// The upstream upgraded, and nobody had asked.
     Unasked,
     /// Too many upgraded connections.
@@ -286,7 +297,7 @@ impl Failure {
             Self::Away(_) => "away",
             Self::ConnectTimeout(_) => "connect_timeout",
             Self::Silent => "silent",
-            Self::Client(_) => "client",
+            Self::Client(_) | Self::ClientSilent => "client",
             Self::Unasked => "unasked_upgrade",
             Self::Tunnels(Full::All) => "tunnels",
             Self::Tunnels(Full::Agent) => "agent_tunnels",
@@ -309,6 +320,9 @@ impl Failure {
             }
             Self::Silent => (StatusCode::GATEWAY_TIMEOUT, "the upstream did not answer in time"),
             Self::Client(_) => (StatusCode::BAD_REQUEST, "the request's body broke off"),
+            Self::ClientSilent => {
+                (StatusCode::REQUEST_TIMEOUT, "the request's body did not go on in time")
+            }
             Self::Unasked => (StatusCode::BAD_GATEWAY, "the upstream switched protocols unasked"),
             Self::Tunnels(Full::All) => {
                 (StatusCode::SERVICE_UNAVAILABLE, "too many upgraded connections are open")
@@ -334,17 +348,31 @@ struct Progress {
     started: Instant,
     moved_ms: AtomicU64,
     broken: AtomicBool,
+    /// The upstream would take more of the body, and the client has sent nothing since.
+    waits: AtomicBool,
 }
 
 impl Progress {
     fn new() -> Self {
-        let (moved_ms, broken) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { started: Instant::now(), moved_ms, broken }
+        Self {
+            started: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+            broken: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+        }
     }
 
     fn moved(&self) {
         let elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.moved_ms.store(elapsed_ms, Ordering::Relaxed);
+    }
+
+    /// Returns whose silence it was.
+    fn who_is_silent(&self) -> Failure {
+        match self.waits.load(Ordering::Relaxed) {
+            true => Failure::ClientSilent,
+            false => Failure::Silent,
+        }
     }
 
     /// Returns when nothing has moved for `limit`.

@@ -122,6 +122,7 @@ impl Tee {
         }
         let copy = Arc::clone(&taken);
         let body = passing(body, move |passed, last| {
+            let Some(passed) = passed else { return };
             let mut copy = copy.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(Ok(frame)) = passed
                 && let Some(data) = frame.data_ref()

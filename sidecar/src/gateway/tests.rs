@@ -275,6 +275,36 @@ async fn an_upstream_that_is_away_is_502_and_a_silent_one_504() {
 }
 
 #[tokio::test]
+async fn a_body_that_stops_coming_is_the_clients_silence_and_not_the_upstreams() {
+    let upstream = serve(Router::new().fallback(async |body: Bytes| body)).await;
+    let config = Config { response_timeout: Duration::from_millis(200), ..to(upstream) };
+    let gateway = gateway(config, 9, None).await;
+    let half = stream::once(async { Ok::<_, std::convert::Infallible>("half") });
+    let request = |body| {
+        let mut request = get("/");
+        *request.method_mut() = http::Method::POST;
+        request.headers_mut().insert("content-length", "8".parse().unwrap());
+        *request.body_mut() = body;
+        request
+    };
+    let response = send(gateway, request(Body::from_stream(half.chain(stream::pending())))).await;
+    assert_eq!(response.status(), 408);
+    assert_eq!(json_of(response).await["detail"], "the request's body did not go on in time");
+    assert_eq!(send(gateway, request(Body::from("whole: 8"))).await.status(), 200);
+
+    // An upstream that takes the body and stops reading is silent itself.
+    let deaf = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let config =
+        Config { response_timeout: Duration::from_millis(200), ..to(deaf.local_addr().unwrap()) };
+    let gateway = self::gateway(config, 9, None).await;
+    let endless =
+        stream::repeat_with(|| Ok::<_, std::convert::Infallible>(Bytes::from(vec![0; 1 << 16])));
+    let mut request = request(Body::from_stream(endless));
+    request.headers_mut().remove("content-length");
+    assert_eq!(send(gateway, request).await.status(), 504);
+}
+
+#[tokio::test]
 async fn an_upstream_that_breaks_off_breaks_the_answer_off() {
     let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = upstream.local_addr().unwrap();

@@ -14,13 +14,14 @@ use tracing::{debug, error};
 use super::{
     Config, Refusal,
     meter::Meter,
-    quota::Quota,
+    quota::{self, Places},
     raters::{ApiKeys, Rater, Raters},
     receipts::Receipts,
 };
 use crate::{
     bus::{PublishError, Publisher},
     clock::unix_time,
+    quota::Quota,
     rating::{Poster, Rating, RatingId, RatingRequest, SubjectMode},
     trace::{self, Kind, Span},
 };
@@ -39,7 +40,7 @@ pub(super) struct Inner {
     pub(super) config: Config,
     pub(super) meter: Arc<Meter>,
     pub(super) in_flight: Semaphore,
-    pub(super) batches: Semaphore,
+    pub(super) batches: Places,
     raters: Raters,
     of_raters: Option<Quota>,
     of_collectors: Option<Quota>,
@@ -83,11 +84,11 @@ impl Ingest {
     ) -> Self {
         let inner = Inner {
             in_flight: Semaphore::new(config.max_in_flight),
-            batches: Semaphore::new(config.max_batches_in_flight),
+            batches: Places::new(config.max_batches_in_flight),
             meter: Meter::start(),
             raters: Raters::new(verifier, keys),
-            of_raters: Quota::of_raters(&config),
-            of_collectors: Quota::of_collectors(&config),
+            of_raters: quota::of_raters(&config),
+            of_collectors: quota::of_collectors(&config),
             config,
             publisher,
             subject,
@@ -174,7 +175,9 @@ impl Ingest {
         let rating = rating.map_err(Refusal::Receipt)?;
         let by_collector = rater.is_collector();
         if let Some(quota) = self.quota(by_collector) {
-            quota.take(rater.poster()).map_err(|retry_after| Refusal::Quota { retry_after })?;
+            quota
+                .take(rater.poster().as_str())
+                .map_err(|retry_after| Refusal::Quota { retry_after })?;
         }
         Ok(Allowed { rating, by_collector })
     }
@@ -211,7 +214,7 @@ impl Ingest {
             span.fail(refusal.reason());
         }
         if let (Err(_), Some(quota)) = (&published, self.quota(by_collector)) {
-            quota.give_back(rating.poster());
+            quota.give_back(rating.poster().as_str());
         }
         published
     }

@@ -41,9 +41,11 @@ pub struct Config {
     /// Most requests at a time, further ones get 503; 1024 is far above what the bus needs to be
     /// busy.
     pub max_in_flight: usize,
-    /// Most batches at a time, of those requests; 16 bound the memory of their bodies to 128 MiB.
+    /// Most batches at a time, of those requests; 16 bound the memory of their bodies to 128 MiB. A rater that rates
+    /// as itself may have an eighth of them, at least one.
     pub max_batches_in_flight: usize,
-    /// Most streams of ratings at a time over gRPC; 64 of them can have 4096 ratings on their way.
+    /// Most streams of ratings at a time over gRPC; 64 of them can have 4096 ratings on their way. A rater that
+    /// rates as itself may have an eighth of them, at least one.
     pub max_streams_in_flight: usize,
     /// How long one request may take, body and acknowledgement included; 10 s is more than the bus
     /// takes to give up. A stream may pause as long.

@@ -90,9 +90,9 @@ async fn many(State(ingest): State<Ingest>, request: Request<Body>) -> Response 
     let inner = Arc::clone(&ingest.inner);
     let outcome = async {
         let _permit = permit(&inner.in_flight)?;
-        let _batch = permit(&inner.batches)?;
         let deadline = Instant::now() + inner.config.timeout;
         let rater = ingest.identify(&request).await?;
+        let _batch = inner.batches.take(&rater)?;
         if idempotency_key(request.headers())?.is_some() {
             let problem = "names one rating; in a batch give every item its own `id`".to_owned();
             return Err(Refusal::IdempotencyKey { problem });

@@ -234,6 +234,12 @@ fn subject_poster(subject: &str) -> Result<Poster, Refusal> {
 }
 
 impl Rater {
+    /// Returns a rater that rates as itself.
+    #[cfg(test)]
+    pub(super) fn of_tests(name: &str) -> Self {
+        Self { poster: Poster::new(name).unwrap(), only: Some(name.into()), agent: None }
+    }
+
     pub(super) fn collector(poster: &Poster) -> Self {
         Self { poster: poster.clone(), only: None, agent: None }
     }

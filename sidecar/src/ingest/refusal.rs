@@ -130,6 +130,14 @@ pub enum Refusal {
         /// When the next one is taken.
         retry_after: Duration,
     },
+    /// The poster has as many batches or streams in flight as one rater may: 429.
+    #[error(
+        "you have {most} batches or streams in flight, as many as one rater may: wait for one to end"
+    )]
+    Crowded {
+        /// How many one rater may have.
+        most: usize,
+    },
     /// Too many requests are in flight: 503.
     #[error("too many requests are in flight")]
     Busy,
@@ -177,7 +185,7 @@ impl Refusal {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::Slow(_) => StatusCode::REQUEST_TIMEOUT,
-            Self::Quota { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Quota { .. } | Self::Crowded { .. } => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -203,6 +211,7 @@ impl Refusal {
             Self::Slow(_) => "slow",
             Self::CloudEvent { .. } => "cloud_event",
             Self::Quota { .. } => "quota",
+            Self::Crowded { .. } => "crowded",
             Self::Busy => "busy",
             Self::StreamEnds(_) => "stream_ends",
         }
@@ -229,7 +238,9 @@ impl Refusal {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Bus { source, .. } => source.retry_after(),
-            Self::Late { .. } | Self::Busy | Self::StreamEnds(_) => Some(BUSY_RETRY_AFTER),
+            Self::Late { .. } | Self::Busy | Self::Crowded { .. } | Self::StreamEnds(_) => {
+                Some(BUSY_RETRY_AFTER)
+            }
             Self::Quota { retry_after } => Some(*retry_after),
             Self::Unauthenticated(error) => error.retry_after_s().map(Duration::from_secs),
             _ => None,

@@ -188,6 +188,12 @@ fn describe() {
         "Time a policy takes to turn a batch of ratings into decisions"
     );
 
+    describe_gauge!("merit_connections", Unit::Count, "Open connections, by listener");
+    describe_counter!(
+        "merit_connections_ended_total",
+        Unit::Count,
+        "Connections that were ended here though they would have gone on, by listener and reason"
+    );
     describe_counter!(
         "merit_ratings_accepted_total",
         Unit::Count,

@@ -28,7 +28,7 @@ use super::{Config, Kind, TraceContext};
 use crate::clock::unix_time;
 
 /// How long one export may take, and all that waits when the process ends.
-const DEADLINE: Duration = Duration::from_secs(5);
+const DEADLINE: Duration = Duration::from_secs(3);
 
 /// How many ratings are traced for each request that may be: more come in batches.
 const RATINGS_PER_REQUEST: u32 = 10;

@@ -22,10 +22,7 @@ use axum::{
 };
 use http::{HeaderMap, Request, StatusCode, header};
 use prost::{DecodeError, Message};
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, Streaming, server::Grpc};
 use tower::service_fn;
@@ -35,6 +32,7 @@ use super::{
     Accepted, Ingest, Refusal,
     accept::idempotency_key,
     http::{permit, refuse},
+    quota::Places,
     raters::Rater,
 };
 use crate::{
@@ -61,14 +59,14 @@ const TIMEOUT_DIGITS_MAX: usize = 8;
 #[derive(Clone)]
 struct Calls {
     ingest: Ingest,
-    streams: Arc<Semaphore>,
+    streams: Arc<Places>,
     stop: CancellationToken,
 }
 
 /// Returns the routes of the gRPC listener. Once `stop` is cancelled health says that nobody is served
 /// and streams end; it must be called within a tokio runtime.
 pub fn router(ingest: Ingest, stop: CancellationToken) -> Router {
-    let streams = Arc::new(Semaphore::new(ingest.inner.config.max_streams_in_flight));
+    let streams = Arc::new(Places::new(ingest.inner.config.max_streams_in_flight));
     let publisher = ingest.inner.publisher.clone();
     let serves = move || {
         let publisher = publisher.clone();

@@ -25,6 +25,7 @@ pub(super) fn code(refusal: &Refusal) -> Code {
         Refusal::TooLarge { .. }
         | Refusal::TooMany { .. }
         | Refusal::Busy
+        | Refusal::Crowded { .. }
         | Refusal::Quota { .. }
         | Refusal::Bus { source: PublishError::Full { .. }, .. } => Code::ResourceExhausted,
         other => match other.status() {

@@ -37,17 +37,18 @@ pub(super) async fn rate(State(calls): State<Calls>, request: Request<Body>) -> 
     let inner = Arc::clone(&calls.ingest.inner);
     let (begin, name) = (Call::begin(&calls.ingest, &request), idempotency_key(request.headers()));
     let head = async {
-        let permits = (permit(&inner.in_flight)?, permit(&calls.streams)?);
+        let permit = permit(&inner.in_flight)?;
         let call = begin.await?;
+        let place = calls.streams.take(&call.rater)?;
         if name?.is_some() {
             let problem = "names one rating; in a stream give every rating its own `id`".to_owned();
             return Err(Refusal::IdempotencyKey { problem });
         }
-        Ok((permits, call))
+        Ok(((permit, place), call))
     };
     match head.await {
         Err(refusal) => refused(&calls.ingest, &refusal),
-        Ok((_permits, call)) => {
+        Ok((_places, call)) => {
             serve(&inner.config, request, |ratings| take(&calls, &call, ratings)).await
         }
     }

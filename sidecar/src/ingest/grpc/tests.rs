@@ -338,9 +338,15 @@ async fn streams_and_calls_in_flight_are_bounded() {
     let (body, is_silent) = silent_after(vec![streamed(named(0))]);
     let first = tokio::spawn(edge.router.clone().oneshot(call_of("RateStream", &own(), body)));
     is_silent.await.unwrap();
-    let second = edge.stream(body_of([streamed(named(1))])).await.unwrap_err();
-    assert_eq!(told(&second), (Code::ResourceExhausted, "BUSY".into(), String::new()));
-    assert!(second.get_error_details().retry_info().is_some());
+    // One rater has an eighth of the places, at least one; others find the rest, here none.
+    let other = token(&json!({"sub": "u2", "scope": "ratings:write"}));
+    for (who, reason) in [(own(), "CROWDED"), (other, "BUSY")] {
+        let body = body_of([streamed(named(1))]);
+        let second = edge.send::<RateStreamResponse>(call_of("RateStream", &who, body)).await;
+        let second = second.unwrap_err();
+        assert_eq!(told(&second), (Code::ResourceExhausted, reason.into(), String::new()));
+        assert!(second.get_error_details().retry_info().is_some());
+    }
     edge.rate(&own(), rating()).await.unwrap();
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());

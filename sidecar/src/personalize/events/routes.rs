@@ -29,6 +29,7 @@ use super::{
 use crate::{
     clock::unix_time,
     personalize::{Personalized, Viewers, model::Key, viewers::Refused},
+    quota::Quota,
     rating::{ItemId, UserId},
 };
 
@@ -41,6 +42,11 @@ const RETRY_AFTER: u64 = 5;
 /// How long a browser may remember what it may send, in seconds.
 const PREFLIGHT_AGE: u64 = 600;
 
+/// How many tickets a viewer may ask for at once on one node: so many open pages that connect again; and how many a
+/// second then.
+const TICKETS_BURST: u64 = 60;
+const TICKETS_PER_SECOND: f64 = 1.0;
+
 #[derive(Clone)]
 struct Events {
     personalized: Personalized,
@@ -48,6 +54,8 @@ struct Events {
     tickets: Tickets,
     config: Arc<Config>,
     open: Open,
+    /// How often a viewer may ask for a ticket: each is a key in the store for a minute.
+    asked: Arc<Option<Quota>>,
     stop: CancellationToken,
 }
 
@@ -66,6 +74,7 @@ impl Personalized {
             tickets,
             config: Arc::new(config.clone()),
             open: Open::default(),
+            asked: Arc::new(Quota::new("ticket", TICKETS_PER_SECOND, TICKETS_BURST)),
             stop,
         };
         Router::new()
@@ -87,6 +96,11 @@ enum Refusal {
     TooMany(TooMany),
     /// Tickets cannot be kept now: 503.
     Tickets(TicketError),
+    /// The viewer asks for too many: 429.
+    Asked {
+        /// When the next one is issued.
+        retry_after: Duration,
+    },
 }
 
 impl From<Refused> for Refusal {
@@ -121,6 +135,18 @@ impl Refusal {
                 StatusCode::TOO_MANY_REQUESTS,
                 "this viewer has as many streams on this node as it may: close one".to_owned(),
             ),
+            Self::Asked { retry_after } => {
+                let mut response = busy(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    format!(
+                        "a viewer may ask for {TICKETS_BURST} tickets at once and {TICKETS_PER_SECOND} a second then"
+                    ),
+                );
+                let seconds = retry_after.as_millis().div_ceil(1_000).max(1);
+                let seconds = u64::try_from(seconds).unwrap_or(RETRY_AFTER);
+                response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+                response
+            }
             Self::Tickets(error) => {
                 let error = crate::causes::with_causes(&error);
                 tracing::warn!(error, "no tickets for streams");
@@ -148,6 +174,9 @@ async fn issue(State(events): State<Events>, request: Request<Body>) -> Response
         drop(request);
         let token = token.await?;
         let viewer = token.subject.as_deref().ok_or(Refusal::NoSubject)?.to_owned();
+        if let Some(asked) = &*events.asked {
+            asked.take(&viewer).map_err(|retry_after| Refusal::Asked { retry_after })?;
+        }
         let grant = Grant { viewer, expires_at: token.expires_at };
         let ticket = events.tickets.issue(&grant).await.map_err(Refusal::Tickets)?;
         let body = json!({"ticket": ticket, "expires_in": TICKET_LIFE.as_secs()}).to_string();

@@ -192,6 +192,25 @@ async fn a_ticket_opens_one_stream_of_its_viewer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_viewer_that_asks_for_ticket_after_ticket_is_told_to_wait_and_others_are_not() {
+    let gateway = Gateway::new(&Config::default());
+    let ask = async |who: &str| {
+        let bearer = format!("Bearer {}", token(who));
+        gateway.ask("POST", "/events/ticket", &[("authorization", &bearer)]).await
+    };
+    for _ in 0..TICKETS_BURST {
+        assert_eq!(ask("bob").await.status(), StatusCode::CREATED);
+    }
+    let refused = ask("bob").await;
+    assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    assert_eq!(ask("ann").await.status(), StatusCode::CREATED);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(ask("bob").await.status(), StatusCode::CREATED);
+    assert_eq!(ask("bob").await.status(), StatusCode::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_may_not_listen_is_told_why() {
     let gateway = Gateway::new(&Config { items_max: 2, ..Config::default() });
     for (response, status) in [
