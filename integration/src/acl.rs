@@ -32,7 +32,7 @@ pub const TUNER: [&str; 9] =
     ["~merit:*", "+hgetall", "+hdel", "+script|load", "+info", "+get", "+set", "+zrange", "+scan"];
 
 /// What ingest and tuner need for the bus over streams of the topic `openclaw.ratings`.
-pub const STREAMS: [&str; 26] = [
+pub const STREAMS: [&str; 27] = [
     "~openclaw.ratings:*",
     "+ping",
     "+evalsha",
@@ -57,6 +57,7 @@ pub const STREAMS: [&str; 26] = [
     "+xread",
     "+xrange",
     "+xtrim",
+    "+xsetid",
     "+xinfo|stream",
     "+wait",
 ];

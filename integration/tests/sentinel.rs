@@ -133,7 +133,9 @@ async fn one_sentinel_that_missed_the_failover_moves_nobody_back() {
     sentinel.add_cut_off().await;
     let [_, first, second, cut_off] = sentinel.urls().try_into().unwrap();
     let urls = [cut_off.clone(), first, second];
-    let store = RedisStore::sentinel(MASTER, urls).connect().await.unwrap();
+    // Patient, as this is about the answer: a master that is left fails at once, because nobody knows another.
+    let store = RedisStore::sentinel(MASTER, urls).timeout(Duration::from_secs(5));
+    let store = store.connect().await.unwrap();
     served(&store, &sentinel.servers[1]).await;
 
     // The one that names the old master is the only one that answers.

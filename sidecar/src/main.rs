@@ -363,6 +363,7 @@ fn replay_ratings(options: &Replay, bar: &indicatif::ProgressBar) -> Result<Stri
     let ratings = ratings_of(options, file, &labels(options)?)?;
     let report = replay::replay(&ratings, bar).map_err(|error| match error {
         ReplayError::Layout(error) => Failure::Usage(error.into()),
+        error @ ReplayError::Timeless { .. } => Failure::Usage(error.into()),
         error => Failure::Failed(error.into()),
     })?;
     Ok(if options.json {

@@ -185,6 +185,89 @@ async fn new_under_another_name(consumer: &mut Consumer, source: &str) {
     assert_ne!(consumer.source(), source, "it has the offset of a lost one under the same name");
 }
 
+/// A log whose offsets come from a clock needs no other name: what comes next is behind what was lost anyway, and the other
+/// partitions are not read again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_that_lost_its_newest_ratings_goes_on_behind_them_under_the_same_name() {
+    let redis = Redis::start(Persistence::SnapshotOnDemand).await;
+    let (publisher, mut consumer) = over(&redis).both().await.expect("it can be used");
+    let publish = async |agent: &str, id: &str| {
+        publisher.publish(&rating(agent, id)).await.expect("it is taken");
+    };
+    for number in 0..20 {
+        publish(&format!("agent-{number}"), &format!("other-{number}")).await;
+    }
+    publish("a", "kept").await;
+    publish("a", "lost").await;
+    let mut seen = 0;
+    while seen < 22 {
+        if let Event::Batch { deliveries, .. } = next(&mut consumer).await {
+            seen += deliveries.len();
+        }
+    }
+    let source = consumer.source().to_owned();
+    let streams: Vec<String> = redis.ask(&["KEYS", "*:{*}"]).await;
+    let mut of_a = None;
+    for stream in streams {
+        let kind: String = redis.ask(&["TYPE", &stream]).await;
+        if kind != "stream" {
+            continue;
+        }
+        type Entry = (String, Vec<String>);
+        let entries: Vec<Entry> = redis.ask(&["XRANGE", &stream, "-", "+"]).await;
+        let at = |id: &str| {
+            let named = |(_, fields): &&Entry| {
+                fields.iter().any(|field| field.contains(&format!("\"{id}\"")))
+            };
+            entries.iter().find(named).map(|(id, _)| id.clone())
+        };
+        if let (Some(kept), Some(lost)) = (at("kept"), at("lost")) {
+            of_a = Some((stream, kept, lost));
+        }
+    }
+    let (stream, kept, lost) = of_a.expect("both are on one stream");
+    // As after a snapshot that is older than the last rating; then as if the whole stream were gone.
+    for (round, whole) in [(0, false), (1, true)] {
+        if whole {
+            let _: u64 = redis.ask(&["DEL", &stream]).await;
+        } else {
+            let _: u64 = redis.ask(&["XDEL", &stream, &lost]).await;
+            let _: String = redis.ask(&["XSETID", &stream, &kept]).await;
+        }
+        let asked = async || -> String {
+            let info: Vec<redis::Value> = redis.ask(&["XINFO", "STREAM", &stream]).await;
+            let place = info.iter().position(|value| {
+                redis::from_redis_value::<String>(value.clone())
+                    .is_ok_and(|name| name == "last-generated-id")
+            });
+            redis::from_redis_value(info[place.unwrap() + 1].clone()).unwrap()
+        };
+        let reads = async {
+            loop {
+                let Event::Batch { deliveries, .. } = next(&mut consumer).await else {
+                    panic!("partitions were given up");
+                };
+                let ids: Vec<&str> =
+                    deliveries.iter().map(|one| one.rating.id().as_str()).collect();
+                assert!(ids.iter().all(|id| id.starts_with("new-")), "read again: {ids:?}");
+                if ids.contains(&format!("new-{round}").as_str()) {
+                    break;
+                }
+            }
+        };
+        let goes_on = async {
+            eventually("the stream goes on behind what was lost", PATIENCE, || async {
+                let exists: bool = redis.ask(&["EXISTS", &stream]).await;
+                exists && asked().await >= lost
+            })
+            .await;
+            publish("a", &format!("new-{round}")).await;
+        };
+        tokio::join!(reads, goes_on);
+        assert_eq!(consumer.source(), source);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nats_that_lost_its_newest_ratings_is_another_log() {
     let mut nats = Nats::start().await;

@@ -101,6 +101,18 @@ async fn a_part_that_is_spared_is_needed_at_the_start_and_not_later() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_part_that_is_only_told_of_keeps_nobody_from_being_ready_also_when_it_never_answered() {
+    let health = Health::new()
+        .part("feed", || async { Err::<(), _>(down()) })
+        .part("store", || async { Ok::<_, Down>(()) });
+    let (status, body) = ready(health.tell_only("feed")).await;
+    assert_eq!(status, 200, "{body}");
+    let feed = &body["parts"][0];
+    assert_eq!((&feed["ok"], &feed["spared"]), (&json!(false), &json!(true)));
+    assert!(feed["error"].as_str().unwrap().contains("not available"), "{body}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn parts_are_asked_at_once_and_given_up_at_their_deadline() {
     let hang = || async {
         std::future::pending::<()>().await;

@@ -5,10 +5,10 @@
 //!    everybody comes through, so that nobody fills a listener alone; what it opens beyond is closed at once.
 //!    Addresses of IPv6 count by their /64.
 //! 2. A connection ends when its first request does not come in time, whatever it has sent until then; when it
-//!    carries nothing for [`IDLE_MAX`], whatever it says in between (an HTTP/2 ping is no request); and when
-//!    it holds back an answer for [`STALLED_MAX`]: a client that does not read. A service that takes its time is neither.
-//! 3. The operating system looks after peers that vanished: keep-alive probes, and `TCP_USER_TIMEOUT` for what is sent
-//!    and never acknowledged.
+//!    carries nothing for [`IDLE_MAX`], whatever it says in between (an HTTP/2 ping is no request); and when all that it
+//!    carries are answers which nobody took a piece of for [`STALLED_MAX`]: a client that does not read. A service that
+//!    takes its time is neither.
+//! 3. The operating system looks after peers that vanished: keep-alive probes, and its own end of retransmissions.
 //! 4. Upgraded connections do not count here, the gateway bounds them.
 
 use std::{
@@ -42,8 +42,9 @@ pub(super) const CONNECTIONS_MAX: usize = 10_000;
 /// ends a connection that sends none.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(120);
 
-/// How long a client may not take what it was answered: of a large piece it must take some KiB a second.
-pub(super) const STALLED_MAX: Duration = Duration::from_secs(120);
+/// How long a client may take nothing of what it was answered. Long, because what counts is what leaves the buffers of this
+/// process: behind it the kernel's hold some MiB, and a client that reads 8 KiB a second empties them in minutes.
+pub(super) const STALLED_MAX: Duration = Duration::from_secs(900);
 
 /// It is logged at most this often that all connections are taken.
 const FULL_LOG_EVERY: Duration = Duration::from_secs(10);
@@ -174,10 +175,6 @@ pub(super) fn prepare(stream: &TcpStream, peer: SocketAddr) {
     if let Err(error) = socket.set_tcp_keepalive(&probes) {
         debug!(%peer, %error, "that the peer vanished may stay unnoticed");
     }
-    #[cfg(target_os = "linux")]
-    if let Err(error) = socket.set_tcp_user_timeout(Some(STALLED_MAX)) {
-        debug!(%peer, %error, "that the peer takes nothing may stay unnoticed");
-    }
 }
 
 /// Why a connection is ended that would go on.
@@ -244,6 +241,11 @@ impl Activity {
         self.moved_ms.store(now, Ordering::Relaxed);
     }
 
+    /// Returns whether nothing is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0
+    }
+
     /// Notes a request; it is in flight until what is returned is dropped, with the answer's body.
     pub(super) fn request(self: &Arc<Self>) -> InFlight {
         self.asked.store(true, Ordering::Relaxed);
@@ -264,14 +266,14 @@ impl Activity {
             let now = Instant::now();
             let (in_flight, held) =
                 (self.in_flight.load(Ordering::Relaxed), self.held.load(Ordering::Relaxed));
-            let (ended, until) = match (in_flight, held) {
-                (0, _) => (Ended::Idle, moved + patience.idle),
-                // The service is slow, or its answer has no end.
-                (_, 0) => {
-                    sleep(shortest).await;
-                    continue;
-                }
-                _ => (Ended::Stalled, moved + patience.stalled),
+            let (ended, until) = if in_flight == 0 {
+                (Ended::Idle, moved + patience.idle)
+            } else if held >= in_flight {
+                (Ended::Stalled, moved + patience.stalled)
+            } else {
+                // For one at least the service is slow, or its answer has no end.
+                sleep(shortest).await;
+                continue;
             };
             if now >= until {
                 return ended;
@@ -403,6 +405,12 @@ mod tests {
         let mut body = silent.request().answers(endless);
         assert!(futures_util::FutureExt::now_or_never(body.frame()).is_none());
         assert_eq!(ended(&silent).await, None, "events may be rare");
+
+        let mixed = Activity::new();
+        let _slow = mixed.request();
+        let mut body = mixed.request().answers(pieces());
+        body.frame().await.unwrap().unwrap();
+        assert_eq!(ended(&mixed).await, None, "others wait for the service on it");
 
         let stalled = Activity::new();
         let mut body = stalled.request().answers(pieces());

@@ -187,7 +187,18 @@ impl Consumer {
         }
     }
 
-    /// Says that `partition` ends below what was read of it: what comes now would be taken for what was there
+    /// Makes `partition`, which ends below `next` because it lost its newest ratings, give only offsets from there on;
+    /// returns whether it does. Then nothing that comes is taken for what was there before, and reading goes on.
+    pub async fn go_on(&mut self, partition: Partition, next: u64) -> bool {
+        match self {
+            Self::Redis(bus) => bus.0.go_on(partition, next).await,
+            #[cfg(feature = "nats")]
+            Self::Nats(bus) => bus.0.go_on(partition, next).await,
+            _ => false,
+        }
+    }
+
+    /// Says that `partition` ends below what was read of it, and cannot go on behind that: what comes now would be taken for what was there
     /// before. Returns whether the log gets another name for that; then everything is revoked, and
     /// assigned again under it.
     pub fn renew(&mut self, partition: Partition) -> bool {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tower_merit::bucket::Limits;
 
 use super::{
-    Asked, Cohorts, Decision, Law, Market, Mode, Price, PriceConfig, Vote,
+    Asked, Cohorts, Decision, Law, Market, Mode, Price, PriceConfig, Reason, Vote,
     chance::Chance,
     cohort::{COHORTS_MAX, FEATURES},
     standing::{Heard, Standing},
@@ -170,6 +170,10 @@ pub struct BanditState {
     propensity: f64,
     /// The last epoch's outcome, until somebody takes it.
     done: Option<Outcome>,
+    /// True while a guardrail or an operator keeps the arm from being followed: what the rate is worth then is not the
+    /// arm's. (Too little evidence is not told apart: it lasts for a rating or two.)
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    idle: bool,
 }
 
 impl BanditState {
@@ -275,6 +279,10 @@ impl Bandit {
         let evidence = state.standing.estimator.evidence();
         let held = guard.apply(&mut state.standing.track, proposal, base, evidence);
         let followed = multiplier.is_finite();
+        state.idle = held.is_some_and(|held| held != Reason::Evidence);
+        if state.idle {
+            (state.ticks, state.reward) = (0, 0.0);
+        }
         Decision {
             rate: state.standing.track.rate(),
             base,
@@ -300,6 +308,7 @@ impl Law for Bandit {
             reward: 0.0,
             propensity: 1.0,
             done: None,
+            idle: false,
         }
     }
 
@@ -318,6 +327,7 @@ impl Law for Bandit {
         let heard = state.standing.look(asked, market, &self.price.config.estimator);
         let wanted = state.standing.demand.rate();
         if let Some(arm) = state.arm
+            && !state.idle
             && heard.fault.is_none()
             && asked.seconds > 0.0
             && wanted > 0.0

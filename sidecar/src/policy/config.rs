@@ -138,6 +138,21 @@ pub fn shipped_mode() -> Mode {
     Mode::Shadow
 }
 
+impl Kind {
+    /// Returns the mode that a policy of this kind ships with.
+    #[must_use]
+    pub fn shipped_mode(self) -> Mode {
+        if self == Self::Ppo { shipped_mode() } else { Mode::default() }
+    }
+
+    /// Returns whether it goes by what agents ask for and what capacity costs, and by time: ratings alone are not
+    /// enough to be what a tuner makes of it.
+    #[must_use]
+    pub fn knows_a_price(self) -> bool {
+        self != Self::Additive
+    }
+}
+
 impl Config {
     /// Decides what `is_named` says that nobody decided. Where the service's capacity is known, the policy
     /// is `ppo`, else `additive`, which needs to know nothing; the mode of `ppo` is
@@ -146,9 +161,17 @@ impl Config {
         if !is_named("kind") && self.service_capacity.is_some() {
             self.kind = Kind::Ppo;
         }
-        if !is_named("mode") && self.kind == Kind::Ppo {
-            self.mode = shipped_mode();
+        if !is_named("mode") {
+            self.mode = self.kind.shipped_mode();
         }
+    }
+
+    /// Takes another kind; a mode that is the one its kind ships with goes with it, any other was chosen and stays.
+    pub fn become_kind(&mut self, kind: Kind) {
+        if self.mode == self.kind.shipped_mode() {
+            self.mode = kind.shipped_mode();
+        }
+        self.kind = kind;
     }
 
     /// Appends every fault, each with its full path.

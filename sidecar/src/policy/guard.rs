@@ -86,8 +86,16 @@ pub struct Track {
     /// ticks counted since.
     window_ms: u64,
     now_ms: u64,
+    /// From where a clock was set back, at the furthest.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    high_ms: u64,
     #[serde(default)]
     hold: Hold,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "as serde asks")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A clock that went back by more than this was set: time goes on from there.
@@ -98,7 +106,8 @@ impl Track {
     #[must_use]
     pub fn new(limits: Limits, burst: Burst) -> Self {
         let rate = limits.refill().tokens();
-        Self { rate, burst, anchor: rate, window_ms: 0, now_ms: 0, hold: Hold::None }
+        let (window_ms, now_ms, high_ms) = (0, 0, 0);
+        Self { rate, burst, anchor: rate, window_ms, now_ms, high_ms, hold: Hold::None }
     }
 
     /// Takes over an operator's limits: a new rate, from which it goes on. A freeze stays, an
@@ -136,9 +145,16 @@ impl Track {
     }
 
     /// Notes that it is `at_ms`. A rating that is late by up to a minute moves no time; a clock that
-    /// was set back further is believed, without room for another step.
+    /// was set back further is believed, without room for another step, and so is one that returns to where it was
+    /// set back from: of two clocks that disagree one gives room.
     pub fn at(&mut self, at_ms: u64, tick_ms: u64) {
-        if self.now_ms.saturating_sub(at_ms) > BACK_MAX_MS {
+        let (back, ahead) = (self.now_ms.saturating_sub(at_ms), at_ms.saturating_sub(self.now_ms));
+        if back > BACK_MAX_MS {
+            self.high_ms = self.high_ms.max(self.now_ms);
+        }
+        if back > BACK_MAX_MS
+            || (ahead > BACK_MAX_MS && at_ms < self.high_ms.saturating_add(tick_ms))
+        {
             (self.now_ms, self.window_ms) = (at_ms, at_ms);
             return;
         }
@@ -146,7 +162,8 @@ impl Track {
         self.open_window(tick_ms);
     }
 
-    /// Notes that `seconds` passed.
+    /// Notes that `seconds` passed, whatever ratings told of them before: time runs ahead of the clock by what they did, and
+    /// a rating with the tick after it has room for two steps.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates")]
     pub fn passed(&mut self, seconds: f64, tick_ms: u64) {
         self.now_ms = self.now_ms.saturating_add((seconds * 1e3).round() as u64);
@@ -163,7 +180,7 @@ impl Track {
     /// Starts again from `rate`, with what an operator did to it.
     pub(super) fn restart(&mut self, rate: f64) {
         (self.rate, self.anchor) = (rate, rate);
-        (self.window_ms, self.now_ms) = (0, 0);
+        (self.window_ms, self.now_ms, self.high_ms) = (0, 0, 0);
     }
 
     #[cfg(test)]
@@ -296,6 +313,29 @@ mod tests {
         track.set_hold(Hold::Frozen);
         track.adopt(Limits::per_second(9.0, 16).unwrap());
         assert_eq!(track.hold(), Hold::Frozen);
+    }
+
+    #[test]
+    fn two_clocks_that_disagree_give_no_more_steps_than_one() {
+        let (start, apart) = (1_000_000_000, BACK_MAX_MS + 1_000);
+        let mut track = track(20.0);
+        let mut rates = Vec::new();
+        // Ratings by turns of two nodes, ten milliseconds from one to the next.
+        for (number, turn) in (0..20_u64).enumerate() {
+            let clock = if number % 2 == 0 { start + apart } else { start };
+            track.at(clock + turn * 10, 1_000);
+            GUARD.apply(&mut track, 0.5, 0.5, 9.0);
+            rates.push(track.rate());
+        }
+        assert_eq!(rates, [14.95; 20]);
+        // And a step a tick from then on, as long as they go on so.
+        for turn in 20..220_u64 {
+            track.at(start + apart + turn * 10, 1_000);
+            GUARD.apply(&mut track, 0.5, 0.5, 9.0);
+            track.at(start + turn * 10, 1_000);
+            GUARD.apply(&mut track, 0.5, 0.5, 9.0);
+        }
+        assert!(track.rate() > 14.95 * 0.75_f64.powi(3) - 0.5, "{}", track.rate());
     }
 
     #[test]

@@ -241,6 +241,17 @@ impl Policy {
         self.start = configured;
     }
 
+    /// Returns whether the policy decides; nothing with `additive`, which knows no other way.
+    #[must_use]
+    pub fn mode(&self) -> Option<Mode> {
+        match &self.law {
+            AnyLaw::Additive(_) => None,
+            AnyLaw::Price(law) => Some(law.config().guard.mode),
+            AnyLaw::Bandit(law) => Some(law.price().config().guard.mode),
+            AnyLaw::Ppo(law) => Some(law.price().config().guard.mode),
+        }
+    }
+
     /// Returns what the policy sees of an agent; nothing with `additive`, which sees nothing.
     #[must_use]
     pub fn observation(&self, state: &State) -> Option<[f32; OBSERVATION]> {

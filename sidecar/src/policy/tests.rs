@@ -297,7 +297,7 @@ fn an_operator_freezes_overrides_and_lets_go() {
 
 #[test]
 fn an_agent_is_small_in_memory_and_in_the_store() {
-    const { assert!(Mixture::BYTES == 208 && Standing::BYTES == 360) };
+    const { assert!(Mixture::BYTES == 208 && Standing::BYTES == 368) };
     assert!(size_of::<BanditState>() <= Standing::BYTES + 96, "{}", size_of::<BanditState>());
     assert!(size_of::<State>() <= 40);
     for kind in [Kind::Price, Kind::Bandit, Kind::Ppo] {

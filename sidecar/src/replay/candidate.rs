@@ -7,7 +7,7 @@
 use serde_json::{Map, Value};
 use tower_merit::bucket::Limits;
 
-use crate::policy::{Config, Policy};
+use crate::policy::{Config, Kind, Policy};
 
 /// A policy under the name it was asked for.
 #[derive(Clone, Debug)]
@@ -16,6 +16,8 @@ pub struct Candidate {
     pub label: String,
     /// What it says.
     pub policy: Policy,
+    /// Which kind it is.
+    pub kind: Kind,
 }
 
 /// Why a policy cannot be made.
@@ -39,6 +41,11 @@ impl Candidate {
         let failed = |faults| CandidateError { label: label.to_owned(), faults };
         let one = |fault: String| failed(vec![fault]);
         let (kind, keys) = label.split_once(':').unwrap_or((label, ""));
+        let mut base = base.clone();
+        // A kind that is none is refused below, beside whatever else is wrong.
+        if let Ok(kind) = serde_json::from_value::<Kind>(Value::from(kind)) {
+            base.become_kind(kind);
+        }
         let plain = serde_json::to_value(base).expect("a configuration is plain data");
         let Value::Object(mut table) = plain else { unreachable!("a struct is an object") };
         table.insert("kind".to_owned(), Value::from(kind));
@@ -55,7 +62,8 @@ impl Candidate {
         let mut faults = Vec::new();
         config.validate("policy", &mut faults);
         if faults.is_empty() {
-            Ok(Self { label: label.to_owned(), policy: Policy::new(&config, start) })
+            let (label, kind) = (label.to_owned(), config.kind);
+            Ok(Self { label, policy: Policy::new(&config, start), kind })
         } else {
             Err(failed(faults))
         }
@@ -84,7 +92,10 @@ fn set(table: &mut Map<String, Value>, key: &str, value: Value) -> Result<(), St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rating::{Rating, Score, UserId};
+    use crate::{
+        policy::Mode,
+        rating::{Rating, Score, UserId},
+    };
 
     fn start() -> Limits {
         Limits::per_second(20.0, 40).unwrap()
@@ -105,6 +116,22 @@ mod tests {
         assert_eq!(after_a_five("additive:alpha=5"), 30.0);
         assert_eq!(after_a_five("additive:alpha=50,r_max=60"), 60.0);
         assert_eq!(after_a_five("additive:alpha=5,tick=1s"), 30.0);
+    }
+
+    #[test]
+    fn a_policy_runs_in_the_mode_that_it_ships_with_unless_one_is_named() {
+        let ppo = Config { kind: Kind::Ppo, mode: Kind::Ppo.shipped_mode(), ..Config::default() };
+        let killed = Config { mode: Mode::Base, ..Config::default() };
+        for (label, base, mode) in [
+            ("ppo:service_capacity=500", &Config::default(), Mode::Shadow),
+            ("ppo:service_capacity=500,mode=live", &Config::default(), Mode::Live),
+            ("bandit:service_capacity=500", &ppo, Mode::Live),
+            ("ppo:service_capacity=500", &ppo, Mode::Shadow),
+            ("bandit:service_capacity=500", &killed, Mode::Base),
+        ] {
+            let candidate = Candidate::new(label, base, start()).unwrap();
+            assert_eq!(candidate.policy.mode(), Some(mode), "{label}");
+        }
     }
 
     #[test]

@@ -98,6 +98,15 @@ pub enum ReplayError {
         /// Its bad rows.
         bad: BadRows,
     },
+    /// A policy goes by time, and the rows have none.
+    #[error(
+        "time=none: `{policy}` moves a rate by a step in a tick, and without times all ratings come in one; name the \
+         column of the time, or replay `additive`"
+    )]
+    Timeless {
+        /// The policy.
+        policy: String,
+    },
     /// It is out of order by more than can be sorted.
     #[error(transparent)]
     Order(#[from] OutOfOrder),
@@ -121,6 +130,11 @@ pub enum ReplayError {
 ///
 /// When the file cannot be read, sorted, or has no good row; with `strict`, on the first bad one.
 pub fn replay(options: &Options, bar: &ProgressBar) -> Result<Report, ReplayError> {
+    if options.layout.columns.timeless
+        && let Some(timed) = options.candidates.iter().find(|one| one.kind.knows_a_price())
+    {
+        return Err(ReplayError::Timeless { policy: timed.label.clone() });
+    }
     let started = Instant::now();
     let mut run = Run::new(&options.candidates);
     let mut personal = options.personalize.clone().map(Personal::new);

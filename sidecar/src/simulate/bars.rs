@@ -18,7 +18,7 @@ use super::{
 const REGIMES_JUDGED: [&str; 8] =
     ["base", "slack", "attack", "sybil", "sybil-require", "farm", "sparse", "drift"];
 
-/// The regimes in which a policy has to be quiet, and no worse than the base law.
+/// The regimes in which a policy has to be quiet: in the others raters lie in crowds.
 const REGIMES_HONEST: [&str; 5] = ["base", "slack", "attack", "sparse", "drift"];
 
 /// What the criteria compare with, and with `price`, which is what a learned policy stands on.
@@ -176,10 +176,10 @@ impl<'c> Judge<'c> {
         add("agents farming receipts, %", Bar::None, share("farm"));
         let reports = self.row("drift", self.policy);
         let quiet = self.row("base", self.policy);
-        if let (Some(delay), Some(quiet)) =
-            (reports.and_then(|row| row.drift_ratings), quiet.and_then(|row| row.false_alarms))
-        {
-            add("ratings to find a fall of 1.5, median", Bar::AtMost(25.0), Some(delay));
+        if let Some(quiet) = quiet.and_then(|row| row.false_alarms) {
+            // A detector that finds fewer than half has no median: it misses the bar, and does not escape it.
+            let delay = reports.and_then(|row| row.drift_ratings);
+            add("ratings to find a fall of 1.5, median", Bar::AtMost(25.0), delay);
             add("false finds in 10,000 ratings", Bar::AtMost(1.0), Some(quiet));
         }
         for (regime, bar) in
@@ -193,15 +193,16 @@ impl<'c> Judge<'c> {
         add("shed, % of what was served, worst regime", Bar::AtMost(1.0), shed);
         add("mean step of log r, % a tick, worst regime", Bar::AtMost(2.0), step);
         if self.policy != PolicyName::Price {
-            let above: Vec<_> = REGIMES_HONEST
-                .iter()
-                .filter_map(|regime| self.above(regime, PolicyName::Price))
-                .collect();
+            let above = |regimes: &[&str]| -> Vec<_> {
+                regimes.iter().filter_map(|regime| self.above(regime, PolicyName::Price)).collect()
+            };
             let by_mean = |a: &&[Option<f64>; 3], b: &&[Option<f64>; 3]| a[0].partial_cmp(&b[0]);
             let order = |a: &_, b: &_| by_mean(a, b).unwrap_or(std::cmp::Ordering::Equal);
-            let worst = above.iter().min_by(order).copied();
+            // Anywhere (POLICY section 7): with sybils and farmed receipts too.
+            let (anywhere, open) = (above(&REGIMES_JUDGED), above(&["sparse", "drift"]));
+            let worst = anywhere.iter().min_by(order).copied();
             add("points above `price`, worst regime", Bar::AtLeast(-1.0), worst);
-            let room = above.iter().skip(REGIMES_HONEST.len() - 2).max_by(order).copied();
+            let room = open.iter().max_by(order).copied();
             add("points above `price`, sparse or drift", Bar::AtLeast(2.0), room);
         }
         all

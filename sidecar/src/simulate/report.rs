@@ -27,6 +27,15 @@ pub enum SimulateError {
         /// Whom.
         policy: String,
     },
+    /// A rival would be judged on the worlds that it was tuned on.
+    #[error(
+        "--seeds and --tuning-seeds share {seed}: `additive:best` would be judged in a world that its α was chosen in; \
+         keep them apart"
+    )]
+    Shared {
+        /// The first seed of both.
+        seed: u64,
+    },
     /// A world would not fit.
     #[error(
         "--agents {agents} × --ticks {ticks} is {cells}: ask for at most {CELLS_MAX} agent-ticks"
@@ -57,7 +66,7 @@ impl SimulateError {
     /// Returns true when the command line is at fault.
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Versus { .. } | Self::TooLarge { .. })
+        matches!(self, Self::Versus { .. } | Self::Shared { .. } | Self::TooLarge { .. })
     }
 }
 
@@ -76,6 +85,7 @@ pub fn simulate(
         return Err(SimulateError::Versus { policy: versus.to_string() });
     }
     fits(&request)?;
+    apart(&request)?;
     request.figures = plot.is_some();
     if let Some(folder) = &plot {
         // Before the work, not after it.
@@ -107,10 +117,21 @@ pub fn simulate(
 pub fn judge(request: &Request, json: bool) -> Result<(), SimulateError> {
     fits(request)?;
     let request = bars::request(request);
+    apart(&request)?;
     let criteria = bars::judge(&request, &timed(&request));
     let shown = if json { judged(&request, &criteria) } else { bars::table(&request, &criteria) };
     writeln!(io::stdout(), "{shown}")?;
     Ok(())
+}
+
+/// Refuses to tune and to judge on the same seed.
+fn apart(request: &Request) -> Result<(), SimulateError> {
+    let tunes = request.policies.contains(&PolicyName::AdditiveBest);
+    let shared = request.seeds.iter().find(|seed| request.tuning.iter().any(|own| own == *seed));
+    match shared.filter(|_| tunes) {
+        Some(seed) => Err(SimulateError::Shared { seed }),
+        None => Ok(()),
+    }
 }
 
 fn judged(request: &Request, criteria: &[Criterion]) -> String {

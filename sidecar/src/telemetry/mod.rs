@@ -289,6 +289,11 @@ fn describe() {
         "Calls of the tuner that the store did not answer"
     );
     describe_counter!(
+        "merit_tuner_gaps_total",
+        Unit::Count,
+        "Partitions whose log began after what was applied of it when they were taken over: ratings are lost"
+    );
+    describe_counter!(
         "merit_tuner_rewinds_total",
         Unit::Count,
         "Times the tuner went back on the bus because the store lost writes"

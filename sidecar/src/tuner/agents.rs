@@ -10,6 +10,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use super::{
     judge::Judge,
+    ledger::Before,
     moves::{Cause, Move, Moves},
     window::{Seen, Window},
 };
@@ -170,8 +171,12 @@ impl Folded {
 pub(super) enum Look {
     /// Nobody knows yet what it asks for, or it was forgotten meanwhile.
     Begun,
+    /// Its last tick is less than a tick ago; what was decided since waits to be written.
+    Early { change: Option<Box<Change>> },
     /// A tick of its policy.
     Ticked {
+        /// What was known before the decision.
+        before: Before,
         decision: Decision,
         /// What to write, when its rate moved enough.
         change: Option<Box<Change>>,
@@ -339,10 +344,17 @@ impl Agents {
     ) -> Look {
         // Not used: a look is no rating, and pushes nobody out.
         let Some(known) = self.known.peek_mut(agent) else { return Look::Begun };
-        let before = known.looked.replace((demand, now));
-        let Some(asked) = before.and_then(|before| asked(before, demand, now, &known.state)) else {
+        let tick = Duration::from_millis(judge.policy().market().tick_ms);
+        if known.looked.is_some_and(|(_, at)| now.saturating_duration_since(at) < tick) {
+            let moved = known.has_moved();
+            let change = moved.then(|| known.change(agent, epoch, judge, Vec::new(), Vec::new()));
+            return Look::Early { change: change.map(Box::new) };
+        }
+        let last = known.looked.replace((demand, now));
+        let Some(asked) = last.and_then(|last| asked(last, demand, now, &known.state)) else {
             return Look::Begun;
         };
+        let before = Before::of(&known.state, judge.policy());
         let decision = judge.tick(&mut known.state, asked);
         if known.has_moved() {
             let before = known.in_force.unwrap_or_else(|| known.state.rate());
@@ -352,7 +364,7 @@ impl Agents {
             known.has_moved().then(|| known.change(agent, epoch, judge, Vec::new(), Vec::new()));
         let change = change.map(Box::new);
         let (outcome, lesson) = (known.state.take_outcome(), known.state.take_lesson());
-        Look::Ticked { decision, change, outcome, lesson }
+        Look::Ticked { before, decision, change, outcome, lesson }
     }
 
     /// Returns what is known of `agent`.

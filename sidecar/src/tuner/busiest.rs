@@ -72,6 +72,13 @@ impl Busiest {
         #[allow(clippy::cast_precision_loss, reason = "a batch has thousands at most")]
         let ratings = ratings as f64;
         let mut table = self.table();
+        if ratings <= 0.0 {
+            // Repeats only: nothing that ranks anybody.
+            if let Some(place) = table.places.get_mut(agent) {
+                place.refill_rate = refill_rate;
+            }
+            return;
+        }
         if let Some(place) = table.places.get_mut(agent) {
             place.rank += ratings;
             place.ratings += ratings;
@@ -160,7 +167,10 @@ impl Busiest {
             let places = table.places.iter().map(|(agent, place)| (agent.clone(), *place));
             (places.collect::<Vec<_>>(), table.shown)
         };
-        all.sort_by(|(a, left), (b, right)| right.rank.total_cmp(&left.rank).then(a.cmp(b)));
+        // By what they were rated since they came, not by what they inherited: a newcomer is not among the first.
+        all.sort_by(|(a, left), (b, right)| {
+            right.ratings.total_cmp(&left.ratings).then_with(|| a.cmp(b))
+        });
         all.truncate(shown);
         all.sort_by(|(a, _), (b, _)| a.cmp(b));
         all
@@ -176,7 +186,10 @@ impl Table {
     /// Returns who counts least.
     fn last(&self) -> Option<(AgentId, f64)> {
         let ranks = self.places.iter().map(|(agent, place)| (agent, place.rank));
-        let (agent, rank) = ranks.min_by(|(_, left), (_, right)| left.total_cmp(right))?;
+        let order = |(a, left): &(&AgentId, f64), (b, right): &(&AgentId, f64)| {
+            left.total_cmp(right).then_with(|| a.cmp(b))
+        };
+        let (agent, rank) = ranks.min_by(order)?;
         Some((agent.clone(), rank))
     }
 }
@@ -197,13 +210,13 @@ mod tests {
     async fn whoever_is_rated_most_is_shown_whatever_the_tail() {
         fastrand::seed(7);
         let busiest = Busiest::new(5);
-        // Each of the heavy ones is rated fifty times as often as one of ten thousand others.
+        // Each of the heavy ones has a tenth of the ratings, and ten thousand others share one half, rated once each.
         for round in 0..100 {
             for other in 0..100 {
                 busiest.rated(&agent(format_args!("other-{}", round * 100 + other)), 1, 0.0, 1.0);
             }
             for heavy in 0..5 {
-                busiest.rated(&agent(format_args!("heavy-{heavy}")), 1, 0.5, 7.0);
+                busiest.rated(&agent(format_args!("heavy-{heavy}")), 20, 10.0, 7.0);
             }
         }
         assert_eq!(names(&busiest), ["heavy-0", "heavy-1", "heavy-2", "heavy-3", "heavy-4"]);
@@ -236,6 +249,8 @@ mod tests {
         busiest.rated(&agent("urn:a@eu"), 2, 1.0, 2.5);
         busiest.rated(&agent("b"), 4, -2.0, 0.25);
         busiest.rated(&agent("c"), 1, 1.0, 9.0);
+        busiest.rated(&agent("repeats"), 0, 0.0, 9.0);
+        busiest.rated(&agent("b"), 0, 0.0, 0.125);
         busiest.moved(&agent("b"), 0.5);
         busiest.moved(&agent("unknown"), 9.0);
         busiest.render(&mut text);

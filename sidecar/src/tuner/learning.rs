@@ -5,7 +5,8 @@
 //! 2. With a checkpoint on a shared volume one process is elected writer, by a lock that ends with the
 //!    process. The writer learns and saves; the others load what it saved. A file that somebody else put
 //!    there, an operator say, is loaded by all of them.
-//! 3. Whatever cannot be loaded or learned leaves the networks in force as they are, with a metric and
+//! 3. Another configuration goes on with what was learned, unless it asks for networks of another shape.
+//! 4. Whatever cannot be loaded or learned leaves the networks in force as they are, with a metric and
 //!    a line that says why.
 
 use std::{
@@ -62,18 +63,20 @@ pub(super) struct Learning {
     lessons: Option<SyncSender<Vec<(AgentId, Lesson)>>>,
     slice: Vec<(AgentId, Lesson)>,
     published: watch::Receiver<Published>,
-    thread: Option<thread::JoinHandle<()>>,
+    thread: Option<thread::JoinHandle<Learner<Gaussian>>>,
     dropped: Counter,
 }
 
 impl Learning {
-    /// Starts the thread; nothing when `config` has nothing that learns or is loaded.
-    pub(super) fn start(config: &Config) -> Option<Self> {
+    /// Starts the thread; nothing when `config` has nothing that learns or is loaded. It goes on where `before` is,
+    /// which is what another one ended with.
+    pub(super) fn start(config: &Config, before: Option<&Learner<Gaussian>>) -> Option<Self> {
         if config.kind != Kind::Ppo {
             return None;
         }
         let (lessons, taught) = sync_channel(QUEUE);
-        let beginner = config.beginner();
+        let goes_on = before.and_then(|before| before.under(&config.ppo, config.seed));
+        let beginner = goes_on.unwrap_or_else(|| config.beginner());
         let first = Published {
             network: Arc::new(beginner.network().clone()),
             version: beginner.updates(),
@@ -124,15 +127,16 @@ impl Learning {
         }
     }
 
-    /// Ends the thread once it has saved what it learned.
-    pub(super) async fn finish(mut self) {
+    /// Ends the thread once it has saved what it learned, and returns that.
+    pub(super) async fn finish(mut self) -> Option<Learner<Gaussian>> {
         self.lessons = None;
-        if let Some(thread) = self.thread.take() {
-            let ended = tokio::task::spawn_blocking(move || thread.join()).await;
-            if !matches!(ended, Ok(Ok(()))) {
-                warn!("the learning thread ended by a fault of ours");
-            }
-        }
+        let thread = self.thread.take()?;
+        let ended = tokio::task::spawn_blocking(move || thread.join()).await;
+        let Ok(Ok(learner)) = ended else {
+            warn!("the learning thread ended by a fault of ours");
+            return None;
+        };
+        Some(learner)
     }
 }
 
@@ -216,7 +220,7 @@ impl School {
         }
     }
 
-    fn run(mut self, taught: &Receiver<Vec<(AgentId, Lesson)>>) {
+    fn run(mut self, taught: &Receiver<Vec<(AgentId, Lesson)>>) -> Learner<Gaussian> {
         self.look();
         let (mut looked, mut swept) = (Instant::now(), Instant::now());
         loop {
@@ -241,6 +245,7 @@ impl School {
             }
         }
         self.save();
+        self.student.learner().clone()
     }
 
     fn take_in(&mut self, lessons: Vec<(AgentId, Lesson)>) {
@@ -268,7 +273,10 @@ impl School {
                 self.told.kl.set(report.kl);
                 self.told.explained.set(report.explained_variance);
                 debug!(?report, "the policy was updated");
-                self.publish();
+                // An update that stopped before its first step has learned nothing.
+                if report.steps > 0 {
+                    self.publish();
+                }
             }
             Err(refused) => {
                 let reason = refused.as_str();

@@ -169,7 +169,7 @@ impl<T: Tune> Tuner<T> {
             fitted: Instant::now(),
             fitting: None,
             ledger: decisions.map(Ledger::new),
-            learning: Learning::start(&policy),
+            learning: Learning::start(&policy, None),
             changes,
             asks,
         }
@@ -218,7 +218,7 @@ impl<T: Tune> Tuner<T> {
             self.failed("lease of the market not given back", &failure);
         }
         if let Some(learning) = self.learning.take() {
-            learning.finish().await;
+            drop(learning.finish().await);
         }
         self.consumer.close().await;
         Ok(())
@@ -235,10 +235,11 @@ impl<T: Tune> Tuner<T> {
         self.judge.reconfigure(aim);
         if !self.learning.as_ref().is_some_and(|learning| learning.suits(config)) {
             // What was learned is saved before another thread may load it.
-            if let Some(learning) = self.learning.take() {
-                learning.finish().await;
-            }
-            self.learning = Learning::start(config);
+            let learned = match self.learning.take() {
+                Some(learning) => learning.finish().await,
+                None => None,
+            };
+            self.learning = Learning::start(config, learned.as_ref());
         }
         match &mut self.trade {
             Some(trade) if config.knows_a_price() => trade.reconfigure(config),
@@ -291,7 +292,9 @@ impl<T: Tune> Tuner<T> {
             let log = &self.logs[partition];
             let known = progress.get(&**log).copied();
             let from = known.unwrap_or(*log_start);
-            if from > *log_end {
+            if from > *log_end && self.consumer.go_on(*partition, from).await {
+                warn!(%partition, %source, log_end, applied = from, "log lost its newest ratings, and goes on behind them");
+            } else if from > *log_end {
                 // The offsets in the store are of a longer log than this one: reading on would skip
                 // every rating until the log is as long as the old one was.
                 self.consumer.pause(&[*partition])?;
@@ -316,6 +319,14 @@ impl<T: Tune> Tuner<T> {
                 if *log_start > 0 {
                     warn!(%partition, log_start, "the log no longer begins at 0: limits rebuilt from it are an approximation");
                 }
+            }
+            if known.is_some() && from < *log_start {
+                self.metrics.gaps.increment(1);
+                error!(
+                    %partition, %source, log_start, applied = from,
+                    "what followed what was applied is not in the log any more: those ratings are lost to the limits. \
+                     The store came back from before them, or no tuner read for longer than the log keeps"
+                );
             }
             let from = from.max(*log_start);
             self.consumer.seek(*partition, from)?;

@@ -87,7 +87,8 @@ impl<T: Tune> Tuner<T> {
         let epoch = self.life.as_ref().map_or("", |life| &life.epoch);
         match self.agents.look(agent, demand, now, &self.judge, epoch) {
             Look::Begun => None,
-            Look::Ticked { decision, change, outcome, lesson } => {
+            Look::Early { change } => change.map(|change| *change),
+            Look::Ticked { before, decision, change, outcome, lesson } => {
                 self.metrics.decided(agent, &decision);
                 if let (Some(outcome), AnyLaw::Bandit(law)) = (&outcome, self.judge.law_mut()) {
                     law.arms_mut().learn(outcome);
@@ -96,7 +97,7 @@ impl<T: Tune> Tuner<T> {
                     learning.note(agent, *lesson);
                 }
                 if let (Some(ledger), Some(state)) = (&mut self.ledger, self.agents.state(agent)) {
-                    ledger.note(agent, state, &decision, outcome, self.judge.policy());
+                    ledger.note(agent, state, &before, &decision, outcome, self.judge.policy());
                 }
                 change.map(|change| *change)
             }

@@ -485,6 +485,14 @@ impl<L: Log> Consumer<L> {
         });
     }
 
+    /// Makes `partition`, which lost its newest records, give only offsets from `next` on; returns whether it does.
+    pub(in crate::bus) async fn go_on(&self, partition: Partition, next: u64) -> bool {
+        self.log.go_on(partition, next).await.unwrap_or_else(|error| {
+            warn!(bus = self.log.address(), %partition, %error, "bus not asked to go on behind what was lost");
+            false
+        })
+    }
+
     /// Gives the log another name with the next round: `partition` gives its offsets twice.
     pub(in crate::bus) fn renew(&mut self, partition: Partition) {
         self.lost.insert(partition);

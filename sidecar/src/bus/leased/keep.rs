@@ -85,8 +85,25 @@ pub(super) async fn round<L: Log>(log: &L, terms: &Terms, having: Having) -> Res
         };
         let next = owned.get(&partition).copied();
         let known = known == whole.source && known_lost.contains(&partition);
-        if known || bounds.anew || next.max(bounds.committed).is_some_and(|next| next > bounds.end)
-        {
+        let beyond = next.max(bounds.committed).filter(|next| *next > bounds.end);
+        if let (Some(next), false, false) = (beyond, known, bounds.anew) {
+            match log.go_on(partition, next).await {
+                Ok(true) => {
+                    warn!(
+                        bus = log.address(), %partition, next, end = bounds.end,
+                        "the log of a partition has lost its newest ratings, and goes on behind them"
+                    );
+                    held.push((partition, Bounds { end: next, ..bounds }));
+                    continue;
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    faults.push((partition, error));
+                    continue;
+                }
+            }
+        }
+        if known || bounds.anew || beyond.is_some() {
             warn!(
                 bus = log.address(), %partition, next, committed = bounds.committed, end = bounds.end,
                 "the log of a partition was made anew or has lost its newest ratings"

@@ -145,6 +145,14 @@ pub(super) trait Log: Send + Sync + 'static {
         partitions: &[Partition],
     ) -> impl Future<Output = Result<Vec<Result<Bounds, Cause>>, Cause>> + Send;
 
+    /// Makes `partition`, which lost its newest records, give only offsets from `next` on, if it is sure that it gave none
+    /// below to other records since; returns whether it does.
+    fn go_on(
+        &self,
+        partition: Partition,
+        next: u64,
+    ) -> impl Future<Output = Result<bool, Cause>> + Send;
+
     /// Gives the log `source` another name, unless it has one already, and forgets what was committed of the
     /// partitions in `lost`.
     fn renew(

@@ -320,6 +320,11 @@ impl Log for JetStream {
         Ok(stream::iter(bounds).buffered(AT_ONCE).collect().await)
     }
 
+    /// A stream counts on from its newest message, whatever was lost behind it.
+    async fn go_on(&self, _partition: Partition, _next: u64) -> Result<bool, Cause> {
+        Ok(false)
+    }
+
     async fn renew(&self, source: &str, lost: &[Partition]) -> Result<(), Cause> {
         let log = &self.buckets().await?.log;
         let entry = log.entry("source").await?.ok_or("the log's name was removed")?;

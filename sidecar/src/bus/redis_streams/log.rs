@@ -76,6 +76,7 @@ pub(in crate::bus) struct Streams {
     bounds: Lua,
     commit: Lua,
     renew: Lua,
+    go_on: Lua,
 }
 
 impl Streams {
@@ -93,6 +94,7 @@ impl Streams {
             bounds: Lua::new(include_str!("bounds.lua")),
             commit: Lua::new(include_str!("commit.lua")),
             renew: Lua::new(include_str!("renew.lua")),
+            go_on: Lua::new(include_str!("go_on.lua")),
         })
     }
 }
@@ -184,6 +186,13 @@ impl Log for Streams {
             Ok(Bounds { start, end, newest: count, unread, committed, anew: false })
         };
         Ok(answers.into_iter().map(bounds).collect())
+    }
+
+    async fn go_on(&self, partition: Partition, next: u64) -> Result<bool, Cause> {
+        let Some(last) = next.checked_sub(1) else { return Ok(true) };
+        let call =
+            Call::keys([self.keys.stream(partition)]).arg(id(last)).arg((last >> COUNT_BITS) + 1);
+        Ok(from_redis_value(self.link.run_one(&self.go_on, call).await?)?)
     }
 
     async fn renew(&self, source: &str, lost: &[Partition]) -> Result<(), Cause> {

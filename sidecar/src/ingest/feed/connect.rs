@@ -26,6 +26,9 @@ use crate::rating::RatingId;
 const CONNECT_DEADLINE: Duration = Duration::from_secs(15);
 /// The longest wait that a feed's `Retry-After` is believed for.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// The most that waits to be written, in bytes; above tungstenite's buffer of 128 KiB, as it asks for.
+const WRITE_BUFFER_MAX: usize = 256 << 10;
+
 /// What is read from the socket at a time, in bytes.
 const READ_BUFFER: usize = 64 << 10;
 
@@ -136,6 +139,8 @@ pub(super) async fn connect(
         request.headers_mut().entry(header::USER_AGENT).or_insert(agent);
         let config = WebSocketConfig::default()
             .read_buffer_size(READ_BUFFER)
+            // What is said to a peer that does not read: without a bound its pings would fill memory with pongs.
+            .max_write_buffer_size(WRITE_BUFFER_MAX)
             .max_message_size(Some(max_frame_bytes))
             .max_frame_size(Some(max_frame_bytes));
         match client_async_with_config(request, carrier, Some(config)).await {

@@ -142,7 +142,7 @@ impl<K: Ord, const W: usize> Experience<K, W> {
 
     /// Makes a batch of what waits, valued by `network`, which is of `version`, and forgets it. Agents
     /// that were not seen since the last time are followed no longer. What networks older than
-    /// [`VERSIONS_MAX`] did is dropped.
+    /// [`VERSIONS_MAX`] did is dropped, and so is what networks did that came after these.
     ///
     /// # Panics
     ///
@@ -160,7 +160,8 @@ impl<K: Ord, const W: usize> Experience<K, W> {
         let mut trajectory = Trajectory::new(W);
         let (mut passes, mut seen, mut values) = (Passes::default(), Vec::new(), Vec::new());
         for path in self.complete.drain(..) {
-            if path.lived[0].step.version + VERSIONS_MAX < version {
+            let made = path.lived[0].step.version;
+            if made > version || made + VERSIONS_MAX < version {
                 continue;
             }
             seen.clear();

@@ -117,6 +117,15 @@ impl<H: Head, R: Real> Learner<H, R> {
         Self { config, seed, updates, network, adam, room }
     }
 
+    /// Returns a learner that goes on with what this one has learned, by another `config` and `seed`; nothing when
+    /// that asks for networks of another shape.
+    #[must_use]
+    pub fn under(&self, config: &Config, seed: u64) -> Option<Self> {
+        let same = self.config.hidden == config.hidden;
+        let (network, adam) = (self.network.clone(), self.adam.clone());
+        same.then(|| Self::resume(network, adam, config.clone(), seed, self.updates))
+    }
+
     /// Returns the networks.
     #[must_use]
     pub fn network(&self) -> &ActorCritic<H, R> {

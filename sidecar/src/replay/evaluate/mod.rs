@@ -140,6 +140,16 @@ pub enum EvaluateError {
         /// Whom the rows tell of.
         known: String,
     },
+    /// A policy that ratings alone do not make.
+    #[error(
+        "`{policy}` goes by what agents ask for and by what capacity costs, which recorded ratings do not tell: what it \
+         would have done cannot be known from them. Judge a policy that the log's rows tell of (`others`), base, uniform, arm=N \
+         or change=X, or `additive`"
+    )]
+    Priced {
+        /// The policy.
+        policy: String,
+    },
     /// Ratings without times cannot be set beside decisions.
     #[error("time=none: ratings must have times to be set beside logged decisions")]
     Timeless,
@@ -199,6 +209,9 @@ fn folded(
 ) -> Result<Vec<Vec<f64>>, EvaluateError> {
     if ratings.layout.columns.timeless {
         return Err(EvaluateError::Timeless);
+    }
+    if let Some(priced) = ratings.candidates.iter().find(|one| one.kind.knows_a_price()) {
+        return Err(EvaluateError::Priced { policy: priced.label.clone() });
     }
     let mut order: Vec<usize> = (0..log.rows.len()).collect();
     order.sort_by_key(|&at| log.rows[at].at_ms);

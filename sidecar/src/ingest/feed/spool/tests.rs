@@ -17,8 +17,17 @@ impl Folder {
         Self(std::env::temp_dir().join(name))
     }
 
+    /// Opens it; another test may just start a program, which holds a copy of every lock until it begins.
     fn open(&self) -> Spool {
-        Spool::open(&self.0, MAX).unwrap()
+        let began = std::time::Instant::now();
+        loop {
+            match Spool::open(&self.0, MAX) {
+                Err(SpoolError::InUse { .. }) if began.elapsed().as_secs() < 5 => {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                }
+                opened => return opened.unwrap(),
+            }
+        }
     }
 
     fn files(&self) -> Vec<PathBuf> {
