@@ -4,7 +4,7 @@
 //! 2. Redis or the bus being away is no error at the start: `/readyz` says so until they answer.
 //! 3. To stop: listeners close and finish what is in flight, and so does the feed bridge, then ratings that the gateway is still
 //!    handing on reach the bus, tokens taken ahead go back to the store, then the tuner takes what is left off the in-process bus, or gives
-//!    its partitions back. Each step has a deadline; together they are below 30 s ([`STOP_DEADLINE`] and what is written last).
+//!    its partitions back. Each step has a deadline; together they are below 30 s (`STOP_DEADLINE` and what is written last).
 
 mod buckets;
 mod connections;
