@@ -35,6 +35,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("grpc_health", &[]),
     // Buckets of the middleware's, by name.
     ("quota", &[]),
+    ("shares", &[]),
     ("rating", &["trace"]),
     ("bus", &["rating", "secret", "outbound", "clock", "causes", "trace"]),
     (
@@ -49,6 +50,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
             "trace",
             "grpc_health",
             "quota",
+            "shares",
         ],
     ),
     ("policy", &["rating"]),
@@ -58,7 +60,7 @@ const SIDECAR: &[(&str, &[&str])] = &[
     ("figure", &[]),
     ("replay", &["policy", "personalize", "rating", "decisions", "figure"]),
     ("tuner", &["bus", "causes", "checkpoint", "policy", "decisions", "rating", "clock", "trace"]),
-    ("gateway", &["bus", "clock", "trace"]),
+    ("gateway", &["bus", "clock", "shares", "trace"]),
     // Admission is all it has of Merit: what it answers is what the layer answers.
     ("rls", &["grpc_health"]),
     // It follows the bus beside the tuners, and its checkpoints are files.

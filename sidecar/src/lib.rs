@@ -39,6 +39,7 @@ mod figure;
 mod grpc_health;
 mod outbound;
 mod quota;
+mod shares;
 
 pub mod config;
 pub mod secret;

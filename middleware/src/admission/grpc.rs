@@ -11,7 +11,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Response, Version, header};
+use http::{HeaderValue, Method, Response, Version, header};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -64,7 +64,10 @@ pub(super) fn response(refusal: &Refusal, detail: &str, wait_ms: Option<u64>) ->
         true => Status::new(code, detail),
         false => Status::with_error_details(code, detail, details),
     };
-    status.into_http()
+    let mut response: Response<Bytes> = status.into_http();
+    // As problems have it: caches may keep a status of 200 otherwise.
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 #[cfg(test)]

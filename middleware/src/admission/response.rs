@@ -112,8 +112,6 @@ impl Answers {
             false => problem.into_response(),
         };
         let headers = response.headers_mut();
-        // RFC 6585 section 4; a status of 200, as gRPC has it, is kept by heuristics otherwise.
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         if let Some(page) = explained {
             headers.insert(header::LINK, page.link.clone());
         }

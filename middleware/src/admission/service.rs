@@ -448,7 +448,6 @@ impl<S: Spend, I: Identify> State<S, I> {
 
     /// Tells the service behind who is asking, and hands it the reservation if it wants one.
     fn introduce<B>(&mut self, request: &mut Request<B>) {
-        let whole = Whole::of(request);
         let extensions = request.extensions_mut();
         if let Some(caller) = self.caller.take() {
             if self.paid {
@@ -462,7 +461,7 @@ impl<S: Spend, I: Identify> State<S, I> {
             extensions.insert(reservation.clone());
         }
         if let Some(from) = &plan.settle_from {
-            self.settlement = Settlement::new(from, self.reservation.as_ref(), whole);
+            self.settlement = Settlement::new(from, self.reservation.as_ref(), Whole::of(request));
         }
     }
 

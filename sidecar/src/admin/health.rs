@@ -43,8 +43,6 @@ struct Inner {
 struct Spared {
     /// When it is away, the process is ready all the same.
     yes: bool,
-    /// It need never have answered for that.
-    always: bool,
     /// It answered once.
     seen: AtomicBool,
 }
@@ -126,9 +124,9 @@ impl Health {
     #[must_use]
     pub fn tell_only(mut self, name: &str) -> Self {
         self = self.spare(name);
-        let inner = Arc::get_mut(&mut self.inner).expect("parts are added before the first clone");
-        for (part, spared, _) in &mut inner.checks {
-            spared.always |= *part == name;
+        // As if it had answered.
+        for (_, spared, _) in self.inner.checks.iter().filter(|(part, ..)| *part == name) {
+            spared.seen.store(true, Ordering::Relaxed);
         }
         self
     }
@@ -158,7 +156,7 @@ impl Health {
                     spared.seen.store(true, Ordering::Relaxed);
                     true
                 }
-                Err(_) => spared.always || spared.seen.load(Ordering::Relaxed),
+                Err(_) => spared.seen.load(Ordering::Relaxed),
             };
             let ok = outcome.is_ok();
             Part { name, ok, error: outcome.err(), spared: !ok && spared.yes && seen }

@@ -22,12 +22,9 @@ fn down() -> Down {
     Down(std::io::Error::other("connection refused"))
 }
 
-fn recorded() -> PrometheusHandle {
-    metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle()
-}
-
 fn metrics() -> Exposition {
-    Exposition { recorded: recorded(), busiest: None }
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    Exposition { recorded: recorder.handle(), busiest: None }
 }
 
 async fn answer(router: &Router, request: Request<Body>) -> (u16, String) {

@@ -12,11 +12,10 @@
 //! 4. Upgraded connections do not count here, the gateway bounds them.
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
@@ -33,6 +32,8 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tracing::{debug, warn};
+
+use crate::shares::{Share, Shares};
 
 /// The most open connections of one listener; with the gateway's upgraded ones and those to the
 /// upstream it is within the usual limit of open files of a service.
@@ -57,8 +58,8 @@ const PROBES: u32 = 4;
 /// The places for a listener's connections.
 pub(super) struct Places {
     free: Arc<Semaphore>,
-    per_peer: u32,
-    taken: Arc<Mutex<HashMap<IpAddr, u32>>>,
+    per_peer: usize,
+    taken: Shares<IpAddr>,
     open: Gauge,
     logged: Mutex<Option<Instant>>,
 }
@@ -69,21 +70,14 @@ pub(super) struct Place {
     open: Gauge,
 }
 
-/// One connection's place among those of its peer, given back when dropped.
-pub(super) struct PeerPlace {
-    peer: IpAddr,
-    taken: Arc<Mutex<HashMap<IpAddr, u32>>>,
-}
-
 impl Places {
     /// Returns `places` for the listener `name`, of which one address may have nine tenths.
     pub(super) fn new(name: &'static str, places: usize) -> Self {
         let per_peer = (places - places.div_ceil(10)).max(1);
-        let per_peer = u32::try_from(per_peer).unwrap_or(u32::MAX);
         let open = gauge!("merit_connections", "listener" => name);
         open.set(0.0);
         let free = Arc::new(Semaphore::new(places));
-        Self { free, per_peer, taken: Arc::default(), open, logged: Mutex::default() }
+        Self { free, per_peer, taken: Shares::default(), open, logged: Mutex::default() }
     }
 
     /// Waits for a place.
@@ -109,16 +103,8 @@ impl Places {
     }
 
     /// Returns a place among those of `peer`, unless it has as many as it may.
-    pub(super) fn of_peer(&self, peer: SocketAddr) -> Option<PeerPlace> {
-        let peer = network_of(peer.ip());
-        let mut taken = lock(&self.taken);
-        let has = taken.entry(peer).or_default();
-        if *has >= self.per_peer {
-            return None;
-        }
-        *has += 1;
-        drop(taken);
-        Some(PeerPlace { peer, taken: Arc::clone(&self.taken) })
+    pub(super) fn of_peer(&self, peer: SocketAddr) -> Option<Share<IpAddr>> {
+        self.taken.take(&network_of(peer.ip()), self.per_peer)
     }
 }
 
@@ -137,20 +123,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         self.0.open.decrement(1.0);
     }
-}
-
-impl Drop for PeerPlace {
-    fn drop(&mut self) {
-        let mut taken = lock(&self.taken);
-        match taken.get_mut(&self.peer) {
-            Some(has @ 2..) => *has -= 1,
-            _ => drop(taken.remove(&self.peer)),
-        }
-    }
-}
-
-fn lock(taken: &Mutex<HashMap<IpAddr, u32>>) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
-    taken.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns what counts as one peer: an address, or with IPv6 the network that one host is usually given.
@@ -441,6 +413,6 @@ mod tests {
             drop(taken);
             assert!(places.of_peer(at(same)).is_some());
         }
-        assert!(lock(&places.taken).is_empty());
+        assert!(places.taken.is_empty());
     }
 }

@@ -240,9 +240,6 @@ async fn start_with(
     let personalized: Option<Personalized> = node.as_ref().map(Node::personalized);
     if let Some(personalized) = personalized.clone() {
         health = health.part("personalize", move || std::future::ready(personalized.check()));
-        if guards || answers {
-            health = health.tell_only("personalize");
-        }
     }
     let viewers = Viewers::new(verifier.clone());
     let intake = match &publisher {
@@ -262,11 +259,11 @@ async fn start_with(
         let started = ingest::feed::Bridge::start(feed.clone(), intake).await?;
         let status = started.status();
         health = health.part("feed", move || std::future::ready(status.check()));
-        // A provider that is away must not take the service of a gateway's agents with it.
-        if guards || answers {
-            health = health.tell_only("feed");
-        }
         bridge = Some(started);
+    }
+    // What agents do not wait for must not take their service with it.
+    if guards || answers {
+        health = health.tell_only("feed").tell_only("personalize");
     }
     let (mut handing_on, mut live) = (None, None);
     if let Some(listener) = listeners.gateway {

@@ -198,8 +198,8 @@ impl Consumer {
         }
     }
 
-    /// Says that `partition` ends below what was read of it, and cannot go on behind that: what comes now would be taken for what was there
-    /// before. Returns whether the log gets another name for that; then everything is revoked, and
+    /// Says that `partition` ends below what was read of it, and cannot go on behind that: what comes now would be taken
+    /// for what was there before. Returns whether the log gets another name for that; then everything is revoked, and
     /// assigned again under it.
     pub fn renew(&mut self, partition: Partition) -> bool {
         match self {

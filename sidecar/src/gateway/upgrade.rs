@@ -3,10 +3,7 @@
 //! Places for upgraded connections are bounded twice: in all, and for each agent, so that one agent
 //! cannot take them from all others.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::sync::Arc;
 
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, Version,
@@ -22,6 +19,7 @@ use tower_merit::AgentId;
 use tracing::debug;
 
 use super::fields::connection_names;
+use crate::shares::{Share, Shares};
 
 /// A client's wish to leave HTTP.
 pub(super) struct Wish {
@@ -89,14 +87,7 @@ impl Wish {
 pub(super) struct Places {
     all: Arc<Semaphore>,
     per_agent: usize,
-    taken: Arc<Taken>,
-}
-
-/// How many places each agent has that has any: at most as many entries as there are places.
-type Taken = Mutex<HashMap<AgentId, usize>>;
-
-fn lock(taken: &Taken) -> MutexGuard<'_, HashMap<AgentId, usize>> {
-    taken.lock().unwrap_or_else(PoisonError::into_inner)
+    taken: Shares<AgentId>,
 }
 
 /// Why there is no place.
@@ -112,41 +103,23 @@ pub(super) enum Full {
 #[derive(Debug)]
 pub(super) struct Place {
     _permit: OwnedSemaphorePermit,
-    agent: Option<(AgentId, Arc<Taken>)>,
+    _share: Option<Share<AgentId>>,
 }
 
 impl Places {
     /// Returns `all` places, of which one agent may have `per_agent`.
     pub(super) fn new(all: usize, per_agent: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), per_agent, taken: Arc::default() }
+        Self { all: Arc::new(Semaphore::new(all)), per_agent, taken: Shares::default() }
     }
 
     /// Takes a place for `agent`.
     pub(super) fn take(&self, agent: Option<&AgentId>) -> Result<Place, Full> {
         let permit = Arc::clone(&self.all).try_acquire_owned().map_err(|_| Full::All)?;
-        let Some(agent) = agent else { return Ok(Place { _permit: permit, agent: None }) };
-        let mut taken = lock(&self.taken);
-        let has = taken.get(agent).copied().unwrap_or(0);
-        if has >= self.per_agent {
-            return Err(Full::Agent);
-        }
-        taken.insert(agent.clone(), has + 1);
-        drop(taken);
-        Ok(Place { _permit: permit, agent: Some((agent.clone(), Arc::clone(&self.taken))) })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let Some((agent, taken)) = self.agent.take() else { return };
-        let mut taken = lock(&taken);
-        match taken.get_mut(&agent) {
-            Some(has @ 2..) => *has -= 1,
-            left => {
-                debug_assert_eq!(left.copied(), Some(1), "who gives a place back has one");
-                taken.remove(&agent);
-            }
-        }
+        let share = match agent {
+            Some(agent) => Some(self.taken.take(agent, self.per_agent).ok_or(Full::Agent)?),
+            None => None,
+        };
+        Ok(Place { _permit: permit, _share: share })
     }
 }
 
@@ -167,7 +140,7 @@ mod tests {
         drop(first);
         let third = places.take(Some(&a)).unwrap();
         drop((second, third, other, nobody));
-        assert!(lock(&places.taken).is_empty());
+        assert!(places.taken.is_empty());
         assert_eq!(places.all.available_permits(), 4);
     }
 }

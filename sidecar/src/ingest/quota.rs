@@ -1,14 +1,13 @@
 //! How much one poster may have: ratings a second, and places among those that send many at a time.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
-
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{Config, Refusal, raters::Rater};
-use crate::{quota::Quota, rating::Poster};
+use super::{Config, Refusal, http::permit, raters::Rater};
+use crate::{
+    quota::Quota,
+    rating::Poster,
+    shares::{Share, Shares},
+};
 
 /// Which part of the places one rater may have.
 const SHARE: usize = 8;
@@ -28,62 +27,32 @@ pub(super) fn of_collectors(config: &Config) -> Option<Quota> {
 pub(super) struct Places {
     free: Semaphore,
     per_rater: usize,
-    taken: Mutex<HashMap<Poster, usize>>,
+    taken: Shares<Poster>,
 }
 
 /// One place, given back when dropped.
 pub(super) struct Place<'a> {
     _permit: SemaphorePermit<'a>,
-    of: Option<(Poster, &'a Places)>,
+    _share: Option<Share<Poster>>,
 }
 
 impl Places {
     pub(super) fn new(places: usize) -> Self {
         let per_rater = (places / SHARE).max(1);
-        Self { free: Semaphore::new(places), per_rater, taken: Mutex::default() }
+        Self { free: Semaphore::new(places), per_rater, taken: Shares::default() }
     }
 
     /// Takes a place for `rater`.
     pub(super) fn take(&self, rater: &Rater) -> Result<Place<'_>, Refusal> {
-        let of = if rater.is_collector() {
-            None
-        } else {
-            let mut taken = self.taken();
-            let has = taken.entry(rater.poster().clone()).or_default();
-            if *has >= self.per_rater {
-                return Err(Refusal::Crowded { most: self.per_rater });
+        let most = self.per_rater;
+        let share = match rater.is_collector() {
+            true => None,
+            false => {
+                let share = self.taken.take(rater.poster(), most);
+                Some(share.ok_or(Refusal::Crowded { most })?)
             }
-            *has += 1;
-            Some((rater.poster().clone(), self))
         };
-        match self.free.try_acquire() {
-            Ok(permit) => Ok(Place { _permit: permit, of }),
-            Err(_) => {
-                self.left(of);
-                Err(Refusal::Busy)
-            }
-        }
-    }
-
-    fn left(&self, of: Option<(Poster, &Places)>) {
-        let Some((poster, _)) = of else { return };
-        let mut taken = self.taken();
-        match taken.get_mut(&poster) {
-            Some(has @ 2..) => *has -= 1,
-            _ => drop(taken.remove(&poster)),
-        }
-    }
-
-    fn taken(&self) -> MutexGuard<'_, HashMap<Poster, usize>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        if let Some((_, places)) = self.of {
-            places.left(self.of.take());
-        }
+        Ok(Place { _permit: permit(&self.free)?, _share: share })
     }
 }
 
@@ -110,7 +79,7 @@ mod tests {
         assert!(matches!(places.take(&collector).err().unwrap(), Refusal::Busy));
         assert!(matches!(places.take(&rater("u3")).err().unwrap(), Refusal::Busy));
         drop((mine, other, all));
-        assert!(places.taken().is_empty());
+        assert!(places.taken.is_empty());
         assert_eq!(places.free.available_permits(), 16);
     }
 }

@@ -231,7 +231,7 @@ impl Config {
     /// Returns true when the policy goes by a price of capacity.
     #[must_use]
     pub fn knows_a_price(&self) -> bool {
-        self.kind != Kind::Additive && self.service_capacity.is_some()
+        self.kind.knows_a_price() && self.service_capacity.is_some()
     }
 
     /// Returns how the price follows use.

@@ -175,8 +175,8 @@ pub(super) enum Look {
     Early { change: Option<Box<Change>> },
     /// A tick of its policy.
     Ticked {
-        /// What was known before the decision.
-        before: Before,
+        /// What was known before the decision, for a log of decisions.
+        before: Option<Before>,
         decision: Decision,
         /// What to write, when its rate moved enough.
         change: Option<Box<Change>>,
@@ -333,7 +333,7 @@ impl Agents {
     }
 
     /// Takes in what `agent` has asked for by `now`, as a tick of its policy: at most one for each
-    /// `tick`.
+    /// `tick`. `logs` says whether decisions are logged.
     pub(super) fn look(
         &mut self,
         agent: &AgentId,
@@ -341,6 +341,7 @@ impl Agents {
         now: Instant,
         judge: &Judge,
         epoch: &str,
+        logs: bool,
     ) -> Look {
         // Not used: a look is no rating, and pushes nobody out.
         let Some(known) = self.known.peek_mut(agent) else { return Look::Begun };
@@ -354,7 +355,7 @@ impl Agents {
         let Some(asked) = last.and_then(|last| asked(last, demand, now, &known.state)) else {
             return Look::Begun;
         };
-        let before = Before::of(&known.state, judge.policy());
+        let before = logs.then(|| Before::of(&known.state, judge.policy()));
         let decision = judge.tick(&mut known.state, asked);
         if known.has_moved() {
             let before = known.in_force.unwrap_or_else(|| known.state.rate());

@@ -30,9 +30,7 @@ impl Before {
     /// Returns what `policy` sees in `state`.
     pub(super) fn of(state: &State, policy: &Policy) -> Self {
         let arm = if let State::Bandit(state) = state { state.arm() } else { None };
-        let draws = matches!(policy.law(), AnyLaw::Bandit(_))
-            || matches!(policy.law(), AnyLaw::Ppo(law) if law.explores());
-        Self { features: draws.then(|| policy.observation(state)).flatten(), arm }
+        Self { features: policy.observation(state), arm }
     }
 }
 

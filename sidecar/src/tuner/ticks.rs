@@ -85,7 +85,7 @@ impl<T: Tune> Tuner<T> {
     /// Takes in what an agent asked for, and returns what is to be written of it.
     pub(super) fn look(&mut self, agent: &AgentId, demand: Demand, now: Instant) -> Option<Change> {
         let epoch = self.life.as_ref().map_or("", |life| &life.epoch);
-        match self.agents.look(agent, demand, now, &self.judge, epoch) {
+        match self.agents.look(agent, demand, now, &self.judge, epoch, self.ledger.is_some()) {
             Look::Begun => None,
             Look::Early { change } => change.map(|change| *change),
             Look::Ticked { before, decision, change, outcome, lesson } => {
@@ -96,7 +96,9 @@ impl<T: Tune> Tuner<T> {
                 if let (Some(learning), Some(lesson)) = (&mut self.learning, lesson) {
                     learning.note(agent, *lesson);
                 }
-                if let (Some(ledger), Some(state)) = (&mut self.ledger, self.agents.state(agent)) {
+                if let (Some(ledger), Some(state), Some(before)) =
+                    (&mut self.ledger, self.agents.state(agent), before)
+                {
                     ledger.note(agent, state, &before, &decision, outcome, self.judge.policy());
                 }
                 change.map(|change| *change)

@@ -189,7 +189,7 @@ fn an_agent_is_looked_at_once_a_tick_and_moved_only_by_more_than_one_per_cent() 
     let mut writes = 0;
     for second in 2..120 {
         let count = 30 * second;
-        match agents.look(&agent(), demand(count, 0), at(second), &judge, EPOCH) {
+        match agents.look(&agent(), demand(count, 0), at(second), &judge, EPOCH, false) {
             Look::Begun | Look::Early { .. } => panic!("it was loaded with its counts"),
             Look::Ticked { change, .. } => {
                 looks += 1;
@@ -205,17 +205,17 @@ fn an_agent_is_looked_at_once_a_tick_and_moved_only_by_more_than_one_per_cent() 
     // Between two ticks there is nothing to decide, whoever looks; what waits is written.
     let before = agents.state(&agent()).unwrap().clone();
     let soon = at(119) + Duration::from_millis(200);
-    let early = agents.look(&agent(), demand(9_999, 0), soon, &judge, EPOCH);
+    let early = agents.look(&agent(), demand(9_999, 0), soon, &judge, EPOCH, false);
     assert!(matches!(early, Look::Early { change: None }));
     assert_eq!(agents.state(&agent()), Some(&before));
     agents.written(&agent(), 1, 1.0);
-    let early = agents.look(&agent(), demand(9_999, 0), soon, &judge, EPOCH);
+    let early = agents.look(&agent(), demand(9_999, 0), soon, &judge, EPOCH, false);
     assert!(matches!(early, Look::Early { change: Some(_) }));
     assert_eq!(agents.state(&agent()), Some(&before));
     // Counts that went back are another bucket's: from there on they count anew.
-    let back = agents.look(&agent(), demand(5, 0), at(200), &judge, EPOCH);
+    let back = agents.look(&agent(), demand(5, 0), at(200), &judge, EPOCH, false);
     assert!(matches!(back, Look::Begun));
-    let on = agents.look(&agent(), demand(25, 0), at(201), &judge, EPOCH);
+    let on = agents.look(&agent(), demand(25, 0), at(201), &judge, EPOCH, false);
     assert!(matches!(on, Look::Ticked { .. }));
 }
 
